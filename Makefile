@@ -1,0 +1,36 @@
+PYTHON ?= python3
+
+.PHONY: test lint demo lock test-oldest .venv
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+demo: .venv/installed
+	.venv/bin/python -m perceptual_losses.examples demo
+
+# The environment alone, from the pinned lock.
+.venv: .venv/installed
+
+# The oldest torch that pyproject.toml declares.
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest
+
+.venv/installed: requirements.lock pyproject.toml
+.venv-oldest/installed: requirements-oldest.lock pyproject.toml
+.venv/installed .venv-oldest/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
+	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Writes both locks anew; needs uv.
+COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	--no-header --no-annotate --extra dev pyproject.toml -
+lock:
+	printf 'torch==2.11.0\ntorchvision==0.26.0\n' | $(COMPILE) -o requirements.lock
+	printf 'torch==2.7.0\ntorchvision==0.22.0\n' | $(COMPILE) -o requirements-oldest.lock

@@ -1,0 +1,17 @@
+"""Differentiable perceptual losses for PyTorch."""
+
+from .mixed import L1MSSSIMLoss, L1SSIMLoss
+from .structural import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "MS_SSIM_WEIGHTS",
+    "L1MSSSIMLoss",
+    "L1SSIMLoss",
+    "MSSSIMLoss",
+    "SSIMLoss",
+    "ms_ssim",
+    "ssim",
+    "ssim_map",
+]

@@ -1,0 +1,269 @@
+"""What the public functions accept: every check on meaning, before any work.
+
+No check reads the values of an image: that would wait for the GPU, and overshoot beyond the
+range is normal while training. Each error says what was given, what is allowed and what to pass.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._ssim import BACKENDS, Settings, compute_dtype
+from ._ssim.window import gaussian
+
+PADDINGS = ("valid", "zeros", "symmetric")
+REDUCTIONS = ("mean", "none")
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a finite float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(
+            f"{name} is {_describe(value)}: pass a Python number (of a tensor, its `.item()`)"
+        )
+    as_float = float(value)
+    if not -math.inf < as_float < math.inf:
+        raise ValueError(f"{name}={value} is not finite: pass a finite number")
+    return as_float
+
+
+def positive(name: str, value: Any) -> float:
+    """``value`` as a finite float above zero."""
+    as_float = number(name, value)
+    if as_float <= 0:
+        raise ValueError(f"{name}={value} is not positive: pass a number above 0")
+    return as_float
+
+
+def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
+    """Refuses a ``value`` that is not one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown: pass one of {allowed}")
+
+
+def settings(
+    *,
+    data_range: float | tuple[float, float],
+    window_size: int,
+    sigma: float,
+    k1: float,
+    k2: float,
+    padding: str,
+    reduction: str = "mean",
+    backend: str,
+) -> Settings:
+    """The definition that the options spell, each of them checked."""
+    low, length = low_and_length(data_range)
+    if isinstance(window_size, bool) or not isinstance(window_size, int):
+        raise TypeError(f"window_size is {_describe(window_size)}: pass an odd int, such as 11")
+    if window_size < 1 or window_size % 2 == 0:
+        raise ValueError(f"window_size={window_size} is not odd and positive: pass 11, 7 or 5, say")
+    choice("padding", padding, PADDINGS)
+    choice("reduction", reduction, REDUCTIONS)
+    choice("backend", backend, BACKENDS)
+    return Settings(
+        window=gaussian(window_size, positive("sigma", sigma)),
+        low=low,
+        c1=(positive("k1", k1) * length) ** 2,
+        c2=(positive("k2", k2) * length) ** 2,
+        padding=padding,
+    )
+
+
+def low_and_length(data_range: Any) -> tuple[float, float]:
+    """The value that counts as zero, and the ``L`` of the formulas."""
+    if isinstance(data_range, (tuple, list)):
+        if len(data_range) != 2:
+            raise ValueError(
+                f"data_range={data_range} has {len(data_range)} entries: pass a number L for "
+                "values in [0, L], or a pair (low, high) such as (-1, 1)"
+            )
+        low, high = (number("data_range", bound) for bound in data_range)
+        if low >= high:
+            raise ValueError(
+                f"data_range={data_range} has low >= high: pass (low, high) with low < high"
+            )
+        return low, high - low
+    length = number("data_range", data_range)
+    if length <= 0:
+        raise ValueError(
+            f"data_range={length} is not positive: pass L > 0 for values in [0, L], or a pair "
+            "(low, high) such as (-1, 1)"
+        )
+    return 0.0, length
+
+
+def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float, float]) -> None:
+    """Refuses two images that the definition does not fit."""
+    for name, image in (("x", x), ("y", y)):
+        if not isinstance(image, Tensor):
+            raise TypeError(f"{name} is {_describe(image)}: pass a torch.Tensor")
+        if image.is_complex():
+            raise TypeError(f"{name} is {image.dtype}: pass real values, such as its abs()")
+    for name, image in (("x", x), ("y", y)):
+        if image.dim() not in (4, 5):
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}: pass images (N, C, H, W) or volumes "
+                "(N, C, D, H, W); unsqueeze(0) adds a missing batch or channel dimension"
+            )
+    if x.shape != y.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass equal shapes; nothing is "
+            "broadcast (use expand_as)"
+        )
+    if x.device != y.device:
+        raise ValueError(
+            f"x is on {x.device} and y on {y.device}: pass both on one device, y.to(x.device)"
+        )
+    if 0 in x.shape[:2]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, which holds no image: pass at least one image and "
+            "one channel"
+        )
+    size, smallest = len(definition.window), min(x.shape[2:])
+    if size > smallest:
+        fits = f"window_size={smallest - 1 + smallest % 2} or " if smallest > 0 else ""
+        raise ValueError(
+            f"window_size={size} is larger than the image, {sizes(x)}: pass {fits}images of at "
+            f"least {sizes(x, size)}"
+        )
+    for name, image in (("x", x), ("y", y)):
+        if _counts(image) and low_and_length(data_range)[1] == 1:
+            raise ValueError(
+                f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
+                "images, data_range=255 for uint8"
+            )
+
+
+def _counts(image: Tensor) -> bool:
+    return not image.is_floating_point() and image.dtype != torch.bool
+
+
+def sizes(x: Tensor, side: int | None = None) -> str:
+    """The spatial size of ``x``, or of a cube with that side, as text: ``"64x48"``."""
+    return "x".join(str(length if side is None else side) for length in x.shape[2:])
+
+
+def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor | None:
+    """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask is {_describe(mask)}: pass a torch.Tensor")
+    if mask.is_complex():
+        raise TypeError(f"mask is {mask.dtype}: pass real weights or booleans")
+    shape = (x.shape[0], 1, *x.shape[2:])
+    try:
+        fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}: pass one that broadcasts to {shape}, one weight "
+            "for each pixel and image"
+        )
+    if mask.device != x.device:
+        raise ValueError(
+            f"mask is on {mask.device} and x on {x.device}: pass both on one device, "
+            "mask.to(x.device)"
+        )
+    return mask.detach().to(compute_dtype(x, y)).expand(shape)
+
+
+def check_total(total: Tensor) -> None:
+    """Refuses a mask that leaves an image no weight, where that can be known without waiting."""
+    if total.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    empty = (total == 0).flatten().nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"mask gives zero total weight to image {empty} of the batch: weights count at the "
+            "centres of windows, so with padding='valid' those near the border do not (at each "
+            "level of MS-SSIM); leave such images out, or pass padding='symmetric'"
+        )
+
+
+def level_weights(weights: Any) -> tuple[float, ...]:
+    """The level weights as floats."""
+    if isinstance(weights, (str, Tensor)) or not isinstance(weights, Sequence):
+        raise TypeError(
+            f"weights is {_describe(weights)}: pass a list or tuple of numbers, one for each level "
+            "(of a tensor, its `.tolist()`)"
+        )
+    numbers = tuple(number("weights", weight) for weight in weights)
+    if not numbers or min(numbers) < 0 or sum(numbers) <= 0:
+        raise ValueError(
+            f"weights={numbers}: pass at least one weight, none negative and not all zero"
+        )
+    return numbers
+
+
+def levels(value: Any, count: int) -> None:
+    """Refuses a number of levels that ``count`` weights do not allow."""
+    if value == "auto":
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"levels is {_describe(value)}: pass 'auto' or an int")
+    if not 1 <= value <= count:
+        raise ValueError(
+            f"levels={value}: pass 'auto' or 1 to {count}, the number of weights (or more weights)"
+        )
+
+
+def fit_levels(
+    weights: tuple[float, ...], levels: int | str, x: Tensor, window_size: int
+) -> tuple[float, ...]:
+    """The weights of the levels that are used, as many as there are levels."""
+    smallest = min(x.shape[2:])
+
+    def needed(count: int) -> int:
+        # The smallest side that the window still fits after count - 1 halvings, rounded up.
+        return int((window_size - 1) * 2 ** (count - 1) + 1)
+
+    if levels == "auto":
+        count = sum(1 for level in range(1, len(weights) + 1) if needed(level) <= smallest)
+        if count < len(weights):
+            _warn(
+                f"{sizes(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
+                f"window_size={window_size}: the weights of those levels are used, scaled to the "
+                f"same sum. Pass levels={count} to choose this, or images of at least "
+                f"{sizes(x, needed(len(weights)))}."
+            )
+    else:
+        count = int(levels)
+        if needed(count) > smallest:
+            fits = sum(1 for level in range(1, count) if needed(level) <= smallest)
+            side = -(-smallest // 2 ** (count - 1))
+            raise ValueError(
+                f"levels={count} with window_size={window_size} needs images of at least "
+                f"{sizes(x, needed(count))}, and these are {sizes(x)}: pass levels={fits}, "
+                f"levels='auto' or window_size={side - 1 + side % 2}"
+            )
+    if count == len(weights):
+        return weights
+    if sum(weights[:count]) <= 0:
+        raise ValueError(
+            f"weights={weights} leave no weight to the {count} levels that are used: pass weights "
+            "with a positive one among the first"
+        )
+    scale = sum(weights) / sum(weights[:count])
+    return tuple(weight * scale for weight in weights[:count])
+
+
+def _warn(text: str) -> None:
+    # A compiled call says nothing: a warning would break the graph.
+    if not torch.compiler.is_compiling():
+        warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def _describe(value: Any) -> str:
+    kind = type(value).__name__
+    short = value is None or isinstance(value, (bool, int, float, str))
+    return f"{value!r} ({kind})" if short else f"of type {kind}"

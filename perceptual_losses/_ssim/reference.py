@@ -1,0 +1,132 @@
+r"""The reference path: the specification, in plain torch.
+
+Wang et al. 2004 with window weights ``g``, per plane::
+
+    mu_x = g * x        sigma_x^2 = g * x^2 - mu_x^2        sigma_xy = g * (x y) - mu_x mu_y
+
+    luminance          = (2 mu_x mu_y + C1) / (mu_x^2 + mu_y^2 + C1)
+    contrast_structure = (2 sigma_xy + C2) / (sigma_x^2 + sigma_y^2 + C2)
+    SSIM               = luminance * contrast_structure
+
+computed from the difference ``d = x - y`` and the total ``t = x + y`` of the images, whose moments
+give the paper's: ``2 (sigma_x^2 + sigma_y^2) = sigma_t^2 + sigma_d^2``, ``4 sigma_xy = sigma_t^2 -
+sigma_d^2``, and the same for the means. So::
+
+    luminance          = 1 - 2 mu_d^2 / (mu_t^2 + mu_d^2 + 2 C1)
+    contrast_structure = 1 - 2 sigma_d^2 / (sigma_t^2 + sigma_d^2 + 2 C2)
+
+The same number in exact arithmetic. In floating point identical images give exactly 1 with a
+gradient of exactly 0, and the small gradient of nearly identical ones is not what is left of large
+terms that cancel.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .contract import Settings, compute_dtype
+
+
+def means(x: Tensor, y: Tensor, settings: Settings, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    luminance, contrast_structure = _factors(x, y, settings)
+    return _mean(luminance * contrast_structure, weight), _mean(contrast_structure, weight)
+
+
+def similarity_map(x: Tensor, y: Tensor, settings: Settings) -> Tensor:
+    luminance, contrast_structure = _factors(x, y, settings)
+    return luminance * contrast_structure
+
+
+def _factors(x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    window, low, c1, c2, padding = settings
+    dtype = compute_dtype(x, y)
+    x, y = x.to(dtype), y.to(dtype)
+    difference = _pad(x - y, padding, len(window) // 2)
+    total = _pad(x + y - 2 * low, padding, len(window) // 2)
+
+    # sigma^2 = E[v^2] - E[v]^2 cancels when the level is high above the contrast. Variances do not
+    # change with a constant, so take one near the level off first; the means get it back.
+    level_d, level_t = _level(difference), _level(total)
+    difference, total = difference - level_d, total - level_t
+    moments = torch.stack([difference, total, difference.square(), total.square()])
+    mu_d, mu_t, e_dd, e_tt = _filter(moments, window, x.dim() - 2).unbind()
+    var_d, var_t = e_dd - mu_d.square(), e_tt - mu_t.square()
+    mu_dd, mu_tt = (mu_d + level_d).square(), (mu_t + level_t).square()
+
+    luminance = 1 - 2 * mu_dd / (mu_tt + mu_dd + 2 * c1)
+    contrast_structure = 1 - 2 * var_d / (var_t + var_d + 2 * c2)
+    return luminance, contrast_structure
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.flatten(2).mean(2)
+    return (values * weight).flatten(2).sum(2)
+
+
+def _level(image: Tensor) -> Tensor:
+    """A constant near the level of each plane, detached: the result does not depend on it."""
+    mean = image.detach().mean(tuple(range(2, image.dim())), keepdim=True)
+    # So that a NaN pixel stays in the windows that hold it.
+    return mean.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _pad(image: Tensor, padding: str, radius: int) -> Tensor:
+    if padding == "zeros":
+        return F.pad(image, [radius, radius] * (image.dim() - 2))
+    if padding == "symmetric":
+        for dim in range(2, image.dim()):
+            size = image.shape[dim]
+            first = image.narrow(dim, 0, radius).flip(dim)
+            last = image.narrow(dim, size - radius, radius).flip(dim)
+            image = torch.cat([first, image, last], dim)
+    return image
+
+
+def _filter(moments: Tensor, window: tuple[float, ...], spatial_dims: int) -> Tensor:
+    for dim in range(-spatial_dims, 0):
+        moments = _correlate(moments, window, dim)
+    return moments
+
+
+def _correlate(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
+    """Valid correlation of one axis with the window."""
+    if torch.compiler.is_compiling():
+        # The compiler differentiates the sum itself and fuses both ways. (In torch 2.11 a traced
+        # autograd.Function that works in place returns zero gradients.)
+        return _shifted_sum(image, window, dim)
+    out: Tensor = _Correlate.apply(image, window, dim)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _shifted_sum(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
+    # Not a convolution: that would be lowered by autocast, by TF32 and by oneDNN's precision
+    # setting, and its backward by whatever they are set to by then. Sums and products are not, on
+    # any device.
+    size = image.shape[dim] - len(window) + 1
+    out = image.narrow(dim, 0, size) * window[0]
+    for shift, tap in enumerate(window[1:], start=1):
+        out.add_(image.narrow(dim, shift, size), alpha=tap)
+    return out
+
+
+class _Correlate(torch.autograd.Function):
+    """The shifted sum with its transpose for a backward, where autograd would add padded slices."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
+        return _shifted_sum(image, window, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[float, ...], int], output: Any) -> None:
+        _, ctx.window, ctx.dim = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        reach = len(ctx.window) - 1
+        padded = F.pad(grad, [0, 0] * (-ctx.dim - 1) + [reach, reach])
+        return _correlate(padded, ctx.window[::-1], ctx.dim), None, None

@@ -1,0 +1,15 @@
+"""The Gaussian window."""
+
+import math
+
+
+def gaussian(size: int, sigma: float) -> tuple[float, ...]:
+    """Taps of the one-dimensional window ``exp(-i^2 / (2 sigma^2))``, divided by their sum.
+
+    Python floats: every path hands them to its kernels as arguments, so there is no window
+    tensor to copy to a device, to keep in a checkpoint or to cache.
+    """
+    radius = size // 2
+    taps = [math.exp(-i * i / (2 * sigma * sigma)) for i in range(-radius, radius + 1)]
+    total = sum(taps)
+    return tuple(tap / total for tap in taps)

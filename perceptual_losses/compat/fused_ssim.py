@@ -1,0 +1,43 @@
+"""The interface of fused-ssim, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..structural import ssim
+
+__all__ = ["fused_ssim"]
+
+_PADDINGS = {"same": "zeros", "valid": "valid"}
+
+
+def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
+    """SSIM of images with values in [0, 1] as fused-ssim has it: 1 for identical ones.
+
+    Beyond fused-ssim: the gradient reaches ``img2`` too, any dtype, layout and device are read
+    right, and ``train=False`` may be called on images that require gradients. Images smaller than
+    the 11-pixel window are refused.
+
+    Args:
+        img1: prediction, ``(N, C, H, W)``.
+        img2: target, same shape and device.
+        padding: ``"same"`` puts zeros around the images, ``"valid"`` counts inner windows alone.
+        train: whether the result has a gradient.
+
+    Returns:
+        A scalar; higher is more similar. The loss is ``1 - fused_ssim(img1, img2)``.
+
+    Raises:
+        TypeError, ValueError: as `perceptual_losses.ssim`.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(1, 3, 32, 32)
+        >>> fused_ssim(x, x).item()
+        1.0
+    """
+    if padding not in _PADDINGS:
+        raise ValueError(f"padding={padding!r} is unknown: pass one of {tuple(_PADDINGS)}")
+    with torch.set_grad_enabled(train and torch.is_grad_enabled()):
+        return ssim(img1, img2, padding=_PADDINGS[padding])

@@ -1,0 +1,172 @@
+"""L1 mixed with structural similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import _arguments, _ssim
+from .structural import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss
+
+
+class L1SSIMLoss(nn.Module):
+    r"""``(1 - weight) * L1 + weight * (1 - SSIM)``: 0 for identical images; falls in training.
+
+    The L1 term is the mean of :math:`|x - y| / L`, in units of the data range, so that the mix does
+    not depend on the scale of the images. With the default ``weight=0.2``, values in [0, 1] and
+    ``padding="zeros"`` it is the loss of 3D Gaussian splatting.
+
+    Kerbl, Kopanas, Leimkuehler and Drettakis, "3D Gaussian Splatting for Real-Time Radiance Field
+    Rendering", ACM Transactions on Graphics 42(4), 2023.
+
+    Args:
+        weight: share of the structural term, from 0 to 1.
+        data_range: as for `ssim`, like all the options that follow.
+
+    Shapes:
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
+        ``(N, 1, H, W)``, weighs both terms; result: scalar, or ``(N,)`` with
+        ``reduction="none"``.
+
+    Gradients flow to ``x`` and ``y``; that of the L1 term is zero where they are equal. Errors are
+    those of `ssim`.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(1, 3, 16, 16)
+        >>> round(L1SSIMLoss()(x, torch.ones_like(x)).item(), 4)
+        1.0
+        >>> L1SSIMLoss(data_range=(-1, 1))(x, x).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.2,
+        *,
+        data_range: float | tuple[float, float] = 1.0,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "valid",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.weight = _share(weight)
+        self.structural = SSIMLoss(
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            reduction=reduction,
+            backend=backend,
+        )
+
+    def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return _mix(self.weight, self.structural, x, y, mask)
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}"
+
+
+class L1MSSSIMLoss(nn.Module):
+    r"""``(1 - weight) * L1 + weight * (1 - MS-SSIM)``: 0 for identical images; falls in training.
+
+    The L1 term is the mean of :math:`|x - y| / L`, in units of the data range. The default
+    ``weight=0.84`` is the paper's; the paper also blurs the L1 term with the coarsest window,
+    which in the mean over an image changes the weight of the border alone and is left out here.
+
+    Zhao, Gallo, Frosio and Kautz, "Loss functions for image restoration with neural networks", IEEE
+    Transactions on Computational Imaging 3(1), 2017.
+
+    Args:
+        weight: share of the structural term, from 0 to 1.
+        data_range: as for `ms_ssim`, like all the options that follow.
+
+    Shapes:
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
+        ``(N, 1, H, W)``, weighs both terms; result: scalar, or ``(N,)`` with
+        ``reduction="none"``.
+
+    Gradients flow to ``x`` and ``y``; that of the L1 term is zero where they are equal. Errors are
+    those of `ms_ssim`.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(1, 3, 192, 192)
+        >>> L1MSSSIMLoss()(x, x).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.84,
+        *,
+        data_range: float | tuple[float, float] = 1.0,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "valid",
+        weights: Sequence[float] = MS_SSIM_WEIGHTS,
+        levels: int | str = "auto",
+        normalize: str | None = "floor",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.weight = _share(weight)
+        self.structural = MSSSIMLoss(
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            weights=weights,
+            levels=levels,
+            normalize=normalize,
+            reduction=reduction,
+            backend=backend,
+        )
+
+    def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return _mix(self.weight, self.structural, x, y, mask)
+
+    extra_repr = L1SSIMLoss.extra_repr
+
+
+def _share(weight: float) -> float:
+    weight = _arguments.number("weight", weight)
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight={weight}: pass the share of the structural term, from 0 to 1")
+    return weight
+
+
+def _mix(
+    weight: float, structural: SSIMLoss | MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | None
+) -> Tensor:
+    # First, because it checks the arguments.
+    structural_term: Tensor = structural(x, y, mask=mask)
+    _, length = _arguments.low_and_length(structural.options["data_range"])
+    l1 = _l1(x, y, mask, length)
+    if structural.options["reduction"] == "mean":
+        l1 = l1.mean()
+    return (1 - weight) * l1 + weight * structural_term
+
+
+def _l1(x: Tensor, y: Tensor, mask: Tensor | None, length: float) -> Tensor:
+    """Mean of ``|x - y| / length`` for each image."""
+    dtype = _ssim.compute_dtype(x, y)
+    distance = (x.to(dtype) - y.to(dtype)).abs() / length
+    weights = _arguments.mask_weights(mask, x, y)
+    if weights is None:
+        return distance.flatten(1).mean(1)
+    total = weights.flatten(1).sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (distance.mean(1, keepdim=True) * weights).flatten(1).sum(1) / total

@@ -1,0 +1,423 @@
+"""SSIM and MS-SSIM, as functions and as losses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import _arguments, _ssim
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
+
+NORMALIZATIONS = ("floor", "relu", "simple", None)
+
+FLOOR = 0.01
+"""Where ``normalize="floor"`` leaves Wang's definition. Smaller floors start training from
+anti-correlated images with gradients so small that they drown in Adam's epsilon."""
+
+
+def ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    data_range: float | tuple[float, float] = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "valid",
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Structural similarity (SSIM) of two batches of images: 1 for identical ones, at least -1.
+
+    .. math::
+        \mathrm{SSIM} = \frac{(2 \mu_x \mu_y + C_1)(2 \sigma_{xy} + C_2)}
+        {(\mu_x^2 + \mu_y^2 + C_1)(\sigma_x^2 + \sigma_y^2 + C_2)},
+        \qquad C_i = (k_i L)^2
+
+    with Gaussian-weighted means, (population) variances and covariance in a window around each
+    pixel; the mean over pixels and channels. Higher is more similar. It equals
+    ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False,
+    data_range=L)``.
+
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to
+    structural similarity", IEEE Transactions on Image Processing 13(4), 2004.
+
+    Args:
+        x: prediction, images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)``, with any number of
+            channels, any strides and any real dtype.
+        y: target, same shape and device; its dtype may differ.
+        data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
+            tanh decoder. SSIM changes with the zero level, so that a pair is not the same as its
+            length. It is never read off the images; values outside it are fine. Integer images
+            need it said.
+        window_size: pixels across the window, odd, at most the smallest side of the images.
+        sigma: standard deviation of the window in pixels.
+        k1: stabilises the luminance where the images are near zero.
+        k2: stabilises the contrast where they are flat.
+        padding: ``"valid"`` counts windows inside the image alone, as the paper and scikit-image
+            do. ``"zeros"`` puts ``low`` around the image, as fused-ssim and Gaussian splatting do.
+            ``"symmetric"`` mirrors it, edge pixel included, as scikit-image's full map does.
+        mask: non-negative weights that broadcast to ``(N, 1, H, W)``, or booleans: the mean is
+            weighted with the mask's value at the centre of each window. No gradient flows to it.
+        reduction: ``"mean"`` over the batch, or ``"none"`` for one value per image.
+        backend: ``"auto"``, or a path by name (``"reference"``), which then runs or raises.
+
+    Returns:
+        A scalar, or ``(N,)`` with ``reduction="none"``; float64 if ``x`` or ``y`` is, else
+        float32, under autocast too: half precision is read as it is and computed in float32.
+
+    Gradients flow to ``x`` and ``y``, any number of times, in their own dtypes. They are exactly
+    zero for identical images.
+
+    Raises:
+        TypeError: an argument is of a kind that is not accepted.
+        ValueError: an argument has a value, shape or device that is not. On the CPU also: a mask
+            without any weight for an image; elsewhere such an image has similarity 0 and no
+            gradient.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
+        >>> ssim(x, x).item()
+        1.0
+        >>> round(ssim(x, x.square()).item(), 4)
+        0.7792
+        >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
+        tensor([ 1.0000, -0.8262])
+    """
+    definition = _arguments.settings(
+        data_range=data_range,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        padding=padding,
+        reduction=reduction,
+        backend=backend,
+    )
+    _arguments.images(x, y, definition, data_range)
+    weights = _arguments.mask_weights(mask, x, y)
+    if weights is not None:
+        weights = _normalized(weights, definition)
+    similarity, _ = _ssim.means(x, y, definition, weights, backend)
+    return _reduce(similarity, reduction)
+
+
+def ssim_map(
+    x: Tensor,
+    y: Tensor,
+    *,
+    data_range: float | tuple[float, float] = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "valid",
+    backend: str = "auto",
+) -> Tensor:
+    """The SSIM of each window, for looking at where two images differ, or for one's own pooling.
+
+    Arguments, definition, dtypes, gradients and errors are those of `ssim`, which is the mean of
+    this map.
+
+    Returns:
+        ``(N, C, H', W')`` with values from -1 to 1, higher is more similar. With
+        ``padding="valid"`` each side is ``window_size - 1`` shorter than the images'; else the
+        sizes are equal.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(1, 3, 32, 48)
+        >>> ssim_map(x, x).shape
+        torch.Size([1, 3, 22, 38])
+        >>> ssim_map(x, x, padding="symmetric").mean().item()
+        1.0
+    """
+    definition = _arguments.settings(
+        data_range=data_range,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        padding=padding,
+        backend=backend,
+    )
+    _arguments.images(x, y, definition, data_range)
+    return _ssim.similarity_map(x, y, definition, backend)
+
+
+def ms_ssim(
+    x: Tensor,
+    y: Tensor,
+    *,
+    data_range: float | tuple[float, float] = 1.0,
+    window_size: int = 11,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+    padding: str = "valid",
+    mask: Tensor | None = None,
+    weights: Sequence[float] = MS_SSIM_WEIGHTS,
+    levels: int | str = "auto",
+    normalize: str | None = "floor",
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Multi-scale structural similarity (MS-SSIM): 1 for identical images. Higher is more similar.
+
+    .. math::
+        \mathrm{MS\text{-}SSIM} = \bar S_M^{w_M} \prod_{j=1}^{M-1} \overline{cs}_j^{\,w_j}
+
+    where, for each image and channel, :math:`\overline{cs}_j` is the mean of the second factor of
+    `ssim` (contrast and structure) at level j and :math:`\bar S_M` the mean SSIM of the last level;
+    then the mean over channels. Each level halves the one before by 2x2 means, in which the last
+    row or column of an odd side counts twice, as in MATLAB and TensorFlow.
+
+    Wang, Simoncelli and Bovik, "Multiscale structural similarity for image quality assessment",
+    Asilomar Conference on Signals, Systems and Computers, 2003. The loss with all weights 1:
+    Snell et al., "Learning to generate images with perceptual similarity metrics",
+    arXiv:1511.06409.
+
+    Args:
+        x: prediction, as for `ssim`.
+        y: target, as for `ssim`.
+        data_range: as for `ssim`.
+        window_size: as for `ssim`, at each level.
+        sigma: as for `ssim`.
+        k1: as for `ssim`.
+        k2: as for `ssim`.
+        padding: as for `ssim`, at each level.
+        mask: as for `ssim`; it is pooled with the images.
+        weights: exponent of each level, finest first; any number of levels.
+        levels: ``"auto"`` takes as many levels as there are weights where the window fits in the
+            coarsest, else as many as fit (with five weights and an 11-pixel window: 64 pixels 3
+            levels, 128 pixels 4, from 161 on all), with a warning; an int takes that many or
+            raises. The weights of the levels that are used are scaled to the sum of all.
+        normalize: what becomes of a level's mean ``v`` before the power, which has no real value
+            for ``v < 0``. ``"floor"``: ``v`` from ``e = 0.01`` upwards and ``e^2 / (2 e - v)``
+            below, which is positive, smooth and increasing, so that anti-correlated images can
+            train. ``"relu"``: ``max(v, 0)``, the usual choice elsewhere; value and gradient are
+            exactly zero where any level is negative. ``"simple"``: ``(v + 1) / 2``, another
+            metric. ``None``: ``v``, as the paper has it, which gives NaN for negative means.
+        reduction: as for `ssim`.
+        backend: as for `ssim`.
+
+    Returns:
+        A scalar, or ``(N,)`` with ``reduction="none"``; from 0 to 1 unless ``normalize=None``;
+        dtype as for `ssim`.
+
+    Gradients are those of `ssim`, finite and, with ``"floor"``, not zero unless the images are
+    equal.
+
+    Raises:
+        TypeError: as for `ssim`.
+        ValueError: as for `ssim`; the images are too small for ``levels``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(0, 1, 192 * 192).reshape(1, 1, 192, 192)
+        >>> ms_ssim(x, x).item()
+        1.0
+        >>> round(ms_ssim(x, x.square()).item(), 4)
+        0.9244
+        >>> small = x[..., :64, :64]
+        >>> ms_ssim(small, small, levels=3).item()
+        1.0
+    """
+    definition = _arguments.settings(
+        data_range=data_range,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        padding=padding,
+        reduction=reduction,
+        backend=backend,
+    )
+    exponents = _level_options(weights, levels, normalize)
+    _arguments.images(x, y, definition, data_range)
+    exponents = _arguments.fit_levels(exponents, levels, x, window_size)
+    pixel_weights = _arguments.mask_weights(mask, x, y)
+    level_pixel_weights: list[Tensor | None] = [None] * len(exponents)
+    if pixel_weights is not None:
+        for level in range(len(exponents)):
+            level_pixel_weights[level] = _normalized(pixel_weights, definition)
+            pixel_weights = _halve(pixel_weights)
+
+    dtype = _ssim.compute_dtype(x, y)
+    powers = []
+    for level, exponent in enumerate(exponents, start=1):
+        similarity, contrast_structure = _ssim.means(
+            x, y, definition, level_pixel_weights[level - 1], backend
+        )
+        if level < len(exponents):
+            powers.append(_power(contrast_structure, exponent, normalize))
+            x, y = _halve(x.to(dtype)), _halve(y.to(dtype))
+        else:
+            powers.append(_power(similarity, exponent, normalize))
+    return _reduce(functools.reduce(torch.mul, powers), reduction)
+
+
+class SSIMLoss(nn.Module):
+    """``1 - ssim(x, y)``: 0 for identical images, at most 2; falls while training.
+
+    The options are those of `ssim`, kept as `options`. The module has no parameters and no
+    buffers, and follows the device of the images.
+
+    Shapes:
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
+        ``(N, 1, H, W)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(2, 3, 32, 32, requires_grad=True)
+        >>> loss = SSIMLoss()(x, torch.rand(2, 3, 32, 32))
+        >>> loss.backward()
+        >>> bool(loss > 0) and bool(x.grad.isfinite().all())
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        data_range: float | tuple[float, float] = 1.0,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "valid",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "data_range": data_range,
+            "window_size": window_size,
+            "sigma": sigma,
+            "k1": k1,
+            "k2": k2,
+            "padding": padding,
+            "reduction": reduction,
+            "backend": backend,
+        }
+        _arguments.settings(**self.options)
+
+    def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return 1 - ssim(x, y, mask=mask, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class MSSSIMLoss(nn.Module):
+    """``1 - ms_ssim(x, y)``: 0 for identical images, at most 1; falls while training.
+
+    The options are those of `ms_ssim`, kept as `options`. The module has no parameters and no
+    buffers, and follows the device of the images.
+
+    Shapes:
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
+        ``(N, 1, H, W)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(2, 3, 192, 192, requires_grad=True)
+        >>> loss = MSSSIMLoss(data_range=1.0)(x, torch.rand(2, 3, 192, 192))
+        >>> loss.backward()
+        >>> bool(0 < loss < 1) and bool(x.grad.isfinite().all())
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        data_range: float | tuple[float, float] = 1.0,
+        window_size: int = 11,
+        sigma: float = 1.5,
+        k1: float = 0.01,
+        k2: float = 0.03,
+        padding: str = "valid",
+        weights: Sequence[float] = MS_SSIM_WEIGHTS,
+        levels: int | str = "auto",
+        normalize: str | None = "floor",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        ssim_options: dict[str, Any] = {
+            "data_range": data_range,
+            "window_size": window_size,
+            "sigma": sigma,
+            "k1": k1,
+            "k2": k2,
+            "padding": padding,
+            "reduction": reduction,
+            "backend": backend,
+        }
+        level_options: dict[str, Any] = {
+            "weights": weights,
+            "levels": levels,
+            "normalize": normalize,
+        }
+        _arguments.settings(**ssim_options)
+        _level_options(**level_options)
+        self.options: dict[str, Any] = {**ssim_options, **level_options}
+
+    def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return 1 - ms_ssim(x, y, mask=mask, **self.options)
+
+    extra_repr = SSIMLoss.extra_repr
+
+
+def _level_options(weights: Any, levels: Any, normalize: Any) -> tuple[float, ...]:
+    exponents = _arguments.level_weights(weights)
+    _arguments.levels(levels, len(exponents))
+    _arguments.choice("normalize", normalize, NORMALIZATIONS)
+    return exponents
+
+
+def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:
+    """The weight of each map value, summing to one for each image."""
+    if definition.padding == "valid":
+        radius = len(definition.window) // 2
+        for dim in range(2, pixel_weights.dim()):
+            length = pixel_weights.shape[dim] - 2 * radius
+            pixel_weights = pixel_weights.narrow(dim, radius, length)
+    total = pixel_weights.sum(tuple(range(1, pixel_weights.dim())), keepdim=True)
+    _arguments.check_total(total)
+    return pixel_weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def _halve(image: Tensor) -> Tensor:
+    """2x2 (2x2x2) means, an odd last row or column counting twice."""
+    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+    # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
+    return pool(image, 2, ceil_mode=True)
+
+
+def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:
+    if normalize == "floor":
+        # Clamped so that the branch not taken stays finite, and with it the gradient.
+        below = FLOOR**2 / (2 * FLOOR - mean.clamp(max=FLOOR))
+        mean = torch.where(mean > FLOOR, mean, below)
+    elif normalize == "simple":
+        mean = (mean + 1) / 2
+    elif normalize == "relu":
+        alive = mean > 0
+        return torch.where(alive, torch.where(alive, mean, 1.0) ** exponent, 0.0)
+    return mean**exponent
+
+
+def _reduce(values: Tensor, reduction: str) -> Tensor:
+    """Over channels, and over images if asked for."""
+    values = values.mean(1)
+    return values if reduction == "none" else values.mean()

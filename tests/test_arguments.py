@@ -1,0 +1,149 @@
+"""Bad input: the right kind of error, before any work, that tells the value and the fix."""
+
+import inspect
+import re
+
+import pytest
+import torch
+
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
+
+FUNCTIONS = [ssim, ssim_map, ms_ssim]
+LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
+
+IMAGES = {
+    "rank": ((3, 32, 32), (3, 32, 32), "x has shape (3, 32, 32).*unsqueeze(0)"),
+    "rank_6": ((1,) * 6, (1,) * 6, "shape (1, 1, 1, 1, 1, 1).*volumes"),
+    "shapes": ((1, 3, 32, 32), (1, 1, 32, 32), "(1, 3, 32, 32) and y (1, 1, 32, 32).*expand_as"),
+    "empty_batch": ((0, 3, 32, 32), (0, 3, 32, 32), "(0, 3, 32, 32), which holds no image"),
+    "no_channel": ((1, 0, 32, 32), (1, 0, 32, 32), "at least one image and one channel"),
+    "window": ((1, 3, 10, 32), (1, 3, 10, 32), "window_size=11.*10x32.*window_size=9.*11x11"),
+    "no_pixel": ((1, 3, 0, 32), (1, 3, 0, 32), "0x32: pass images of at least 11x11"),
+}
+
+
+def pattern(text):
+    return ".*".join(re.escape(part) for part in text.split(".*"))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("case", IMAGES)
+def test_images(backend, function, case):
+    x_shape, y_shape, text = IMAGES[case]
+    with pytest.raises(ValueError, match=pattern(text)):
+        function(torch.rand(x_shape), torch.rand(y_shape), backend=backend)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_devices(backend, function):
+    x = torch.rand(1, 1, 176, 176)
+    with pytest.raises(ValueError, match=re.escape("x is on cpu and y on meta") + ".*y.to"):
+        function(x, x.to("meta"), backend=backend)
+    if function is not ssim_map:
+        with pytest.raises(ValueError, match=r"mask is on meta and x on cpu.*mask\.to"):
+            function(x, x, mask=x.to("meta"), backend=backend)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_kinds_of_images(backend, function):
+    x = torch.rand(1, 1, 32, 32)
+    with pytest.raises(TypeError, match=r"y is of type list: pass a torch.Tensor"):
+        function(x, x.tolist(), backend=backend)
+    with pytest.raises(TypeError, match=r"x is of type ndarray: pass a torch.Tensor"):
+        function(x.numpy(), x, backend=backend)
+    with pytest.raises(TypeError, match="x is torch.complex64: pass real values"):
+        function(x + 1j, x, backend=backend)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_integer_images_need_their_range(backend, function):
+    x = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    for y in (x, x.float()):
+        with pytest.raises(ValueError, match="torch.uint8 and data_range=1.0.*data_range=255"):
+            function(x, y, backend=backend)
+    with pytest.raises(ValueError, match="y is torch.uint8"):
+        function(x.float(), x, backend=backend)
+
+
+OPTIONS = [
+    ({"window_size": 10}, ValueError, "window_size=10 is not odd"),
+    ({"window_size": 0}, ValueError, "window_size=0 is not odd and positive"),
+    ({"window_size": -3}, ValueError, "window_size=-3 is not odd and positive"),
+    ({"window_size": 11.0}, TypeError, "window_size is 11.0 (float): pass an odd int"),
+    ({"window_size": True}, TypeError, "window_size is True (bool)"),
+    ({"sigma": 0}, ValueError, "sigma=0 is not positive"),
+    ({"sigma": float("nan")}, ValueError, "sigma=nan is not finite"),
+    ({"sigma": "wide"}, TypeError, "sigma is 'wide' (str): pass a Python number"),
+    ({"k1": -0.01}, ValueError, "k1=-0.01 is not positive"),
+    ({"k2": 0.0}, ValueError, "k2=0.0 is not positive"),
+    ({"padding": "reflect"}, ValueError, "padding='reflect' is unknown.*'symmetric'"),
+    ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown.*'reference'"),
+    ({"data_range": -1}, ValueError, "data_range=-1.0 is not positive.*(low, high)"),
+    ({"data_range": 0}, ValueError, "data_range=0.0 is not positive"),
+    ({"data_range": (1, -1)}, ValueError, "data_range=(1, -1) has low >= high"),
+    ({"data_range": (1, 1)}, ValueError, "data_range=(1, 1) has low >= high"),
+    ({"data_range": (0, 1, 2)}, ValueError, "data_range=(0, 1, 2) has 3 entries"),
+    ({"data_range": (0, float("inf"))}, ValueError, "data_range=inf is not finite"),
+    ({"data_range": torch.tensor(1.0)}, TypeError, "data_range is of type Tensor.*.item()"),
+    ({"data_range": None}, TypeError, "data_range is None (NoneType)"),
+]
+REDUCTION = [({"reduction": "sum"}, ValueError, "reduction='sum' is unknown.*'none'")]
+LEVELS = [
+    ({"weights": []}, ValueError, "weights=(): pass at least one weight"),
+    ({"weights": [0.5, -0.1]}, ValueError, "weights=(0.5, -0.1).*none negative"),
+    ({"weights": [0, 0]}, ValueError, "not all zero"),
+    ({"weights": torch.ones(5)}, TypeError, "weights is of type Tensor.*tolist"),
+    ({"weights": 1.0}, TypeError, "weights is 1.0 (float): pass a list or tuple"),
+    ({"levels": 6}, ValueError, "levels=6: pass 'auto' or 1 to 5"),
+    ({"levels": 0}, ValueError, "levels=0"),
+    ({"levels": "all"}, TypeError, "levels is 'all' (str): pass 'auto' or an int"),
+    ({"levels": 2.0}, TypeError, "levels is 2.0 (float)"),
+    ({"normalize": "sigmoid"}, ValueError, "normalize='sigmoid' is unknown.*'floor'.*None"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "text"), OPTIONS + REDUCTION + LEVELS)
+def test_options(options, error, text):
+    x = torch.rand(1, 1, 176, 176)
+    (name,) = options
+    takers = [taker for taker in FUNCTIONS + LOSSES if name in inspect.signature(taker).parameters]
+    assert len(takers) in (3, 6, 7)
+    for taker in takers:
+        with pytest.raises(error, match=pattern(text)):
+            taker(**options) if taker in LOSSES else taker(x, x, **options)
+
+
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_the_share_of_a_mix(loss):
+    for weight in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"weight={weight}: pass the share"):
+            loss(weight)
+    with pytest.raises(TypeError, match="weight is None"):
+        loss(None)
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_masks(backend, function):
+    x = torch.rand(2, 3, 176, 180)
+    for shape in [(2, 3, 176, 180), (2, 176, 180), (176,), (1, 2, 1, 176, 180), (3, 1, 176, 180)]:
+        text = f"mask has shape {shape}: pass one that broadcasts to (2, 1, 176, 180)"
+        with pytest.raises(ValueError, match=re.escape(text)):
+            function(x, x, mask=torch.ones(shape), backend=backend)
+    with pytest.raises(TypeError, match="mask is 1 .int.: pass a torch.Tensor"):
+        function(x, x, mask=1, backend=backend)
+    with pytest.raises(TypeError, match="mask is torch.complex64"):
+        function(x, x, mask=torch.ones(176, 180) * 1j, backend=backend)
+
+
+def test_weights_that_all_lie_on_levels_that_do_not_fit():
+    x = torch.rand(1, 1, 32, 32)
+    with pytest.raises(ValueError, match="leave no weight to the 2 levels"):
+        ms_ssim(x, x, weights=[0, 0, 1], levels=2)

@@ -1,0 +1,88 @@
+"""torch.compile without a graph break: every public loss, value and gradients."""
+
+import shutil
+
+import pytest
+import torch
+
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim_map
+
+# Tracing takes time for each tap and level: few show the same.
+SMALL = {"window_size": 3, "weights": (0.4, 0.6)}
+LOSSES = {
+    "ssim": lambda **kw: SSIMLoss(window_size=3, **kw),
+    "ms_ssim": lambda **kw: MSSSIMLoss(**SMALL, **kw),
+    "ms_ssim_relu": lambda **kw: MSSSIMLoss(normalize="relu", padding="symmetric", **SMALL, **kw),
+    "l1_ssim": lambda **kw: L1SSIMLoss(data_range=(-1, 1), padding="zeros", window_size=3, **kw),
+    "l1_ms_ssim": lambda **kw: L1MSSSIMLoss(**SMALL, **kw),
+    "map": lambda **kw: lambda x, y: ssim_map(x, y, window_size=3, **kw).square().mean(),
+}
+# Inductor compiles C++ on a CPU. Where there is no compiler the graph is captured all the same.
+COMPILERS = ["aot_eager"] + ["inductor"] * (shutil.which("g++") is not None)
+
+
+def step(loss, x, y):
+    x, y = x.requires_grad_(), y.requires_grad_()
+    value = loss(x, y)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+def pair(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator)
+    return x, 0.7 * x + 0.3 * torch.rand(shape, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss(backend, name, dynamic):
+    loss = LOSSES[name](backend=backend)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in ((2, 3, 24, 28), (3, 2, 31, 25)):
+        x, y = pair(shape)
+        for value, expected in zip(step(compiled, x, y), step(loss, x, y), strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's imports give some.
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_training_step(backend, compiler):
+    """With a mask, mixed dtypes and levels that do not all fit (the warning cannot be given)."""
+    ms_ssim_loss = MSSSIMLoss(window_size=7, backend=backend)
+    ssim_loss = SSIMLoss(window_size=7, backend=backend)
+
+    def objective(x, y):
+        mask = (y[:, :1] > 0.2).float()
+        return ms_ssim_loss(x, y, mask=mask) + ssim_loss(x, y)
+
+    compiled = torch.compile(objective, fullgraph=True, backend=compiler)
+    x, y = pair((2, 3, 20, 22))
+    x = x.bfloat16()
+    with pytest.warns(UserWarning, match="fit 2 of 5"):
+        expected = step(objective, x, y)
+    value, x_grad, y_grad = step(compiled, x, y)
+    torch.testing.assert_close(value, expected[0], rtol=1e-6, atol=0)
+    # The compiler adds the two terms' gradients before it rounds them to bfloat16, eager after.
+    rounding = expected[1].abs().max().item() * 2**-8
+    torch.testing.assert_close(x_grad, expected[1], rtol=0, atol=2 * rounding)
+    torch.testing.assert_close(y_grad, expected[2], rtol=1e-4, atol=1e-8)
+
+
+def test_one_graph_serves_all_sizes(backend):
+    loss = SSIMLoss(backend=backend)
+    graphs = []
+
+    def count(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=count)
+    for size in (40, 41, 57):
+        x, y = pair((2, 3, size, size + 3))
+        torch.testing.assert_close(compiled(x, y), loss(x, y), rtol=1e-5, atol=1e-7)
+    assert len(graphs) == 1

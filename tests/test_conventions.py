@@ -1,0 +1,141 @@
+"""What holds for every public name."""
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import perceptual_losses
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
+
+FUNCTIONS = [ssim, ssim_map, ms_ssim]
+LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
+OPTIONS = {"data_range": (-1, 1), "window_size": 9, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
+
+
+@pytest.fixture
+def pair():
+    x = 2 * torch.rand(2, 3, 180, 176, generator=torch.Generator().manual_seed(0)) - 1
+    return x.requires_grad_(), 0.8 * x.detach()
+
+
+def test_the_public_names():
+    names = perceptual_losses.__all__
+    public = {taker.__name__ for taker in FUNCTIONS + LOSSES} | {"MS_SSIM_WEIGHTS"}
+    assert set(names) == public
+    assert len(names) == len(public)
+    assert perceptual_losses.MS_SSIM_WEIGHTS == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_two_images_by_position_and_options_by_name(function):
+    x, y, *options = inspect.signature(function).parameters.values()
+    assert (x.name, y.name) == ("x", "y")
+    assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "function"),
+    [(SSIMLoss, ssim), (MSSSIMLoss, ms_ssim), (L1SSIMLoss, ssim), (L1MSSSIMLoss, ms_ssim)],
+)
+def test_losses_take_the_options_of_their_function(loss, function):
+    expected = dict(inspect.signature(function).parameters)
+    for name in ("x", "y", "mask"):
+        del expected[name]
+    options = dict(inspect.signature(loss).parameters)
+    if "L1" in loss.__name__:
+        assert options.pop("weight").default == (0.2 if loss is L1SSIMLoss else 0.84)
+    assert list(options.values()) == list(expected.values())
+    x, y, mask = inspect.signature(loss().forward).parameters.values()
+    assert (x.name, y.name, mask.name) == ("x", "y", "mask")
+    assert mask.kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize(("loss", "function"), [(SSIMLoss, ssim), (MSSSIMLoss, ms_ssim)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_loss_is_one_minus_its_function(backend, pair, loss, function, reduction):
+    mask = torch.rand(180, 176)
+    options = {**OPTIONS, "padding": "zeros", "reduction": reduction, "backend": backend}
+    value = loss(**options)(*pair, mask=mask)
+    assert torch.equal(value, 1 - function(*pair, mask=mask, **options))
+
+
+@pytest.mark.parametrize(
+    ("loss", "structural"), [(L1SSIMLoss, SSIMLoss), (L1MSSSIMLoss, MSSSIMLoss)]
+)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_mix_is_the_weighted_sum_of_its_terms(backend, pair, loss, structural, reduction):
+    x, y = (image.double() for image in pair)
+    options = {**OPTIONS, "reduction": reduction, "backend": backend}
+    value = loss(weight=0.3, **options)(x, y)
+    l1 = (x - y).abs().mean((1, 2, 3)) / 2
+    l1 = l1.mean() if reduction == "mean" else l1
+    torch.testing.assert_close(
+        value, 0.7 * l1 + 0.3 * structural(**options)(x, y), rtol=0, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_carries_no_state(pair, loss):
+    model = torch.nn.ModuleDict({"net": torch.nn.Linear(2, 2), "loss": loss(**OPTIONS)})
+    assert set(model.state_dict()) == {"net.weight", "net.bias"}
+    before = model["loss"](*pair)
+    assert set(model.state_dict()) == {"net.weight", "net.bias"}
+    assert len(list(model.parameters())) == 2
+    assert not list(model["loss"].buffers())
+    for copied in (
+        copy.deepcopy(model["loss"]),
+        pickle.loads(pickle.dumps(model["loss"])),
+        model["loss"].half().train(False),
+    ):
+        assert torch.equal(copied(*pair), before)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_prints_its_options(loss):
+    text = repr(loss(**OPTIONS))
+    assert "data_range=(-1, 1), window_size=9, sigma=1.2, k1=0.02, k2=0.05" in text
+    assert "L1" not in loss.__name__ or "weight=" in text
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_fall_while_images_come_closer(backend, pair, loss):
+    x, y = pair[0].detach(), pair[1]
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    values = [
+        loss(backend=backend, data_range=(-1, 1))(y + level * noise, y).item()
+        for level in (0.8, 0.4, 0.2, 0.1, 0)
+    ]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == 0
+    assert values[0] > 0.1
+    assert x.shape == y.shape
+
+
+@pytest.mark.parametrize("taker", FUNCTIONS + LOSSES)
+def test_docstrings_say_what_a_user_needs(taker):
+    text = inspect.getdoc(taker)
+    assert "Example" in text
+    assert "identical" in text or taker is ssim_map
+    assert ">>>" in text
+
+
+def test_import_stays_light():
+    code = (
+        "import sys, torch; before = set(sys.modules); import perceptual_losses;"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(out.stdout.split()) <= {"perceptual_losses"}

@@ -1,0 +1,180 @@
+"""First and second derivatives, and the corners where gradients die or explode."""
+
+import functools
+
+import pytest
+import torch
+
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
+
+
+def images(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator, dtype=torch.float64)
+    y = 0.6 * x + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    return x.requires_grad_(), y.requires_grad_()
+
+
+FUNCTIONS = {
+    "ssim": functools.partial(ssim, window_size=5),
+    "ssim_zeros": functools.partial(ssim, window_size=5, padding="zeros", data_range=(-1, 1)),
+    "ssim_symmetric": functools.partial(ssim, window_size=5, padding="symmetric"),
+    "ssim_map": functools.partial(ssim_map, window_size=5),
+    "ms_ssim": functools.partial(ms_ssim, window_size=3, weights=(0.3, 0.7)),
+    "ms_ssim_relu": functools.partial(ms_ssim, window_size=3, weights=(0.3, 0.7), normalize="relu"),
+    "ms_ssim_simple": functools.partial(
+        ms_ssim, window_size=3, weights=(0.3, 0.7), normalize="simple"
+    ),
+    "l1_ssim": lambda x, y, **kw: L1SSIMLoss(window_size=5, **kw)(x, y),
+    "l1_ms_ssim": lambda x, y, **kw: L1MSSSIMLoss(window_size=3, weights=(0.3, 0.7), **kw)(x, y),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_derivatives(backend, name):
+    function = functools.partial(FUNCTIONS[name], backend=backend)
+    x, y = images(2, 2, 7, 8)
+    assert torch.autograd.gradcheck(function, (x, y))
+    x, y = images(1, 1, 5, 6)
+    assert torch.autograd.gradgradcheck(function, (x, y))
+
+
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
+def test_derivatives_with_a_mask(backend, name):
+    x, y = images(1, 1, 5, 6)
+    mask = torch.rand(5, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    function = functools.partial(FUNCTIONS[name], mask=mask, backend=backend)
+    assert torch.autograd.gradcheck(function, (x, y))
+    assert torch.autograd.gradgradcheck(function, (x, y))
+
+
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
+def test_derivatives_of_volumes(backend, name):
+    function = functools.partial(FUNCTIONS[name], backend=backend, window_size=3)
+    x, y = images(1, 1, 5, 6, 5)
+    assert torch.autograd.gradcheck(function, (x, y))
+    assert torch.autograd.gradgradcheck(function, (x, y))
+
+
+def test_derivatives_below_the_floor(backend):
+    x, _ = images(1, 1, 9, 9)
+    function = functools.partial(FUNCTIONS["ms_ssim"], backend=backend)
+    y = (1 - x.detach()).requires_grad_()
+    assert torch.autograd.gradcheck(function, (x, y))
+
+
+def test_reduction_none_weighs_each_image(backend):
+    x, y = images(2, 1, 12, 12)
+    weight = torch.tensor([2.0, -0.5], dtype=torch.float64)
+    (ssim(x, y, reduction="none", backend=backend) * weight).sum().backward()
+    for i in (0, 1):
+        single = x.detach()[i : i + 1].requires_grad_()
+        ssim(single, y[i : i + 1], backend=backend).backward()
+        torch.testing.assert_close(x.grad[i : i + 1], weight[i] * single.grad, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss])
+def test_identical_images_have_no_loss_and_no_gradient(backend, loss, dtype):
+    x = torch.rand(2, 3, 177, 190, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    x[0, 0] = 0.6
+    x.requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    value = loss(backend=backend)(x, y)
+    value.backward()
+    assert value == 0
+    assert not x.grad.any()
+    assert not y.grad.any()
+
+
+def test_flat_images_have_no_gradient(backend):
+    x = torch.full((1, 1, 16, 16), 0.25, requires_grad=True)
+    ssim(x, torch.full_like(x, 0.25), backend=backend).backward()
+    assert not x.grad.any()
+
+
+CORNERS = {
+    "identical": lambda x: (x, x.clone()),
+    "inverted": lambda x: (x, 1 - x),
+    "black": lambda x: (torch.zeros_like(x), torch.zeros_like(x)),
+    "black_white": lambda x: (torch.zeros_like(x), torch.ones_like(x)),
+    "black_image": lambda x: (torch.zeros_like(x), x),
+    "flat": lambda x: (torch.full_like(x, 0.6), torch.full_like(x, 0.6 + 1e-7)),
+    "one_bright_pixel": lambda x: (torch.zeros_like(x).index_fill(3, torch.tensor(7), 1.0), x),
+    "overshoot": lambda x: (10 * x - 5, x),
+    "denormal": lambda x: (x * 1e-40, x.flip(2) * 1e-40),
+    "half_black": lambda x: (x * (x > 0.5), x),
+}
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+@pytest.mark.parametrize("normalize", ["floor", "relu", "simple"])
+def test_corners_are_clean(backend, corner, normalize):
+    x = torch.rand(1, 2, 190, 190, generator=torch.Generator().manual_seed(0))
+    x, y = (image.detach().requires_grad_() for image in CORNERS[corner](x))
+    with torch.autograd.set_detect_anomaly(True):
+        for loss in (
+            MSSSIMLoss(normalize=normalize, backend=backend),
+            L1MSSSIMLoss(normalize=normalize, backend=backend),
+            SSIMLoss(backend=backend),
+        ):
+            value = loss(x, y)
+            value.backward()
+            assert value.isfinite()
+            assert x.grad.isfinite().all()
+            assert y.grad.isfinite().all()
+
+
+def test_inverted_images_keep_a_gradient(backend):
+    x = torch.rand(1, 1, 190, 190, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = ms_ssim(x, 1 - x.detach(), backend=backend)
+    (alive,) = torch.autograd.grad(value, x)
+    assert 0 < value < 0.01
+    assert alive.isfinite().all()
+    assert (alive != 0).float().mean() > 0.99
+
+    value = ms_ssim(x, 1 - x.detach(), normalize="relu", backend=backend)
+    (dead,) = torch.autograd.grad(value, x)
+    assert value == 0
+    assert not dead.any()
+
+
+def adam_from_the_negative(target, loss, steps):
+    x = (1 - target).requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=2e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(x, target).backward()
+        optimizer.step()
+    return ms_ssim(x.detach(), target, levels=4).item()
+
+
+@pytest.mark.parametrize("kind", ["noise", "smooth", "photo"])
+def test_training_from_the_negative(backend, kind, photo):
+    target = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    if kind == "smooth":
+        target = torch.nn.functional.interpolate(target[..., :6, :6], size=96, mode="bicubic")
+    elif kind == "photo":
+        target = photo[:, :1, 50:242:2, 150:342:2].float()
+    assert adam_from_the_negative(target, MSSSIMLoss(levels=4, backend=backend), 150) > 0.95
+    # The usual rectification has no gradient there: not one step changes the value.
+    relu = MSSSIMLoss(levels=4, normalize="relu", backend=backend)
+    x = (1 - target).requires_grad_()
+    relu(x, target).backward()
+    assert not x.grad.any()
+    assert adam_from_the_negative(target, relu, 20) == ms_ssim(1 - target, target, levels=4).item()
+
+
+def test_second_derivatives_reach_both_images(backend):
+    x, y = images(1, 1, 12, 12)
+    (first,) = torch.autograd.grad(ssim(x, y, backend=backend), x, create_graph=True)
+    mixed = torch.autograd.grad(first.square().sum(), (x, y))
+    assert all(derivative.abs().max() > 1e-6 for derivative in mixed)

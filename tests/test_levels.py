@@ -1,0 +1,135 @@
+"""Levels, weights and normalisation of MS-SSIM."""
+
+import warnings
+
+import definition
+import numpy as np
+import pytest
+import torch
+
+from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
+
+
+def pair(*shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return x, 0.8 * x + 0.2 * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def by_definition(x, y, weights, **options):
+    return np.mean(
+        [
+            definition.ms_ssim(a.numpy(), b.numpy(), weights, **options)
+            for a, b in zip(x.flatten(0, 1), y.flatten(0, 1), strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [((11, 40), 1), ((20, 21), 1), ((21, 21), 2), ((32, 32), 2), ((64, 64), 3), ((128, 128), 4)],
+)
+def test_as_many_levels_as_fit(backend, size, levels):
+    x, y = pair(1, 2, *size)
+    with pytest.warns(UserWarning, match=f"fit {levels} of 5 MS-SSIM levels"):
+        value = ms_ssim(x, y, backend=backend)
+    scale = sum(MS_SSIM_WEIGHTS) / sum(MS_SSIM_WEIGHTS[:levels])
+    weights = [weight * scale for weight in MS_SSIM_WEIGHTS[:levels]]
+    assert value.item() == pytest.approx(by_definition(x, y, weights), abs=1e-12)
+    assert ms_ssim(x, y, levels=levels, backend=backend) == value
+
+
+@pytest.mark.parametrize("size", [(161, 161), (161, 177)])
+def test_five_levels_without_a_warning(backend, size):
+    x, y = pair(1, 1, *size)
+    expected = by_definition(x, y, MS_SSIM_WEIGHTS)
+    assert ms_ssim(x, y, backend=backend).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.* MS-SSIM levels:UserWarning")
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (161, 177)])
+@pytest.mark.parametrize("channels", [1, 12])
+def test_loss_on_any_size_and_channel_count(backend, size, channels):
+    x, y = (image.float().requires_grad_() for image in pair(2, channels, *size))
+    loss = MSSSIMLoss(backend=backend)(x, y)
+    loss.backward()
+    assert 0.01 < loss < 0.5
+    for image in (x, y):
+        assert image.grad.isfinite().all()
+        assert (image.grad != 0).float().mean() > 0.99
+
+
+def test_the_warning_comes_once_per_place():
+    x, y = pair(1, 1, 64, 64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        loss = MSSSIMLoss()
+        for _ in range(3):
+            loss(x, y)
+    assert len(caught) == 1
+
+
+def test_a_level_count_that_does_not_fit_is_refused():
+    x, y = pair(1, 1, 16, 16)
+    with pytest.raises(ValueError, match="at least 21x21.*16x16.*levels=1.*'auto'.*window_size=7"):
+        ms_ssim(x, y, levels=2)
+    assert ms_ssim(x, y, levels=1).isfinite()
+    assert ms_ssim(x, y, levels=2, window_size=7).isfinite()
+    x, y = pair(1, 1, 8, 21, 21)
+    with pytest.raises(ValueError, match="at least 11x11x11"):
+        ms_ssim(x, y, levels=1)
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1, 1, 1], [0.5, 0.5], [1.0], [0, 0.2, 0, 0, 0, 0.8]])
+def test_weights_of_any_length(backend, weights):
+    x, y = pair(1, 1, 330, 328) if len(weights) > 5 else pair(1, 1, 176, 180)
+    value = ms_ssim(x, y, weights=weights, backend=backend).item()
+    assert value == pytest.approx(by_definition(x, y, weights), abs=1e-12)
+
+
+def test_volumes(backend):
+    x, y = pair(1, 2, 9, 11, 10)
+    value = ms_ssim(x, y, window_size=3, weights=[0.2, 0.3, 0.5], backend=backend).item()
+    expected = by_definition(x, y, [0.2, 0.3, 0.5], window_size=3)
+    assert value == pytest.approx(expected, abs=1e-12)
+
+
+NORMALIZATIONS = {
+    "floor": definition.floor,
+    "relu": lambda v: max(v, 0.0),
+    "simple": lambda v: (v + 1) / 2,
+    None: lambda v: v,
+}
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_normalizations(backend, normalize, sign):
+    x, y = pair(1, 1, 24, 24)
+    y = y if sign > 0 else 1 - y
+    options = {"window_size": 5, "weights": (0.4, 0.6)}
+    value = ms_ssim(x, y, normalize=normalize, backend=backend, **options).item()
+    plain = definition.level_means(x[0, 0].numpy(), y[0, 0].numpy(), 2, window_size=5)
+    assert all(np.sign(plain) == sign)
+    if normalize is None and sign < 0:
+        assert np.isnan(value)
+        return
+    expected = by_definition(x, y, (0.4, 0.6), normalize=NORMALIZATIONS[normalize], window_size=5)
+    assert value == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_floor_is_smooth_and_increasing():
+    means = torch.linspace(-1, 1, 4001, dtype=torch.float64, requires_grad=True)
+    from perceptual_losses.structural import FLOOR, _power
+
+    values = _power(means, 1.0, "floor")
+    (slopes,) = torch.autograd.grad(values.sum(), means)
+    above = means >= FLOOR
+    assert torch.equal(values[above], means[above])
+    assert (slopes[above] == 1).all()
+    assert (values > 0).all()
+    assert (slopes > 0).all()
+    assert slopes.max() <= 1
+    at_floor = torch.tensor([FLOOR - 1e-9, FLOOR + 1e-9], dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(_power(at_floor, 1.0, "floor").sum(), at_floor)
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-6, atol=0)

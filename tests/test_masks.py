@@ -1,0 +1,125 @@
+"""Masks weigh the mean; they do not touch the windows."""
+
+import definition
+import numpy as np
+import pytest
+import torch
+
+from perceptual_losses import L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 40, 45, generator=generator, dtype=torch.float64)
+    y = 0.7 * x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 1, 40, 45, generator=generator, dtype=torch.float64)
+    return x, y, mask
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+def test_the_mean_is_weighted_at_the_centres(backend, images, padding):
+    x, y, mask = images
+    values = ssim_map(x, y, padding=padding, backend=backend).mean(1).numpy()
+    centres = [definition.centres(m[0].numpy(), {"padding": padding}) for m in mask]
+    expected = [np.average(v, weights=w) for v, w in zip(values, centres, strict=True)]
+    value = ssim(x, y, padding=padding, mask=mask, reduction="none", backend=backend)
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["valid", "symmetric"])
+def test_ms_ssim_pools_the_mask(backend, images, padding):
+    x, y, mask = images
+    options = {"window_size": 5, "padding": padding, "weights": (0.2, 0.3, 0.5)}
+    expected = [
+        np.mean(
+            [
+                definition.ms_ssim(a.numpy(), b.numpy(), mask=m[0].numpy(), **options)
+                for a, b in zip(*pair, strict=True)
+            ]
+        )
+        for *pair, m in zip(x, y, mask, strict=True)
+    ]
+    value = ms_ssim(x, y, mask=mask, reduction="none", backend=backend, **options)
+    np.testing.assert_allclose(value.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_equal_weights_change_nothing(backend, images, function):
+    x, y, _ = images
+    options = {"backend": backend} if function is ssim else {"backend": backend, "levels": 2}
+    value = pytest.approx(function(x, y, **options).item(), abs=1e-14)
+    for mask in (torch.ones(40, 45), torch.full((2, 1, 1, 1), 7.0), torch.tensor([True])):
+        assert function(x, y, mask=mask, **options).item() == value
+
+
+def test_the_scale_of_a_mask_does_not_matter(backend, images):
+    x, y, mask = images
+    value = ssim(x, y, mask=mask, backend=backend).item()
+    assert ssim(x, y, mask=mask * 1000, backend=backend).item() == pytest.approx(value, abs=1e-14)
+    levels = (mask * 255).round()
+    as_bytes = ssim(x, y, mask=levels.to(torch.uint8), backend=backend)
+    assert as_bytes == ssim(x, y, mask=levels.float(), backend=backend)
+
+
+def test_half_a_mask_is_that_half_of_the_map(backend, images):
+    x, y, _ = images
+    mask = torch.zeros(40, 45, dtype=torch.bool)
+    mask[:, 20:] = True
+    value = ssim(x, y, mask=mask, backend=backend)
+    expected = ssim_map(x, y, backend=backend)[..., 15:].mean()
+    assert value.item() == pytest.approx(expected.item(), abs=1e-14)
+
+
+def test_pixels_out_of_reach_have_no_gradient(backend, images):
+    x, y, _ = images
+    mask = torch.zeros(40, 45)
+    mask[20, 20] = 1
+    x = x.clone().requires_grad_()
+    SSIMLoss(backend=backend)(x, y, mask=mask).backward()
+    reached = torch.zeros(40, 45, dtype=torch.bool)
+    reached[15:26, 15:26] = True
+    assert not x.grad[..., ~reached].any()
+    assert (x.grad[..., reached] != 0).all()
+
+
+def test_no_gradient_reaches_the_mask(backend, images):
+    x, y, mask = images
+    mask = mask.clone().requires_grad_()
+    assert not ssim(x, y, mask=mask, backend=backend).requires_grad
+
+
+def test_the_l1_term_is_weighted_too(backend, images):
+    x, y, mask = images
+    loss = L1SSIMLoss(weight=0, data_range=(-1, 1), backend=backend)
+    distance = (x - y).abs().mean(1) / 2
+    expected = (distance * mask[:, 0]).sum((1, 2)) / mask.sum((1, 2, 3))
+    assert loss(x, y, mask=mask).item() == pytest.approx(expected.mean().item(), abs=1e-15)
+
+
+@pytest.mark.parametrize("loss", [SSIMLoss, MSSSIMLoss, L1SSIMLoss])
+def test_a_mask_without_weight_is_refused(loss):
+    x = torch.rand(3, 1, 176, 176)
+    mask = torch.ones(3, 1, 176, 176)
+    mask[1] = 0
+    with pytest.raises(ValueError, match=r"zero total weight to image \[1\]"):
+        loss()(x, x, mask=mask)
+
+
+def test_a_mask_on_the_border_alone_is_refused():
+    x = torch.rand(1, 1, 32, 32)
+    mask = torch.zeros(32, 32)
+    mask[:5] = 1
+    with pytest.raises(ValueError, match="centres of windows.*padding='symmetric'"):
+        ssim(x, x, mask=mask)
+    assert ssim(x, x, mask=mask, padding="symmetric").item() == pytest.approx(1, abs=1e-6)
+
+
+def test_volumes_take_masks(backend):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 1, 2, 7, 8, 9, generator=generator, dtype=torch.float64)
+    mask = torch.rand(7, 8, 9, generator=generator, dtype=torch.float64)
+    values = ssim_map(x, y, window_size=3, backend=backend).mean((0, 1)).numpy()
+    expected = np.average(values, weights=mask[1:-1, 1:-1, 1:-1].numpy())
+    value = ssim(x, y, window_size=3, mask=mask, backend=backend)
+    assert value.item() == pytest.approx(expected, abs=1e-14)

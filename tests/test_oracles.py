@@ -1,0 +1,150 @@
+"""Known answers: published numbers, closed forms and other packages."""
+
+import numpy as np
+import piq
+import piqa
+import pytest
+import pytorch_msssim
+import skimage.data
+import torch
+from skimage.metrics import structural_similarity
+
+from perceptual_losses import SSIMLoss, _ssim, ms_ssim, ssim, ssim_map
+from perceptual_losses._ssim import Settings
+from perceptual_losses._ssim.window import gaussian
+
+CAMERA_SSIM = 0.3579642362365813
+CAMERA_MS_SSIM = 0.793391544254753
+
+
+@pytest.fixture(scope="module")
+def camera():
+    clean = skimage.data.camera()
+    noise = 20 * np.random.RandomState(5).randn(512, 512)
+    noisy = np.clip(clean + noise, 0, 255).astype(np.uint8)
+    return torch.from_numpy(clean)[None, None], torch.from_numpy(noisy)[None, None]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.uint8, 2e-6)],
+)
+def test_camera_ssim(camera, backend, dtype, tolerance):
+    x, y = (image.to(dtype) for image in camera)
+    assert abs(ssim(x, y, data_range=255, backend=backend).item() - CAMERA_SSIM) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-6)])
+def test_camera_ms_ssim(camera, backend, dtype, tolerance):
+    x, y = (image.to(dtype) for image in camera)
+    assert abs(ms_ssim(x, y, data_range=255, backend=backend).item() - CAMERA_MS_SSIM) < tolerance
+
+
+def test_scikit_image_agrees_on_the_camera(camera):
+    x, y = (image[0, 0].numpy() for image in camera)
+    value = structural_similarity(
+        x, y, data_range=255, gaussian_weights=True, use_sample_covariance=False
+    )
+    assert abs(value - CAMERA_SSIM) < 1e-12
+
+
+def test_random_images(backend):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 16).abs()
+    y = torch.randn(2, 3, 16, 16).abs()
+    loss = SSIMLoss(reduction="none", backend=backend)(x / x.max(), y / y.max())
+    assert loss.tolist() == pytest.approx([0.9121107, 0.9970578], abs=1e-6)
+
+
+def test_ramp_against_its_mirror(backend):
+    x = torch.arange(0, 256, 16, dtype=torch.float64).expand(1, 1, 16, 16)
+    settings = Settings(gaussian(11, 1.5), 0.0, (0.01 * 255) ** 2, (0.03 * 255) ** 2, "valid")
+    similarity, contrast_structure = _ssim.means(x, x.flip(-1), settings, None, backend)
+    assert similarity.item() == pytest.approx(-0.8170395325, abs=1e-10)
+    assert contrast_structure.item() == pytest.approx(-0.9030433715, abs=1e-10)
+    assert ssim(x, x.flip(-1), data_range=255, backend=backend) == similarity
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-15), (torch.float32, 1.2e-7)])
+def test_white_against_black(backend, dtype, tolerance):
+    x = torch.ones(1, 1, 16, 16, dtype=dtype)
+    value = ssim(x, torch.zeros_like(x), backend=backend).item()
+    assert abs(value - 9.999000099990002e-05) < tolerance
+
+
+def test_nearly_equal_constants(backend):
+    x = torch.full((1, 1, 16, 16), 0.6, requires_grad=True)
+    y = torch.full((1, 1, 16, 16), 0.6 + 1e-7)
+    value = ssim(x, y, backend=backend)
+    value.backward()
+    assert 1 - 1e-6 < value <= 1 + 1e-6
+    assert x.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("level", [0.0, 1.0])
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_flat_images_under_autocast(backend, dtype, level, function):
+    with torch.autocast("cpu", dtype=dtype):
+        x = torch.full((1, 3, 176, 176), level)
+        assert function(x, x.clone(), backend=backend) == 1
+        assert function(x.to(dtype), x.clone(), backend=backend) == 1
+
+
+def test_gradient_of_scikit_image(backend):
+    rng = np.random.RandomState(0)
+    a, b = rng.rand(2, 48, 61)
+    _, expected = structural_similarity(
+        a, b, data_range=1, gradient=True, gaussian_weights=True, use_sample_covariance=False
+    )
+    x, y = (torch.from_numpy(image)[None, None] for image in (a, b))
+    y.requires_grad_()
+    ssim(x, y, backend=backend).backward()
+    scaled = expected * (48 * 61) / (38 * 51)
+    inner = (slice(10, -10), slice(10, -10))
+    np.testing.assert_allclose(y.grad[0, 0].numpy()[inner], scaled[inner], rtol=1e-9, atol=1e-15)
+
+
+def test_full_map_of_scikit_image(backend, photo):
+    x = photo[..., :64, :75]
+    y = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    _, expected = structural_similarity(
+        x[0].numpy(),
+        y[0].numpy(),
+        channel_axis=0,
+        data_range=1,
+        full=True,
+        gaussian_weights=True,
+        use_sample_covariance=False,
+    )
+    values = ssim_map(x, y, padding="symmetric", backend=backend)
+    np.testing.assert_allclose(values[0].numpy(), expected, atol=1e-12)
+
+
+# Two of the peers build their windows in float32, which alone moves these values by 4e-6: they are
+# given the same window in float64. The sides are divisible by 16, where the definitions of MS-SSIM
+# agree.
+WINDOW = torch.tensor(gaussian(11, 1.5), dtype=torch.float64)
+
+
+def test_peers_agree_on_ssim(camera, backend):
+    x, y = (image.double() / 255 for image in camera)
+    value = pytest.approx(ssim(x, y, backend=backend).item(), abs=1e-12)
+    win = WINDOW.reshape(1, 1, 1, 11)
+    assert pytorch_msssim.ssim(x, y, data_range=1, win=win).item() == value
+    assert piq.ssim(x, y, downsample=False).item() == value
+    metric = piqa.ssim.SSIM(n_channels=1).double()
+    metric.kernel.copy_(WINDOW)
+    assert metric(x, y).item() == value
+
+
+def test_peers_agree_on_ms_ssim(camera, backend):
+    x, y = (image.double() / 255 for image in camera)
+    value = pytest.approx(ms_ssim(x, y, backend=backend).item(), abs=1e-12)
+    win = WINDOW.reshape(1, 1, 1, 11)
+    assert pytorch_msssim.ms_ssim(x, y, data_range=1, win=win).item() == value
+    assert piq.multi_scale_ssim(x, y).item() == value
+    metric = piqa.ssim.MS_SSIM(n_channels=1).double()
+    metric.kernel.copy_(WINDOW)
+    # Its level weights are a float32 buffer.
+    assert metric(x, y).item() == pytest.approx(value.expected, abs=1e-7)

@@ -1,0 +1,170 @@
+"""Values on drawn sizes, windows, ranges and constants, against independent definitions."""
+
+import definition
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage.metrics import structural_similarity
+
+from perceptual_losses import ms_ssim, ssim, ssim_map
+
+
+def draw_pair(draw, shape, low=0.0, high=1.0):
+    """Two images that are related to a drawn degree, some of it beyond the range."""
+    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
+    x = rng.rand(*shape)
+    y = draw(st.floats(-1, 1)) * x + draw(st.floats(0, 0.7)) * rng.randn(*shape)
+    return low + (high - low) * x, low + (high - low) * y
+
+
+@st.composite
+def cases(draw, window_sizes=(1, 3, 5, 7, 11), most=26):
+    count = draw(st.integers(2, 3))
+    if count == 3:
+        window_sizes, most = window_sizes[:3], 9
+    window_size = draw(st.sampled_from(window_sizes))
+    sides = draw(st.lists(st.integers(window_size, most), min_size=count, max_size=count))
+    low = draw(st.sampled_from([0.0, -1.0, 3.5]))
+    length = draw(st.sampled_from([1.0, 2.0, 255.0]))
+    options = {
+        "window_size": window_size,
+        "sigma": draw(st.floats(0.4, 4)),
+        "k1": draw(st.floats(0.005, 0.1)),
+        "k2": draw(st.floats(0.005, 0.1)),
+        "padding": draw(st.sampled_from(["valid", "zeros", "symmetric"])),
+    }
+    shape = (draw(st.integers(1, 2)), draw(st.integers(1, 4)), *sides)
+    x, y = draw_pair(draw, shape, low, low + length)
+    return x, y, low, length, options
+
+
+@given(case=cases())
+def test_ssim_is_the_papers(backend, case):
+    x, y, low, length, options = case
+    expected = np.array(
+        [
+            [
+                definition.maps(a, b, low=low, length=length, **options)[0]
+                for a, b in zip(*pair, strict=True)
+            ]
+            for pair in zip(x, y, strict=True)
+        ]
+    )
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    options |= {"data_range": (low, low + length), "backend": backend}
+    values = ssim_map(x, y, **options)
+    np.testing.assert_allclose(values.numpy(), expected, rtol=0, atol=1e-10)
+    per_image = ssim(x, y, reduction="none", **options)
+    per_image_expected = expected.mean(tuple(range(1, x.ndim)))
+    np.testing.assert_allclose(per_image.numpy(), per_image_expected, rtol=0, atol=1e-10)
+    assert ssim(x, y, **options).item() == pytest.approx(expected.mean(), abs=1e-10)
+
+
+@given(case=cases(window_sizes=(3,), most=30), levels=st.integers(1, 3), seed=st.integers(0, 2**31))
+def test_ms_ssim_is_the_papers(backend, case, levels, seed):
+    x, y, low, length, options = case
+    if min(x.shape[2:]) < 2 * 2 ** (levels - 1) + 1:
+        levels = 1
+    weights = np.random.RandomState(seed).rand(levels).tolist()
+    expected = [
+        np.mean(
+            [
+                definition.ms_ssim(a, b, weights, low=low, length=length, **options)
+                for a, b in zip(*pair, strict=True)
+            ]
+        )
+        for pair in zip(x, y, strict=True)
+    ]
+    values = ms_ssim(
+        torch.from_numpy(x),
+        torch.from_numpy(y),
+        data_range=(low, low + length),
+        weights=weights,
+        reduction="none",
+        backend=backend,
+        **options,
+    )
+    np.testing.assert_allclose(values.numpy(), expected, rtol=0, atol=1e-9)
+
+
+@given(data=st.data(), channels=st.integers(1, 4), sigma=st.floats(0.5, 2.5))
+def test_ssim_is_that_of_scikit_image(backend, data, channels, sigma):
+    # scikit-image takes the window's size from sigma.
+    window_size = 2 * int(3.5 * sigma + 0.5) + 1
+    sides = data.draw(st.tuples(*[st.integers(window_size, 40)] * 2))
+    length = data.draw(st.floats(0.1, 1000))
+    k1, k2 = data.draw(st.tuples(*[st.floats(0.001, 0.2)] * 2))
+    x, y = draw_pair(data.draw, (channels, *sides), 0, length)
+    expected = structural_similarity(
+        x,
+        y,
+        channel_axis=0,
+        data_range=length,
+        gaussian_weights=True,
+        sigma=sigma,
+        use_sample_covariance=False,
+        K1=k1,
+        K2=k2,
+    )
+    value = ssim(
+        torch.from_numpy(x)[None],
+        torch.from_numpy(y)[None],
+        data_range=length,
+        window_size=window_size,
+        sigma=sigma,
+        k1=k1,
+        k2=k2,
+        backend=backend,
+    )
+    assert value.item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(case=cases())
+def test_symmetric_in_its_images_and_at_most_one(backend, case):
+    x, y, low, length, options = case
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    options |= {"data_range": (low, low + length), "backend": backend}
+    values = ssim_map(x, y, **options)
+    assert torch.equal(values, ssim_map(y, x, **options))
+    assert values.max() <= 1 + 1e-12
+    assert torch.equal(ssim_map(x, x, **options), torch.ones_like(values))
+
+
+def test_a_negated_ramp_is_minus_one(backend):
+    # No luminance, exactly opposite structure, and constants too small to matter.
+    x = torch.arange(-8, 8, dtype=torch.float64).expand(1, 1, 16, 16)
+    x = x - x.mean()
+    value = ssim_map(x, -x, data_range=16, k1=1e3, k2=1e-9, backend=backend)
+    assert value.min() == pytest.approx(-1, abs=1e-6)
+
+
+def test_reduction_none_is_one_value_per_image(backend, photo):
+    x = torch.cat([photo[..., :192, :192], photo[..., 200:392, 200:392]])
+    y = (x + 0.1).sqrt()
+    for function in (ssim, ms_ssim):
+        values = function(x, y, reduction="none", backend=backend)
+        alone = [function(x[i : i + 1], y[i : i + 1], backend=backend).item() for i in (0, 1)]
+        assert values.tolist() == pytest.approx(alone, abs=1e-14)
+        assert function(x, y, backend=backend).item() == pytest.approx(np.mean(alone), abs=1e-14)
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_a_nan_pixel_spoils_its_image_alone(backend, function):
+    x = torch.rand(3, 2, 176, 176, generator=torch.Generator().manual_seed(0))
+    y = x.sqrt()
+    clean = function(x, y, reduction="none", backend=backend)
+    x[1, 0, 80, 80] = torch.nan
+    values = function(x, y, reduction="none", backend=backend)
+    assert values[1].isnan()
+    assert torch.equal(values[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_spoiled_pixel_stays_in_its_windows(backend, value):
+    x = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 20, 20] = value
+    finite = ssim_map(x, x.sqrt(), backend=backend)[0, 0].isfinite()
+    assert not finite[10:21, 10:21].any()
+    assert finite.sum() == finite.numel() - 11 * 11
