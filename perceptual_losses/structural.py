@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _arguments, _ssim
@@ -108,7 +107,9 @@ def ssim(
     weights = _arguments.mask_weights(mask, x, y)
     if weights is not None:
         weights = _normalized(weights, definition)
-    similarity, _ = _ssim.means(x, y, definition, weights, backend)
+    similarity, _, _ = _ssim.level(
+        x, y, definition, weights, contrast=False, pool=False, backend=backend
+    )
     return _reduce(similarity, reduction)
 
 
@@ -251,19 +252,21 @@ def ms_ssim(
     if pixel_weights is not None:
         for level in range(len(exponents)):
             level_pixel_weights[level] = _normalized(pixel_weights, definition)
-            pixel_weights = _halve(pixel_weights)
+            pixel_weights = _ssim.halve(pixel_weights)
 
-    dtype = _ssim.compute_dtype(x, y)
     powers = []
     for level, exponent in enumerate(exponents, start=1):
-        similarity, contrast_structure = _ssim.means(
-            x, y, definition, level_pixel_weights[level - 1], backend
+        below = level < len(exponents)
+        mean, x, y = _ssim.level(
+            x,
+            y,
+            definition,
+            level_pixel_weights[level - 1],
+            contrast=below,
+            pool=below,
+            backend=backend,
         )
-        if level < len(exponents):
-            powers.append(_power(contrast_structure, exponent, normalize))
-            x, y = _halve(x.to(dtype)), _halve(y.to(dtype))
-        else:
-            powers.append(_power(similarity, exponent, normalize))
+        powers.append(_power(mean, exponent, normalize))
     return _reduce(functools.reduce(torch.mul, powers), reduction)
 
 
@@ -395,13 +398,6 @@ def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:
     total = pixel_weights.sum(tuple(range(1, pixel_weights.dim())), keepdim=True)
     _arguments.check_total(total)
     return pixel_weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-
-
-def _halve(image: Tensor) -> Tensor:
-    """2x2 (2x2x2) means, an odd last row or column counting twice."""
-    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
-    # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
-    return pool(image, 2, ceil_mode=True)
 
 
 def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:

@@ -10,9 +10,15 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("suite")
 
 
-@pytest.fixture(scope="session", params=["reference"])
+@pytest.fixture(scope="session", params=["reference", "numba"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Every path, by name: each property is asserted on each of them."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["reference"])
+def volume_backend(request: pytest.FixtureRequest) -> str:
+    """The paths that take volumes."""
     return request.param
 
 

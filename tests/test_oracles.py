@@ -59,7 +59,12 @@ def test_random_images(backend):
 def test_ramp_against_its_mirror(backend):
     x = torch.arange(0, 256, 16, dtype=torch.float64).expand(1, 1, 16, 16)
     settings = Settings(gaussian(11, 1.5), 0.0, (0.01 * 255) ** 2, (0.03 * 255) ** 2, "valid")
-    similarity, contrast_structure = _ssim.means(x, x.flip(-1), settings, None, backend)
+    similarity, contrast_structure = (
+        _ssim.level(x, x.flip(-1), settings, None, contrast=contrast, pool=False, backend=backend)[
+            0
+        ]
+        for contrast in (False, True)
+    )
     assert similarity.item() == pytest.approx(-0.8170395325, abs=1e-10)
     assert contrast_structure.item() == pytest.approx(-0.9030433715, abs=1e-10)
     assert ssim(x, x.flip(-1), data_range=255, backend=backend) == similarity

@@ -20,12 +20,9 @@ def draw_pair(draw, shape, low=0.0, high=1.0):
 
 
 @st.composite
-def cases(draw, window_sizes=(1, 3, 5, 7, 11), most=26):
-    count = draw(st.integers(2, 3))
-    if count == 3:
-        window_sizes, most = window_sizes[:3], 9
+def cases(draw, dims=2, window_sizes=(1, 3, 5, 7, 11), most=26):
     window_size = draw(st.sampled_from(window_sizes))
-    sides = draw(st.lists(st.integers(window_size, most), min_size=count, max_size=count))
+    sides = draw(st.lists(st.integers(window_size, most), min_size=dims, max_size=dims))
     low = draw(st.sampled_from([0.0, -1.0, 3.5]))
     length = draw(st.sampled_from([1.0, 2.0, 255.0]))
     options = {
@@ -42,6 +39,15 @@ def cases(draw, window_sizes=(1, 3, 5, 7, 11), most=26):
 
 @given(case=cases())
 def test_ssim_is_the_papers(backend, case):
+    check_ssim(backend, case)
+
+
+@given(case=cases(dims=3, window_sizes=(1, 3, 5), most=9))
+def test_ssim_of_volumes_is_the_papers(volume_backend, case):
+    check_ssim(volume_backend, case)
+
+
+def check_ssim(backend, case):
     x, y, low, length, options = case
     expected = np.array(
         [
@@ -62,8 +68,20 @@ def test_ssim_is_the_papers(backend, case):
     assert ssim(x, y, **options).item() == pytest.approx(expected.mean(), abs=1e-10)
 
 
-@given(case=cases(window_sizes=(3,), most=30), levels=st.integers(1, 3), seed=st.integers(0, 2**31))
+LEVELS = {"levels": st.integers(1, 3), "seed": st.integers(0, 2**31)}
+
+
+@given(case=cases(window_sizes=(3,), most=30), **LEVELS)
 def test_ms_ssim_is_the_papers(backend, case, levels, seed):
+    check_ms_ssim(backend, case, levels, seed)
+
+
+@given(case=cases(dims=3, window_sizes=(3,), most=9), **LEVELS)
+def test_ms_ssim_of_volumes_is_the_papers(volume_backend, case, levels, seed):
+    check_ms_ssim(volume_backend, case, levels, seed)
+
+
+def check_ms_ssim(backend, case, levels, seed):
     x, y, low, length, options = case
     if min(x.shape[2:]) < 2 * 2 ** (levels - 1) + 1:
         levels = 1

@@ -1,26 +1,35 @@
-"""One operation, several paths: two images in, per-image and per-channel means out.
+"""One operation, several paths: two images in, the mean for each image and channel out.
 
-Reduction over channels and images, the pyramid, level weights and ``1 -`` live above this package
-and are written once. A path is a module with the functions `means` and `similarity_map` below,
-without their argument ``backend``; paths never import each other.
+Reduction over channels and images, the weights of levels and ``1 -`` live above this package and
+are written once. Paths never import each other; `op` gives the fast ones their gradient.
 """
 
-from types import ModuleType
+import functools
+import warnings
 
+import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, op, reference
 from .contract import Settings, compute_dtype
+from .reference import halve
 
-__all__ = ["BACKENDS", "Settings", "compute_dtype", "means", "similarity_map"]
+__all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "level", "similarity_map"]
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", "numba")
 
 
-def means(
-    x: Tensor, y: Tensor, settings: Settings, weight: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Means over each plane of the SSIM map and of its contrast-structure factor.
+def level(
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weight: Tensor | None,
+    *,
+    contrast: bool,
+    pool: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean over each plane of the SSIM map, and the images of the next coarser level.
 
     Args:
         x: images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)`` of any real dtype and layout.
@@ -28,23 +37,61 @@ def means(
         settings: what is computed.
         weight: one weight for each map value, ``(N, 1, H', W')``, summing to one for each image;
             ``None`` for the plain mean.
+        contrast: the mean of the map's contrast-structure factor instead.
+        pool: whether the next level is wanted.
         backend: one of `BACKENDS`.
 
     Returns:
-        Two ``(N, C)`` tensors of `compute_dtype`, differentiable with respect to ``x`` and ``y``.
+        The mean ``(N, C)`` and `halve` of both images (empty without ``pool``), in
+        `compute_dtype` and differentiable with respect to ``x`` and ``y``.
     """
-    values: tuple[Tensor, Tensor] = _choose(backend).means(x, y, settings, weight)
-    return values
+    run = op.level if _fast(x, backend) else reference.level
+    return run(x, y, settings, weight, contrast, pool)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Tensor:
-    """The SSIM map ``(N, C, H', W')``; arguments and dtype as for `means`."""
-    values: Tensor = _choose(backend).similarity_map(x, y, settings)
-    return values
+    """The SSIM map ``(N, C, H', W')``; arguments and dtype as for `level`.
+
+    It is the reference's on every path: what a fused path saves is the map.
+    """
+    _fast(x, backend)
+    return reference.similarity_map(x, y, settings)
 
 
-def _choose(backend: str) -> ModuleType:
-    """The path that runs: the only place where this is decided."""
-    if backend in ("auto", "reference"):
-        return reference
-    raise ValueError(f"backend={backend!r} is unknown: pass one of {BACKENDS}")
+def _fast(x: Tensor, backend: str) -> bool:
+    """Whether the kernels of the device run, or the reference: the only place that decides."""
+    if backend == "reference":
+        return False
+    other = None
+    if x.device.type != "cpu":
+        other = f"the images are on {x.device} and it runs on the CPU"
+    elif x.dim() != 4:
+        other = "it takes images (N, C, H, W), and these are volumes"
+    reason = other or _missing()
+    if backend == "numba" and reason is not None:
+        raise ValueError(f"backend='numba' cannot run: {reason}; pass backend='auto'")
+    if reason is not None and other is None:
+        _warn(reason)
+    return reason is None
+
+
+def _missing() -> str | None:
+    if not cpu.INSTALLED:
+        return "Numba is not installed"
+    # A compiled call takes it that what is installed can be imported: importing is not traced.
+    return None if torch.compiler.is_compiling() else cpu.broken()
+
+
+def _warn(reason: str) -> None:
+    if not torch.compiler.is_compiling():
+        _warn_once(reason)
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        f"{reason}: the CPU runs the reference path, which is many times slower. Install numba, "
+        "or pass backend='reference' to choose it.",
+        RuntimeWarning,
+        stacklevel=6,
+    )

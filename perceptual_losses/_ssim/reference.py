@@ -29,20 +29,33 @@ from torch import Tensor
 from .contract import Settings, compute_dtype
 
 
-def means(x: Tensor, y: Tensor, settings: Settings, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def level(
+    x: Tensor, y: Tensor, settings: Settings, weight: Tensor | None, contrast: bool, pool: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(x, y)
+    x, y = x.to(dtype), y.to(dtype)
     luminance, contrast_structure = _factors(x, y, settings)
-    return _mean(luminance * contrast_structure, weight), _mean(contrast_structure, weight)
+    values = contrast_structure if contrast else luminance * contrast_structure
+    nothing = values.new_empty([0])
+    return _mean(values, weight), halve(x) if pool else nothing, halve(y) if pool else nothing
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings) -> Tensor:
+    dtype = compute_dtype(x, y)
+    x, y = x.to(dtype), y.to(dtype)
     luminance, contrast_structure = _factors(x, y, settings)
     return luminance * contrast_structure
 
 
+def halve(image: Tensor) -> Tensor:
+    """2x2 (2x2x2) means, an odd last row or column counting twice."""
+    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+    # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
+    return pool(image, 2, ceil_mode=True)
+
+
 def _factors(x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     window, low, c1, c2, padding = settings
-    dtype = compute_dtype(x, y)
-    x, y = x.to(dtype), y.to(dtype)
     difference = _pad(x - y, padding, len(window) // 2)
     total = _pad(x + y - 2 * low, padding, len(window) // 2)
 

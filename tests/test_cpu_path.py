@@ -1,0 +1,230 @@
+"""What is particular to the CPU path: tasks, threads, processes, its operation, its absence."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from perceptual_losses import MSSSIMLoss, SSIMLoss, _ssim, ms_ssim, ssim
+from perceptual_losses._ssim import cpu, op
+
+
+def pair(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator, dtype=dtype)
+    return x, 0.7 * x + 0.3 * torch.rand(shape, generator=generator, dtype=dtype)
+
+
+def step(function, x, y, **options):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    value = function(x, y, **options)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """Tasks of a few rows and columns, so that small images cross their edges."""
+    monkeypatch.setattr(cpu, "STRIP", 16)
+    monkeypatch.setattr(cpu, "BAND", 3)
+    cpu._tasks.cache_clear()
+    yield
+    cpu._tasks.cache_clear()
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+@pytest.mark.parametrize("window_size", [3, 11, 15])
+@pytest.mark.parametrize("masked", [False, True])
+def test_tasks_meet_without_a_seam(small_tasks, threads, padding, window_size, masked):
+    x, y = pair(2, 1, 41, 53, dtype=torch.float64)
+    options = {"padding": padding, "window_size": window_size, "data_range": (-0.5, 1)}
+    if masked:
+        options["mask"] = torch.rand(41, 53, generator=torch.Generator().manual_seed(1))
+    threads(7)
+    assert len(cpu._tasks(tuple(x.shape), 7)) > 40
+    for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
+        fast = step(function, x, y, backend="numba", **options)
+        plain = step(function, x, y, backend="reference", **options)
+        for value, expected in zip(fast, plain, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_the_budget_in_float32():
+    """The error against float64 is at most twice the reference's, plus one rounding."""
+    for seed in range(5):
+        x, y = pair(1, 3, 176, 190, seed=seed)
+        for function in (ssim, ms_ssim):
+            exact = step(function, x.double(), y.double(), backend="reference")
+            errors = {}
+            for backend in ("numba", "reference"):
+                got = step(function, x, y, backend=backend)
+                errors[backend] = [
+                    ((value.double() - true).norm() / true.norm()).item()
+                    for value, true in zip(got, exact, strict=True)
+                ]
+            for fast, plain in zip(errors["numba"], errors["reference"], strict=True):
+                assert fast <= 2 * plain + 6e-8
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 400, 300), (5, 3, 176, 180)])
+def test_repeatable_and_the_same_for_any_number_of_threads(threads, shape):
+    x, y = pair(*shape)
+    results = {}
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results[count] = step(ms_ssim, x, y, backend="numba")
+        again = step(ms_ssim, x, y, backend="numba")
+        assert all(map(torch.equal, results[count], again))
+    for count in (2, 3, 8):
+        for value, single in zip(results[count], results[1], strict=True):
+            error = (value - single).norm() / single.norm()
+            assert error < 5e-7
+
+
+def test_calls_from_several_threads():
+    pairs = [pair(2, 3, 64, 64 + i, seed=i) for i in range(8)]
+    expected = [step(ssim, *images, backend="numba") for images in pairs]
+    wrong = []
+
+    def work(images, answer):
+        for _ in range(25):
+            got = step(ssim, *images, backend="numba")
+            if not all(map(torch.equal, got, answer)):
+                wrong.append(got)
+
+    workers = [
+        threading.Thread(target=work, args=case) for case in zip(pairs, expected, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+# Made before the fork: torch's own OpenMP threads do not survive one.
+IMAGES = pair(2, 3, 128, 128)
+
+
+def similarity_in_a_process(queue):
+    queue.put(ssim(*IMAGES, backend="numba").item())
+
+
+# Newer Pythons warn of a fork beside threads: that it works is what is tested.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_other_processes(method):
+    expected = ssim(*IMAGES, backend="numba").item()
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=similarity_in_a_process, args=(queue,))
+    process.start()
+    assert queue.get(timeout=120) == pytest.approx(expected, abs=1e-6)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_a_second_backward_through_the_same_graph(function):
+    x, y = pair(1, 2, 176, 178)
+    x.requires_grad_()
+    y.requires_grad_()
+    value = function(x, y, backend="numba")
+    first = [grad.clone() for grad in torch.autograd.grad(value, (x, y), retain_graph=True)]
+    second = torch.autograd.grad(3 * value, (x, y))
+    for once, thrice in zip(first, second, strict=True):
+        assert (thrice - 3 * once).norm() < 1e-6 * once.norm()
+
+
+def test_an_image_against_itself_has_second_derivatives():
+    x = pair(1, 1, 16, 16, dtype=torch.float64)[0].requires_grad_()
+    (first,) = torch.autograd.grad(ssim(x, x, backend="numba"), x, create_graph=True)
+    assert not first.any()
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert second.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("want", [0, op.X, op.Y, op.X + op.Y])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_operation_is_a_good_citizen(want, pool, masked):
+    x, y = pair(2, 2, 15, 17)
+    weight = torch.rand(2, 1, 11, 13) if masked else None
+    arguments = (x, y, weight, [0.1, 0.2, 0.4, 0.2, 0.1], 0.0, 1e-4, 9e-4, "valid")
+    torch.library.opcheck(
+        torch.ops.perceptual_losses.ssim_level.default, (*arguments, False, pool, want)
+    )
+
+
+def test_the_sweep_is_a_good_citizen():
+    gradient, coarse = torch.rand(2, 2, 15, 17), torch.rand(2, 2, 8, 9)
+    for below in (coarse, coarse.new_empty(0, 0, 0, 0)):
+        torch.library.opcheck(
+            torch.ops.perceptual_losses.ssim_sweep.default,
+            (gradient.clone(), torch.rand(2, 2), below),
+        )
+
+
+def test_volumes_are_refused_by_name_and_taken_by_auto():
+    x, y = pair(1, 1, 12, 12, 12)
+    with pytest.raises(ValueError, match="backend='numba' cannot run.*volumes.*backend='auto'"):
+        ssim(x, y, backend="numba")
+    assert ssim(x, y) == ssim(x, y, backend="reference")
+
+
+@pytest.fixture
+def no_numba(monkeypatch, request):
+    """Numba as good as absent, or broken."""
+    if request.param == "absent":
+        monkeypatch.setattr(cpu, "INSTALLED", False)
+    else:
+
+        def fail():
+            raise ImportError("no llvmlite here")
+
+        monkeypatch.setattr(cpu, "_kernels", fail)
+    cpu.broken.cache_clear()
+    _ssim._warn_once.cache_clear()
+    yield request.param
+    cpu.broken.cache_clear()
+
+
+@pytest.mark.parametrize("no_numba", ["absent", "broken"], indirect=True)
+def test_without_numba(no_numba):
+    reason = {"absent": "Numba is not installed", "broken": "no llvmlite here"}[no_numba]
+    x, y = pair(1, 3, 176, 176)
+    with pytest.warns(RuntimeWarning, match=f"{reason}.*runs the reference path"):
+        value = SSIMLoss()(x, y)
+    assert value == SSIMLoss(backend="reference")(x, y)
+    MSSSIMLoss()(x, y)  # A second warning would be an error here.
+    with pytest.raises(ValueError, match=f"backend='numba' cannot run.*{reason}"):
+        ssim(x, y, backend="numba")
+
+
+def test_without_a_folder_to_cache_in(tmp_path):
+    """Compiles for the process alone."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    code = (
+        "import torch; from perceptual_losses import ssim;"
+        "x = torch.ones(1, 1, 16, 16); print(ssim(x, x, backend='numba').item())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(blocked / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout == "1.0\n"
