@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: test lint demo lock test-oldest .venv
+.PHONY: test lint demo demo-smoke bench lock test-oldest .venv
 
 test: .venv/installed
 	.venv/bin/python -m pytest
@@ -12,6 +12,14 @@ lint: .venv/installed
 
 demo: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo
+
+# Enough steps for the verdict, in seconds.
+demo-smoke: .venv/installed
+	.venv/bin/python -m perceptual_losses.examples demo --steps 100 --out runs/smoke
+
+bench: .venv/installed
+	.venv/bin/python -m benchmarks.run
+	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks
 
 # The environment alone, from the pinned lock.
 .venv: .venv/installed

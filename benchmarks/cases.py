@@ -1,0 +1,81 @@
+"""What is measured: a metric, a size, with or without the gradient."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from perceptual_losses.structural import MS_SSIM_WEIGHTS
+
+THREE_WEIGHTS = tuple(weight / sum(MS_SSIM_WEIGHTS[:3]) for weight in MS_SSIM_WEIGHTS[:3])
+"""For images in which five levels do not fit. They sum to one, as piq makes any it is given."""
+
+
+class Case(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        metric: ``"SSIM"`` or ``"MS-SSIM"``.
+        shape: of both images, float32.
+        backward: whether the gradient with respect to the first image is computed too.
+        weights: of the levels of MS-SSIM; ``None`` for the paper's five.
+    """
+
+    metric: str
+    shape: tuple[int, ...]
+    backward: bool
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def size(self) -> str:
+        """The shape as people write it."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def name(self) -> str:
+        """Unique; what ``--cases`` looks into."""
+        return f"{self.metric} {self.size} forward{'+backward' * self.backward}"
+
+    @property
+    def pixels(self) -> int:
+        """Values in one image, each channel counted."""
+        return math.prod(self.shape)
+
+    @property
+    def odd_levels(self) -> bool:
+        """Whether halving meets an odd side, where packages differ."""
+        halvings = 0 if self.metric == "SSIM" else len(self.weights or MS_SSIM_WEIGHTS) - 1
+        return any(side % 2**halvings for side in self.shape[2:])
+
+
+def images(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
+    """A smooth random image with noise on it, and the image: the same at every call.
+
+    Values are in [0, 1], which some packages insist on, and no level's mean is near zero, where
+    packages treat MS-SSIM differently.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(*shape[:2], *(max(2, side // 8) for side in shape[2:]), generator=generator)
+    mode = "bilinear" if len(shape) == 4 else "trilinear"
+    y = 0.05 + 0.9 * interpolate(coarse, size=shape[2:], mode=mode)
+    noise = torch.rand(shape, generator=generator) - 0.5
+    x = (y + 0.2 * noise).clamp(0, 1)
+    return x.to(device), y.to(device)
+
+
+IMAGES = ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (1, 1, 4320, 7680))
+VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
+"""Each from small to large: the smaller ones tell how long the larger ones would take."""
+
+CASES = (
+    *itertools.starmap(Case, itertools.product(["SSIM"], IMAGES + VOLUMES, [False, True])),
+    *(
+        Case("MS-SSIM", shape, backward, THREE_WEIGHTS if min(shape[2:]) < 161 else None)
+        for shape, backward in itertools.product(IMAGES, [False, True])
+    ),
+)

@@ -1,0 +1,216 @@
+"""Checking, timing and weighing one contender in one case."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import perceptual_losses
+from perceptual_losses.structural import MS_SSIM_WEIGHTS
+
+from .cases import Case, images
+from .contenders import Call, Contender
+
+VALUE_TOLERANCE = 2e-5
+"""Of a similarity, absolute: float32 moments and float32 windows."""
+
+GRADIENT_TOLERANCE = 1e-4
+"""Of a gradient: the norm of the difference over the norm."""
+
+DEVIATION_LIMIT = 1e-2
+"""Of a similarity by a definition that is known to differ: it is still the same work."""
+
+MEMORY_METHOD = {
+    "cpu": "peak resident set (VmHWM, reset through /proc/self/clear_refs) less the resident set "
+    "before the step, to about 0.2 MB; freed blocks from 64 KiB go back to the system at once",
+    "cuda": "torch.cuda.max_memory_allocated less memory_allocated before the step",
+}
+"""In a process of its own for each contender and case, after a step that is not measured unless a
+step takes longer than `LONG_STEP`. The gradient is counted, the images are not."""
+
+LONG_STEP = 1.0
+"""Seconds from which what a first step needs only once does not show beside what every one does."""
+
+M_MMAP_THRESHOLD = -3
+"""From malloc.h."""
+
+_libc = ctypes.CDLL(None)
+
+Step = Callable[[], tuple[Tensor, Tensor | None]]
+
+
+class Expected(NamedTuple):
+    """What the reference path computes in float64."""
+
+    value: float
+    gradient: Tensor
+
+
+@functools.lru_cache(maxsize=1)
+def expected(case: Case, device: str) -> Expected:
+    """The numbers to reach; kept for the next case, which mostly is the same without backward."""
+    x, y = (image.double() for image in images(case.shape, device))
+    x.requires_grad_()
+    if case.metric == "SSIM":
+        value = perceptual_losses.ssim(x, y, backend="reference")
+    else:
+        weights = case.weights or MS_SSIM_WEIGHTS
+        value = perceptual_losses.ms_ssim(x, y, weights=weights, backend="reference")
+    (gradient,) = torch.autograd.grad(value, x)
+    return Expected(value.item(), gradient)
+
+
+def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
+    """What is timed: the similarity, and its gradient with respect to ``x`` if the case has it."""
+    if not case.backward:
+        return torch.no_grad()(lambda: (call.similarity(x, y), None))
+    x = x.detach().requires_grad_()
+
+    def forward_and_backward() -> tuple[Tensor, Tensor]:
+        value = call.similarity(x, y)
+        (gradient,) = torch.autograd.grad(value, x)
+        return value.detach(), gradient
+
+    return forward_and_backward
+
+
+def check(run: Step, target: Expected, deviation: str) -> dict[str, float | None]:
+    """Errors of value and gradient; raises if they are beyond what is allowed."""
+    value, gradient = run()
+    errors: dict[str, float | None] = {
+        "value_error": abs(value.item() - target.value),
+        "gradient_error": None,
+    }
+    if gradient is not None:
+        difference = (gradient - target.gradient).norm() / target.gradient.norm()
+        errors["gradient_error"] = difference.item()
+    limits = {
+        "value_error": DEVIATION_LIMIT if deviation else VALUE_TOLERANCE,
+        "gradient_error": float("inf") if deviation else GRADIENT_TOLERANCE,
+    }
+    for name, error in errors.items():
+        # Negated so that NaN fails.
+        if error is not None and not error <= limits[name]:
+            raise ValueError(f"{name} {error:.2g} is over {limits[name]:g}")
+    return errors
+
+
+def seconds(run: Callable[[], Any], calls: int, device: str) -> float:
+    """Time of one call, the mean of ``calls`` in a row."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000 / calls
+    begin = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - begin) / calls
+
+
+def configure(device: str, threads: int) -> None:
+    """The state of torch that every measurement has."""
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        # Convolutions in TF32 would fail the check.
+        torch.backends.cudnn.allow_tf32 = False
+
+
+@contextlib.contextmanager
+def memory_limit(device: str, fraction: float = 0.8) -> Iterator[None]:
+    """Makes an allocation beyond this fraction of the machine's memory an exception that can be
+    recorded, where the system would end the process. On CUDA it is one already.
+    """
+    if device == "cuda":
+        yield
+        return
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_DATA, (int(fraction * total), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}"
+
+
+def peak_memory(contender: Contender, case: Case, device: str, *, warm_up: bool) -> int:
+    """Bytes that a step needs at its peak, by `MEMORY_METHOD`.
+
+    Raises:
+        RuntimeError: the process failed; with its reason.
+    """
+    # Children of a server that has imported torch and run nothing start in milliseconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, contender, case, device, torch.get_num_threads(), warm_up)
+    child = context.Process(target=_report_peak, args=arguments)
+    child.start()
+    sender.close()
+    try:
+        result: Any = receiver.recv()
+    except EOFError:
+        result = None
+    child.join()
+    if isinstance(result, int):
+        return result
+    raise RuntimeError(result or f"the process ended with code {child.exitcode}")
+
+
+def _report_peak(
+    sender: Connection, contender: Contender, case: Case, device: str, threads: int, warm_up: bool
+) -> None:
+    try:
+        configure(device, threads)
+        if device == "cpu":
+            # Free blocks would hide what a step needs: let glibc give back those of 64 KiB or more.
+            _libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+        run = step(contender.build(case, device), case, *images(case.shape, device))
+        if warm_up:
+            run()
+        sender.send(_peak_cuda(run) if device == "cuda" else _peak_resident(run))
+    except Exception as error:
+        sender.send(reason(error))
+
+
+def _peak_cuda(run: Step) -> int:
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_resident(run: Step) -> int:
+    _libc.malloc_trim(0)  # and those that importing has left
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as file:
+        (line,) = [line for line in file if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024

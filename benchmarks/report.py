@@ -1,0 +1,178 @@
+"""Turns result files into tables and plots."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .contenders import OURS
+
+Result = dict[str, Any]
+
+HEADER = (
+    "",
+    "forward, ms",
+    "to ours",
+    "forward + backward, ms",
+    "to ours",
+    "memory forward, gradients",
+    "memory forward + backward, gradients",
+    "remarks",
+)
+
+MISSING = "-"
+
+INK, OURS_COLOR, OTHERS_COLOR = "#333333", "#c44e24", "#8da3b5"
+
+
+def markdown(result: Result, plots: dict[str, str]) -> str:
+    """The whole report of one device.
+
+    Args:
+        result: content of a result file.
+        plots: for each metric, where its plot lies.
+    """
+    parts = [f"# {result['environment']['device']}", _conditions(result)]
+    if result["cost"]:
+        parts.append(_cost(result["cost"]))
+    for metric, cases in _groups(result["cases"], "metric"):
+        parts.append(f"## {metric}")
+        if metric in plots:
+            parts.append(f"![Throughput of {metric}]({plots[metric]})")
+        for size, group in _groups(cases, "size"):
+            parts += [f"### {metric}, {size}", table(group)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(cases: Sequence[Result]) -> str:
+    """One metric at one size: a row for each contender, the fastest first.
+
+    Args:
+        cases: forward alone, forward and backward, or both.
+    """
+    modes = {
+        case["backward"]: {row["contender"]: row for row in case["rows"]}
+        for case in sorted(cases, key=lambda case: case["backward"])
+    }
+    names = dict.fromkeys(itertools.chain.from_iterable(modes.values()))
+    fullest = modes[max(modes)]
+    lines = [HEADER, ["---", *["---:"] * (len(HEADER) - 2), "---"]]
+    for name in sorted(names, key=lambda name: fullest[name].get("median_ms", float("inf"))):
+        forward, both = (modes.get(backward, {}).get(name, {}) for backward in (False, True))
+        cells = [f"**{name}**" if name == OURS.name else name]
+        for row in (forward, both):
+            cells += [_number(row.get("median_ms")), _number(row.get("ratio"), "x")]
+        cells += [_number(row.get("peak_gradients")) for row in (forward, both)]
+        lines.append([*cells, _remarks(forward, both)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def throughput(cases: Sequence[Result]) -> Figure:
+    """Forward and backward of one metric: a panel for each size, a bar for each contender.
+
+    Args:
+        cases: with backward.
+    """
+    names = [row["contender"] for row in cases[0]["rows"]][::-1]
+    figure = Figure(figsize=(2.2 + 2.4 * len(cases), 1.4 + 0.34 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    for panel, case in zip(panels, cases, strict=True):
+        medians = {row["contender"]: row.get("median_ms") for row in case["rows"]}
+        rates = [case["pixels"] / 1e3 / medians[name] if medians[name] else 0 for name in names]
+        colors = [OURS_COLOR if name == OURS.name else OTHERS_COLOR for name in names]
+        bars = panel.barh(names, rates, color=colors)
+        labels = [f"{rate:.3g}" if rate else "not run" for rate in rates]
+        panel.bar_label(bars, labels, padding=3, fontsize=8, color=INK)
+        panel.set_title(case["size"], fontsize=10)
+        panel.set_xlim(0, 1.3 * max(*rates, 1e-9))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    figure.suptitle(f"{cases[0]['metric']}, forward + backward", fontsize=11)
+    figure.supxlabel("megapixels per second, each channel counted (longer is faster)", fontsize=9)
+    return figure
+
+
+def _conditions(result: Result) -> str:
+    environment, method = result["environment"], result["method"]
+    versions = ", ".join(
+        f"{name} {version}" for name, version in environment["versions"].items() if version
+    )
+    return "\n".join(
+        [
+            f"Commit {environment['commit']}, {environment['date']}; {environment['processor']}, "
+            f"{environment['threads']} torch threads; Python {environment['python']}; {versions}.",
+            "",
+            f"* Computed: {method['definition']}.",
+            f"* Checked {method['check']}: {method['value_tolerance']:g} and "
+            f"{method['gradient_tolerance']:g}. Where a definition differs the remark says by how "
+            f"much, up to {method['deviation_limit']:g} of the value.",
+            f"* Time: {method['rounds']} {method['time']}.",
+            f"* To ours: the contender's time over that of {OURS.name}; below 1x it is faster.",
+            f"* Memory: {method['memory']}; beside the images, in units of the gradient's size.",
+        ]
+    )
+
+
+def _cost(cost: Result) -> str:
+    if cost["error"]:
+        return f"{cost['name']} on one thread: {cost['error']}."
+    return (
+        f"On one thread {cost['name']} takes {_number(cost['ns_per_pixel'])} ns per pixel, each "
+        f"channel counted: {_number(cost['ratio'])} times the {_number(cost['bound_ns_per_pixel'])}"
+        f" ns of its {cost['multiply_adds_per_pixel']} multiply-adds at the rate of a 1024x1024 "
+        f"matrix product, {_number(cost['multiply_adds_per_second'] / 1e9)} billion per second."
+    )
+
+
+def _remarks(forward: Result, both: Result) -> str:
+    remarks = []
+    measured = both if "value_error" in both else forward
+    if measured.get("deviation"):
+        errors = f"value by {_number(measured['value_error'])}"
+        if measured["gradient_error"] is not None:
+            errors += f", gradient by {_number(measured['gradient_error'])}"
+        remarks.append(f"differs: {measured['deviation']} ({errors})")
+    remarks += [row.get(key) for key in ("error", "memory_error") for row in (forward, both)]
+    distinct = dict.fromkeys(remark for remark in remarks if remark)
+    return "; ".join(distinct).replace("|", "\\|")
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    """Three digits, without an exponent where people would not write one."""
+    if value is None:
+        return MISSING
+    return f"{value:.0f}{unit}" if value >= 1000 else f"{value:.3g}{unit}"
+
+
+def _groups(cases: Sequence[Result], key: str) -> list[tuple[str, list[Result]]]:
+    """Cases by what they have under the key, in their order."""
+    return [(name, list(group)) for name, group in itertools.groupby(cases, lambda c: c[key])]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in options.results:
+        result = json.loads(path.read_text())
+        plots = {}
+        backward = [case for case in result["cases"] if case["backward"]]
+        for metric, cases in _groups(backward, "metric"):
+            plots[metric] = f"{path.stem}-{metric.lower()}.png"
+            throughput(cases).savefig(options.out / plots[metric], dpi=150)
+        report = options.out / f"{path.stem}.md"
+        report.write_text(markdown(result, plots))
+        print(report)
+
+
+if __name__ == "__main__":
+    main()

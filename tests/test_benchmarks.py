@@ -1,0 +1,186 @@
+import json
+import multiprocessing
+import os
+import sys
+
+import pytest
+import torch
+
+from benchmarks import measure, report, run
+from benchmarks.cases import CASES, THREE_WEIGHTS, Case, images
+from benchmarks.contenders import CONTENDERS, OURS, Call, Contender
+
+ON_CPU = [contender for contender in CONTENDERS if "cpu" in contender.devices]
+
+SMALL = [
+    Case("SSIM", (2, 3, 24, 32), True),
+    Case("SSIM", (2, 3, 24, 32), False),
+    Case("SSIM", (1, 1, 13, 14, 15), True),
+    Case("MS-SSIM", (2, 3, 64, 64), True, THREE_WEIGHTS),
+    Case("MS-SSIM", (1, 1, 180, 190), True),
+]
+
+REFUSALS = {
+    ("piq", SMALL[2]): "complex",
+    ("frame-analytics", SMALL[2]): "2/3/4-D",
+    ("pytorch-msssim", SMALL[3]): "larger than 160",
+    ("kornia", SMALL[3]): "no pyramid",
+    ("kornia", SMALL[4]): "no pyramid",
+}
+
+DIFFERS_AT_ODD_SIDES = {"pytorch-msssim", "piq", "frame-analytics", "torchmetrics"}
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    """frame-analytics compiles, which takes longer than all tests here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.parametrize("contender", ON_CPU, ids=lambda contender: contender.name)
+def test_contenders_compute_the_stated_value(contender, case):
+    if contender.distribution == "frame-analytics" and sys.platform != "linux":
+        pytest.skip("it has wheels for Linux alone")
+
+    def ready():
+        call = contender.build(case, "cpu")
+        step = measure.step(call, case, *images(case.shape, "cpu"))
+        step()
+        return call, step
+
+    refusal = REFUSALS.get((contender.name, case))
+    if refusal:
+        with pytest.raises((AssertionError, NotImplementedError, ValueError), match=refusal):
+            ready()
+        return
+    call, step = ready()
+    odd = case.odd_levels and contender.name in DIFFERS_AT_ODD_SIDES
+    torchmetrics = contender.name == "torchmetrics" and case.metric == "MS-SSIM"
+    assert bool(call.deviation) == (odd or torchmetrics)
+    errors = measure.check(step, measure.expected(case, "cpu"), call.deviation)
+    if call.deviation:
+        assert errors["gradient_error"] > measure.GRADIENT_TOLERANCE
+
+
+def test_settings_are_shown():
+    call = OURS.build(SMALL[0], "cpu")
+    assert call.settings == "perceptual_losses.ssim(backend='auto')"
+
+
+def test_cases_are_distinct_and_grow():
+    assert len({case.name for case in CASES}) == len(CASES)
+    last = {}
+    for case in CASES:
+        kind = case.metric, len(case.shape), case.backward
+        assert case.pixels > last.get(kind, 0)
+        last[kind] = case.pixels
+
+
+def build_broken(case, device):
+    raise ImportError("no such package\nand a long explanation")
+
+
+def build_wrong(case, device):
+    return Call(lambda x, y: (x - y).square().mean(), "mean square")
+
+
+def build_late(case, device):
+    calls = iter(range(1))
+    ours = OURS.build(case, device).similarity
+
+    def similarity(x, y):
+        next(calls)
+        return ours(x, y)
+
+    return Call(similarity, "fails at the second call")
+
+
+def build_dying(case, device):
+    if multiprocessing.parent_process():
+        os._exit(3)
+    return OURS.build(case, device)
+
+
+@pytest.fixture(scope="module")
+def result_path(tmp_path_factory):
+    """Of a run with contenders that fail in each of the ways there are."""
+    contenders = (
+        Contender("broken", "broken", build_broken),
+        Contender("wrong", "wrong", build_wrong),
+        Contender("late", "late", build_late),
+        Contender("dying", "dying", build_dying),
+        OURS,
+        Contender("elsewhere", "elsewhere", build_broken, ("cuda",)),
+    )
+    path = tmp_path_factory.mktemp("benchmarks") / "here.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "CONTENDERS", contenders)
+        patch.setattr(run, "CASES", SMALL[:2])
+        patch.setattr(run, "COST_SHAPE", (1, 1, 16, 16))
+        assert run.main(["--rounds", "1", "--out", str(path)]) == path
+    return path
+
+
+def test_a_failing_contender_is_recorded(result_path):
+    result = json.loads(result_path.read_text())
+    for case in result["cases"]:
+        rows = {row["contender"]: row for row in case["rows"]}
+        assert list(rows) == ["broken", "wrong", "late", "dying", OURS.name]
+        assert rows["broken"]["error"] == "ImportError: no such package"
+        assert rows["wrong"]["error"].startswith("ValueError: value_error")
+        assert rows["late"]["error"].startswith("StopIteration")
+        assert rows["dying"]["memory_error"] == "RuntimeError: the process ended with code 3"
+        assert rows["dying"]["times_ms"]
+
+
+def test_what_a_run_writes(result_path):
+    result = json.loads(result_path.read_text())
+    assert result["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert result["environment"]["versions"]["broken"] is None
+    assert result["environment"]["threads"] == torch.get_num_threads()
+    assert result["method"]["rounds"] == 1
+    assert result["cost"]["ns_per_pixel"] > 0
+    for case in result["cases"]:
+        (ours,) = [row for row in case["rows"] if row["contender"] == OURS.name]
+        assert ours["error"] is None
+        assert len(ours["times_ms"]) == 1
+        assert ours["median_ms"] == ours["times_ms"][0] > 0
+        assert ours["ratio"] == 1
+        assert ours["value_error"] < measure.VALUE_TOLERANCE
+        assert (ours["gradient_error"] is not None) == case["backward"]
+        assert "memory_error" not in ours
+
+
+def test_what_a_report_shows(result_path, tmp_path):
+    report.main([str(result_path), "--out", str(tmp_path)])
+    text = (tmp_path / "here.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.count(" | ") for line in lines}) == 1
+    names = [line.strip("| ").partition(" |")[0] for line in lines]
+    assert sorted(names[2:]) == sorted(
+        ["**perceptual-losses**", "broken", "dying", "late", "wrong"]
+    )
+    assert "ImportError: no such package |" in text
+    assert "here-ssim.png" in text
+    assert (tmp_path / "here-ssim.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_step_that_would_take_too_long_is_not_made():
+    small, large = Case("SSIM", (1, 1, 16, 16), False), Case("SSIM", (1, 1, 32, 32), False)
+    options = run.Options(rounds=1, patience=1e-9)
+    first, second = run.compare([small, large], [OURS], options)
+    assert first["rows"][0]["error"] is None
+    assert second["rows"][0]["error"].startswith("TimeoutError: a step would take")
+
+
+def build_three_copies(case, device):
+    return Call(lambda x, y: torch.stack([x, y, x]).mean(), "three copies")
+
+
+def test_memory_is_the_peak_of_one_step():
+    case = Case("SSIM", (1, 1, 1024, 1024), False)
+    contender = Contender("three copies", "torch", build_three_copies)
+    peak = measure.peak_memory(contender, case, "cpu", warm_up=True)
+    assert peak / (4 * case.pixels) == pytest.approx(3, abs=0.2)
