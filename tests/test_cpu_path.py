@@ -183,6 +183,16 @@ def test_volumes_are_refused_by_name_and_taken_by_auto():
     assert ssim(x, y) == ssim(x, y, backend="reference")
 
 
+def test_transforms_run_the_reference():
+    x, y = pair(2, 1, 24, 24)
+    expected = step(ssim, x, y, backend="reference")[1]
+    assert torch.equal(torch.func.grad(lambda image: ssim(image, y))(x), expected)
+    per_image = torch.vmap(lambda a, b: ssim(a[None], b[None]))(x, y)
+    torch.testing.assert_close(per_image, ssim(x, y, reduction="none"), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="cannot run: a torch.func transform is active"):
+        torch.func.grad(lambda image: ssim(image, y, backend="numba"))(x)
+
+
 @pytest.fixture
 def no_numba(monkeypatch, request):
     """Numba as good as absent, or broken."""
