@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
         "if training with MS-SSIM did not give the better SSIM and MS-SSIM.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--steps", type=positive, default=1600, help="updates of each model")
+    demo.add_argument("--steps", type=positive, default=2000, help="updates of each model")
     demo.add_argument("--batch-size", type=positive, default=32, help="images for each update")
     demo.add_argument("--seed", type=int, default=0, help="of the weights, the order and the noise")
     demo.add_argument("--out", type=folder, default="runs/demo", help="folder to write to")
