@@ -105,12 +105,9 @@ def ssim(
         backend=backend,
     )
     _arguments.images(x, y, definition, data_range)
-    weights = _arguments.mask_weights(mask, x, y)
-    if weights is not None:
-        weights = _normalized(weights, definition)
-    similarity, _, _ = _ssim.level(
-        x, y, definition, weights, contrast=False, pool=False, backend=backend
-    )
+    pixel_weights = _arguments.mask_weights(mask, x, y)
+    weights = () if pixel_weights is None else (_normalized(pixel_weights, definition),)
+    (similarity,) = _ssim.means(x, y, definition, weights, levels=1, backend=backend)
     return _reduce(similarity, reduction)
 
 
@@ -249,25 +246,14 @@ def ms_ssim(
     _arguments.images(x, y, definition, data_range)
     exponents = _arguments.fit_levels(exponents, levels, x, window_size)
     pixel_weights = _arguments.mask_weights(mask, x, y)
-    level_pixel_weights: list[Tensor | None] = [None] * len(exponents)
-    if pixel_weights is not None:
-        for level in range(len(exponents)):
-            level_pixel_weights[level] = _normalized(pixel_weights, definition)
-            pixel_weights = _ssim.halve(pixel_weights)
-
-    powers = []
-    for level, exponent in enumerate(exponents, start=1):
-        below = level < len(exponents)
-        mean, x, y = _ssim.level(
-            x,
-            y,
-            definition,
-            level_pixel_weights[level - 1],
-            contrast=below,
-            pool=below,
-            backend=backend,
-        )
-        powers.append(_power(mean, exponent, normalize))
+    map_weights: list[Tensor] = []
+    while pixel_weights is not None and len(map_weights) < len(exponents):
+        map_weights.append(_normalized(pixel_weights, definition))
+        pixel_weights = _ssim.halve(pixel_weights)
+    means = _ssim.means(x, y, definition, map_weights, levels=len(exponents), backend=backend)
+    powers = [
+        _power(mean, exponent, normalize) for mean, exponent in zip(means, exponents, strict=True)
+    ]
     return _reduce(functools.reduce(torch.mul, powers), reduction)
 
 

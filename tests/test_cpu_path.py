@@ -30,9 +30,27 @@ def small_tasks(monkeypatch):
     """Tasks of a few rows and columns, so that small images cross their edges."""
     monkeypatch.setattr(cpu, "STRIP", 16)
     monkeypatch.setattr(cpu, "BAND", 3)
+    monkeypatch.setattr(cpu, "SIDE_BY_SIDE", 100)
     cpu._tasks.cache_clear()
     yield
     cpu._tasks.cache_clear()
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """New memory and kept scratch hold NaN."""
+    scratch, empty_like, new_empty = cpu._scratch, torch.empty_like, torch.Tensor.new_empty
+
+    def poisoned(*arguments):
+        rows = scratch(*arguments)
+        rows.fill(float("nan"))
+        return rows
+
+    monkeypatch.setattr(cpu, "_scratch", poisoned)
+    monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(float("nan")))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda x, *shape: new_empty(x, *shape).fill_(float("nan"))
+    )
 
 
 @pytest.fixture
@@ -46,18 +64,44 @@ def threads():
 @pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
 @pytest.mark.parametrize("window_size", [3, 11, 15])
 @pytest.mark.parametrize("masked", [False, True])
-def test_tasks_meet_without_a_seam(small_tasks, threads, padding, window_size, masked):
+def test_tasks_meet_without_a_seam(small_tasks, poison, threads, padding, window_size, masked):
     x, y = pair(2, 1, 41, 53, dtype=torch.float64)
     options = {"padding": padding, "window_size": window_size, "data_range": (-0.5, 1)}
     if masked:
         options["mask"] = torch.rand(41, 53, generator=torch.Generator().manual_seed(1))
     threads(7)
-    assert len(cpu._tasks(tuple(x.shape), 7)) > 40
+    assert len(cpu._tasks(tuple(x.shape), window_size, 7)[0]) > 40
     for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
         fast = step(function, x, y, backend="numba", **options)
         plain = step(function, x, y, backend="reference", **options)
         for value, expected in zip(fast, plain, strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_narrow_planes_side_by_side(poison, threads, padding, masked):
+    x, y = pair(3, 3, 23, 25, dtype=torch.float64)
+    mask = torch.rand(3, 1, 23, 25, generator=torch.Generator().manual_seed(1))
+    options = {"padding": padding, "mask": mask if masked else None}
+    threads(2)
+    plane_counts = cpu._tasks(tuple(x.shape), 11, 2)[0][:, 1]
+    assert plane_counts.tolist() == [4, 4, 1]
+    for x_only in (False, True):
+        images = x.clone().requires_grad_(), y.clone().requires_grad_(not x_only)
+        wanted = images[: 1 if x_only else 2]
+        fast, plain = (
+            torch.autograd.grad(ssim(*images, backend=backend, **options), wanted)
+            for backend in ("numba", "reference")
+        )
+        for gradient, expected in zip(fast, plain, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-14)
+    x[1, 2, 4, 4] = float("nan")
+    similarity = ssim(x, y, reduction="none", backend="numba", **options)
+    assert similarity.isnan().tolist() == [False, True, False]
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(ssim(x, y, backend="numba", **options), x)
+    assert gradient[[0, 1, 2], [0, 2, 2]].isnan().flatten(1).any(1).tolist() == [False, True, False]
 
 
 def test_the_budget_in_float32():
@@ -156,23 +200,23 @@ def test_an_image_against_itself_has_second_derivatives():
 
 
 @pytest.mark.parametrize("want", [0, op.X, op.Y, op.X + op.Y])
-@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_operation_is_a_good_citizen(want, pool, masked):
+def test_the_operation_is_a_good_citizen(want, levels, masked):
     x, y = pair(2, 2, 15, 17)
-    weight = torch.rand(2, 1, 11, 13) if masked else None
-    arguments = (x, y, weight, [0.1, 0.2, 0.4, 0.2, 0.1], 0.0, 1e-4, 9e-4, "valid")
+    weights = [torch.rand(2, 1, 11, 13), torch.rand(2, 1, 4, 5)][:levels] if masked else []
+    arguments = (x, y, weights, [0.1, 0.2, 0.4, 0.2, 0.1], 0.0, 1e-4, 9e-4, "valid")
     torch.library.opcheck(
-        torch.ops.perceptual_losses.ssim_level.default, (*arguments, False, pool, want)
+        torch.ops.perceptual_losses.ssim_means.default, (*arguments, levels, want)
     )
 
 
 def test_the_sweep_is_a_good_citizen():
-    gradient, coarse = torch.rand(2, 2, 15, 17), torch.rand(2, 2, 8, 9)
-    for below in (coarse, coarse.new_empty(0, 0, 0, 0)):
+    gradients = [torch.rand(2, 2, 15, 17), torch.rand(2, 2, 8, 9)]
+    for levels in (1, 2):
         torch.library.opcheck(
             torch.ops.perceptual_losses.ssim_sweep.default,
-            (gradient.clone(), torch.rand(2, 2), below),
+            ([gradient.clone() for gradient in gradients[:levels]], torch.rand(levels, 2, 2)),
         )
 
 

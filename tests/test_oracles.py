@@ -59,11 +59,15 @@ def test_random_images(backend):
 def test_ramp_against_its_mirror(backend):
     x = torch.arange(0, 256, 16, dtype=torch.float64).expand(1, 1, 16, 16)
     settings = Settings(gaussian(11, 1.5), 0.0, (0.01 * 255) ** 2, (0.03 * 255) ** 2, "valid")
-    similarity, contrast_structure = (
-        _ssim.level(x, x.flip(-1), settings, None, contrast=contrast, pool=False, backend=backend)[
-            0
-        ]
-        for contrast in (False, True)
+    (similarity,) = _ssim.means(x, x.flip(-1), settings, [], levels=1, backend=backend)
+    # For a second level there must be room: beside the ramp, where no window counts.
+    beside = (0, 16, 0, 16)
+    larger, mirror = torch.nn.functional.pad(x, beside), torch.nn.functional.pad(x.flip(-1), beside)
+    weights = [torch.zeros(1, 1, side, side, dtype=torch.float64) for side in (22, 6)]
+    for weight in weights:
+        weight[..., :6, :6] = 1 / 36
+    contrast_structure, _ = _ssim.means(
+        larger, mirror, settings, weights, levels=2, backend=backend
     )
     assert similarity.item() == pytest.approx(-0.8170395325, abs=1e-10)
     assert contrast_structure.item() == pytest.approx(-0.9030433715, abs=1e-10)

@@ -1,4 +1,4 @@
-"""One operation, several paths: two images in, the mean for each image and channel out.
+"""One operation, several paths: two images in, the means for each level, image and channel out.
 
 Reduction over channels and images, the weights of levels and ``1 -`` live above this package and
 are written once. Paths never import each other; `op` gives the fast ones their gradient.
@@ -6,6 +6,7 @@ are written once. Paths never import each other; `op` gives the fast ones their 
 
 import functools
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,43 +15,41 @@ from . import cpu, op, reference
 from .contract import Settings, compute_dtype
 from .reference import halve
 
-__all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "level", "similarity_map"]
+__all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "similarity_map"]
 
 BACKENDS = ("auto", "reference", "numba")
 
 
-def level(
+def means(
     x: Tensor,
     y: Tensor,
     settings: Settings,
-    weight: Tensor | None,
+    weights: Sequence[Tensor],
     *,
-    contrast: bool,
-    pool: bool,
+    levels: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean over each plane of the SSIM map, and the images of the next coarser level.
+) -> Tensor:
+    """The mean over each plane of the SSIM map at one level, or of its factors at several.
 
     Args:
         x: images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)`` of any real dtype and layout.
         y: same shape and device.
         settings: what is computed.
-        weight: one weight for each map value, ``(N, 1, H', W')``, summing to one for each image;
-            ``None`` for the plain mean.
-        contrast: the mean of the map's contrast-structure factor instead.
-        pool: whether the next level is wanted.
+        weights: for each level one weight for each map value, ``(N, 1, H', W')``, summing to one
+            for each image; empty for the plain mean.
+        levels: how many. Each has `halve` of the images of the one before.
         backend: one of `BACKENDS`.
 
     Returns:
-        The mean ``(N, C)`` and `halve` of both images (empty without ``pool``), in
-        `compute_dtype` and differentiable with respect to ``x`` and ``y``.
+        ``(levels, N, C)``: the mean of the contrast-structure factor, but at the last level that
+        of SSIM; in `compute_dtype` and differentiable with respect to ``x`` and ``y``.
     """
-    run = op.level if _fast(x, backend) else reference.level
-    return run(x, y, settings, weight, contrast, pool)
+    run = op.means if _fast(x, backend) else reference.means
+    return run(x, y, settings, weights, levels)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Tensor:
-    """The SSIM map ``(N, C, H', W')``; arguments and dtype as for `level`.
+    """The SSIM map ``(N, C, H', W')``; arguments and dtype as for `means`.
 
     It is the reference's on every path: what a fused path saves is the map.
     """

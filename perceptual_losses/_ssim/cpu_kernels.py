@@ -1,9 +1,10 @@
 """Numba kernels of the CPU path: the mean and its gradient in one march down the rows.
 
-A task is a band of rows and a strip of columns of one plane. For each row of the map the kernel
-keeps the horizontal sums of the rows under the window in a ring, sums those vertically, turns the
-four moments into S and its derivatives, sums the derivatives horizontally into a second ring and
-those vertically into a finished row of the gradient. Nothing of the size of an image is kept.
+A task is a band of rows and a strip of columns of one plane, or narrow planes side by side. For
+each row of the map the kernel keeps the horizontal sums of the rows under the window in a ring,
+sums those vertically, turns the four moments into S and its derivatives, sums the derivatives
+horizontally into a second ring and those vertically into a finished row of the gradient. Nothing
+of the size of an image is kept.
 
 With ``d = x - y`` and ``t = x + y``, less a constant near their level in the task (variances do not
 change with it, means add it back), and the formulas of the reference path,
@@ -16,6 +17,8 @@ change with it, means add it back), and the formulas of the reference path,
 
     dx = g * (M_t + M_d) + 2 t (g * V_t) + 2 d (g * V_d)
     dy = g * (M_t - M_d) + 2 t (g * V_t) - 2 d (g * V_d)
+
+All in one file, because Numba's cache on disk looks for changes in the file of an entry alone.
 """
 
 from collections import namedtuple
@@ -26,26 +29,56 @@ from numba import njit
 VALID, ZEROS, SYMMETRIC = 0, 1, 2
 X, Y = 1, 2
 
-# One plane of a tensor with any strides: a pixel is ``flat[offset + i * row + j * column]``.
-Plane = namedtuple("Plane", ["flat", "offset", "row", "column"])
+# A tensor ``(N, C, H, W)`` with any strides: ``starts`` has the place of each plane's
+# first pixel, ``row`` and ``column`` the steps from there.
+Image = namedtuple("Image", ["flat", "starts", "row", "column"])
 
 # Fused multiply-adds, and sums in any order; NaN and infinity keep their meaning.
-FASTMATH = {"contract", "reassoc", "nsz"}
-
-
-OPTIONS = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+OPTIONS = {
+    "nogil": True,
+    "fastmath": {"contract", "reassoc", "nsz"},
+    "error_model": "numpy",
+    # Nothing is allocated inside, and counting references to every slice costs as much as a few
+    # hundred pixels of a row.
+    "_nrt": False,
+}
 # Called by other kernels alone, so that nothing to call them from Python is compiled.
 _kernel = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 
 def _entry(function):
-    kernel = njit(**OPTIONS)(function)
+    """A kernel that Python calls, kept on disk."""
+    compiled = njit(**OPTIONS)(function)
     try:
-        kernel.enable_caching()
+        compiled.enable_caching()
     except (OSError, RuntimeError):
         # No folder can be written to: each process compiles for itself.
         return njit(**OPTIONS)(function)
-    return kernel
+    return compiled
+
+
+@_kernel
+def _place(image, plane, i, j):
+    return image.starts[plane] + i * image.row + j * image.column
+
+
+@_kernel
+def _gather(image, place, out):
+    """Pixels of a row from a place on, side by side."""
+    for j in range(out.shape[0]):
+        out[j] = image.flat[place + j * image.column]
+
+
+@_kernel
+def _store(image, plane, i, begin, row):
+    start = _place(image, plane, i, begin)
+    if image.column == 1:
+        target = image.flat[start : start + row.shape[0]]
+        for j in range(target.shape[0]):
+            target[j] = row[j]
+    else:
+        for j in range(row.shape[0]):
+            image.flat[start + j * image.column] = row[j]
 
 
 @_kernel
@@ -61,82 +94,61 @@ def _shown(index, size, padding):
 
 
 @_kernel
-def _pixels(plane, i, begin, end, buffer):
-    """Part of a row, side by side: where it lies, or copied if there is a step between pixels."""
-    start = plane.offset + i * plane.row + begin * plane.column
-    if plane.column == 1:
-        return plane.flat[start : start + end - begin]
-    for j in range(end - begin):
-        buffer[j] = plane.flat[start + j * plane.column]
-    return buffer[: end - begin]
-
-
-@_kernel
-def _store(plane, i, begin, pixels):
-    start = plane.offset + i * plane.row + begin * plane.column
-    if plane.column == 1:
-        _copy(pixels, plane.flat[start : start + pixels.shape[0]])
-    else:
-        for j in range(pixels.shape[0]):
-            plane.flat[start + j * plane.column] = pixels[j]
-
-
-@_kernel
-def _copy(a, out):
-    for j in range(out.shape[0]):
-        out[j] = a[j]
-
-
-@_kernel
-def _load(x, y, height, width, i, first, count, low, level_d, level_t, padding, buffers, d, t):
+def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, buffers, d, t):
     """Difference and total of a row from column ``first`` on, less their levels."""
-    shown = _shown(i, height, padding)
-    if shown < 0:
-        d[:count] = -level_d
-        t[:count] = -level_t
+    here = _shown(i, height, padding)
+    if here < 0:
+        _fill(-level_d, d)
+        _fill(-level_t, t)
         return
-    begin, end = max(first, 0), min(first + count, width)
+    begin, end = max(first, 0), min(first + d.shape[0], width)
     zero = level_t + low + low
-    x_row = _pixels(x, shown, begin, end, buffers[0])
-    y_row = _pixels(y, shown, begin, end, buffers[1])
-    _combine(x_row, y_row, level_d, zero, d[begin - first :], t[begin - first :])
+    d_row, t_row = d[begin - first : end - first], t[begin - first : end - first]
+    x_at, y_at = _place(x, plane, here, begin), _place(y, plane, here, begin)
+    x_row, y_row = buffers[0, : end - begin], buffers[1, : end - begin]
+    if x.column == 1:
+        x_row = x.flat[x_at : x_at + end - begin]
+    else:
+        _gather(x, x_at, x_row)
+    if y.column == 1:
+        y_row = y.flat[y_at : y_at + end - begin]
+    else:
+        _gather(y, y_at, y_row)
+    _combine(x_row, y_row, level_d, zero, d_row, t_row)
     for side in range(2):
-        beside = range(first, begin) if side == 0 else range(end, first + count)
+        beside = range(first, begin) if side == 0 else range(end, first + d.shape[0])
         for j in beside:
             column = _shown(j, width, padding)
             if column < 0:
                 d[j - first] = -level_d
                 t[j - first] = -level_t
             else:
-                d[j - first] = x_row[column - begin] - y_row[column - begin] - level_d
-                t[j - first] = x_row[column - begin] + y_row[column - begin] - zero
+                d[j - first] = d[column - first]
+                t[j - first] = t[column - first]
+
+
+@_kernel
+def _fill(value, out):
+    for j in range(out.shape[0]):
+        out[j] = value
 
 
 @_kernel
 def _combine(x, y, level_d, level_t, d, t):
-    for j in range(x.shape[0]):
+    for j in range(t.shape[0]):
         d[j] = x[j] - y[j] - level_d
         t[j] = x[j] + y[j] - level_t
 
 
 @_kernel
-def _sum_across(window, taps, a, out):
-    for j in range(out.shape[0]):
-        total = taps[0] * a[j]
-        for k in range(1, len(window)):
-            total += taps[k] * a[j + k]
-        out[j] = total
-
-
-@_kernel
-def _moments_across(window, taps, a, mean, square):
+def _moments_across(extent, window, a, mean, square):
     """Sums of the values and of their squares, each value loaded and weighed once."""
-    for j in range(mean.shape[0]):
-        weighed = taps[0] * a[j]
+    for j in range(square.shape[0]):
+        weighed = window[0] * a[j]
         first = weighed
         second = weighed * a[j]
-        for k in range(1, len(window)):
-            weighed = taps[k] * a[j + k]
+        for k in range(1, len(extent)):
+            weighed = window[k] * a[j + k]
             first += weighed
             second += weighed * a[j + k]
         mean[j] = first
@@ -144,14 +156,22 @@ def _moments_across(window, taps, a, mean, square):
 
 
 @_kernel
-def _sum_down(window, taps, ring, out):
+def _sum_across(extent, window, a, out):
+    for j in range(out.shape[0]):
+        total = window[0] * a[j]
+        for k in range(1, len(extent)):
+            total += window[k] * a[j + k]
+        out[j] = total
+
+
+@_kernel
+def _sum_down(extent, taps, ring, upper, lower):
     """Two rows at once from a ring one row longer than the window: half the loads."""
-    upper, lower = out[0], out[1]
-    for j in range(upper.shape[0]):
+    for j in range(lower.shape[0]):
         value = ring[0, j]
         first = taps[0, 0] * value
         second = taps[1, 0] * value
-        for k in range(1, len(window) + 1):
+        for k in range(1, len(extent) + 1):
             value = ring[k, j]
             first += taps[0, k] * value
             second += taps[1, k] * value
@@ -161,55 +181,59 @@ def _sum_down(window, taps, ring, out):
 
 @_kernel
 def _similarity(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, out):
-    """The map's row: SSIM, or its contrast-structure factor."""
+    """The map's row, SSIM or its contrast-structure factor."""
     one, two = out.dtype.type(1), out.dtype.type(2)
     for j in range(out.shape[0]):
         var_d = e_d[j] - mu_d[j] * mu_d[j]
         var_t = e_t[j] - mu_t[j] * mu_t[j]
         value = one - two * var_d / (var_t + var_d + two * c2)
         if not contrast:
-            full_d, full_t = mu_d[j] + level_d, mu_t[j] + level_t
+            full_d, full_t = mu_d[j] + level_d[j], mu_t[j] + level_t[j]
             dd = full_d * full_d
             value *= one - two * dd / (full_t * full_t + dd + two * c1)
         out[j] = value
 
 
 @_kernel
-def _derivatives(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, sign, out):
-    """The map's row into ``out``; in place M_d, M_t + sign M_d, V_d and V_t."""
-    one, two = out.dtype.type(1), out.dtype.type(2)
+def _derivatives(
+    mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, sign, inside, m_d, m_t, v_d, v_t, out
+):
+    """`_similarity` with M_d, M_t + sign M_d, V_d and V_t."""
+    zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     for j in range(out.shape[0]):
-        m_d, m_t = mu_d[j], mu_t[j]
-        var_d = e_d[j] - m_d * m_d
-        var_t = e_t[j] - m_t * m_t
+        mean_d, mean_t = mu_d[j], mu_t[j]
+        var_d = e_d[j] - mean_d * mean_d
+        var_t = e_t[j] - mean_t * mean_t
         inverse = one / (var_t + var_d + two * c2)
         b = var_d * inverse
         value = one - two * b
-        v_d = -two * (one - b) * inverse
-        v_t = two * b * inverse
-        from_mu_d = from_mu_t = out.dtype.type(0)
+        from_var_d = -two * (one - b) * inverse
+        from_var_t = two * b * inverse
+        from_mu_d = from_mu_t = zero
         if not contrast:
-            full_d, full_t = m_d + level_d, m_t + level_t
+            full_d, full_t = mean_d + level_d[j], mean_t + level_t[j]
             dd = full_d * full_d
             inverse = one / (full_t * full_t + dd + two * c1)
             a = dd * inverse
             luminance = one - two * a
             from_mu_d = -two * two * value * full_d * (one - a) * inverse
             from_mu_t = two * two * value * full_t * a * inverse
-            v_d *= luminance
-            v_t *= luminance
+            from_var_d *= luminance
+            from_var_t *= luminance
             value *= luminance
+        from_mu_d -= two * mean_d * from_var_d
+        from_mu_t -= two * mean_t * from_var_t
+        # Chosen, not multiplied: what is not inside may be NaN, from another plane.
+        m_d[j] = from_mu_d if inside[j] > zero else zero
+        m_t[j] = from_mu_t + sign * from_mu_d if inside[j] > zero else zero
+        v_d[j] = from_var_d if inside[j] > zero else zero
+        v_t[j] = from_var_t if inside[j] > zero else zero
         out[j] = value
-        from_mu_d -= two * m_d * v_d
-        mu_d[j] = from_mu_d
-        mu_t[j] = from_mu_t - two * m_t * v_t + sign * from_mu_d
-        e_d[j] = v_d
-        e_t[j] = v_t
 
 
 @_kernel
 def _weigh(weight, a):
-    for j in range(weight.shape[0]):
+    for j in range(a.shape[0]):
         a[j] *= weight[j]
 
 
@@ -222,310 +246,348 @@ def _total(a):
 
 
 @_kernel
-def _add(a, b, sign, out):
+def _finish(mean_t, mean_d, v_d, v_t, d, t, sign, apart, out):
+    """A row of the gradient; ``apart`` says that ``mean_t`` does not hold ``mean_d`` already."""
+    two = out.dtype.type(2)
     for j in range(out.shape[0]):
-        out[j] = a[j] + sign * b[j]
+        mean = mean_t[j]
+        if apart:
+            mean += sign * mean_d[j]
+        out[j] = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
 
 
 @_kernel
-def _finish(mean, v_d, v_t, d, t, sign, out):
-    two = mean.dtype.type(2)
-    for j in range(out.shape[0]):
-        out[j] = mean[j] + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
-
-
-@_kernel
-def _mirror_columns(window, taps, derivatives, first, last, width, out):
+def _mirror_columns(window, derivative, first, last, width, out):
     """Adds what mirrored columns beside the image send back to the pixels that they show.
 
-    ``derivatives`` begins a radius before column ``first``, at which ``out`` begins; ``last`` ends
+    ``derivative`` begins a radius before column ``first``, at which ``out`` begins; ``last`` ends
     it.
     """
-    radius = len(window) // 2
+    radius = window.shape[0] // 2
     for side in range(2):
         begin = first if side == 0 else max(width - radius, first)
         end = min(radius, last) if side == 0 else last
         for column in range(begin, end):
             image = -1 - column if side == 0 else 2 * width - 1 - column
-            for k in range(len(window)):
+            for k in range(window.shape[0]):
                 source = image + k - radius
                 if 0 <= source < width:
-                    out[column - first] += taps[k] * derivatives[source - first + radius]
+                    out[column - first] += window[k] * derivative[source - first + radius]
+
+
+def scratch_shape(length, columns, itemsize):
+    """Shape of the scratch of `march`, for a window of this length and tasks of so many columns.
+
+    Its rows lie an odd number of cache lines apart, so that those of a ring are in different sets
+    of the cache. What is in them does not matter.
+    """
+    line = 64 // itemsize
+    return 10 * (length + 1) + 28, (-(-(columns + length) // line) | 1) * line
 
 
 @_kernel
-def _taps_down(window, i, height, begin, end, padding, scale, taps):
-    """Weight of each slot of a ring of map rows, begin <= row < end, in row i of the gradient."""
-    radius = len(window) // 2
-    taps[:] = 0
-    for side in range(3):
-        image = i if side == 0 else (-1 - i if side == 1 else 2 * height - 1 - i)
-        if side > 0 and (padding != SYMMETRIC or not -radius <= image < height + radius):
-            continue
-        slot = (image - radius) % taps.shape[0]
-        for k in range(len(window)):
-            if begin <= image + k - radius < end:
-                taps[slot] += scale * window[k]
-            slot = slot + 1 if slot + 1 < taps.shape[0] else 0
+def _add_taps(window, row, begin, end, scale, taps):
+    """Adds the window around a row to the weights of a ring's slots, for rows in it alone."""
+    size = window.shape[0]
+    slot = (row - size // 2) % (size + 1)
+    for k in range(size):
+        if begin <= row + k - size // 2 < end:
+            taps[slot] += scale * window[k]
+        slot = slot + 1 if slot < size else 0
 
 
 @_kernel
-def _levels(x, y, task, low):
-    """Mean difference and total of a few pixels of the task."""
-    top, bottom, left, right = task
-    sum_d = sum_t = 0.0
+def _level(x, y, plane, top, bottom, left, right, sign, zero):
+    """Mean of ``x + sign y - zero`` over a few pixels."""
+    total = 0.0
     count = 0
     for i in range(top, bottom, max(1, (bottom - top) // 8)):
         for j in range(left, right, max(1, (right - left) // 16)):
-            a = x.flat[x.offset + i * x.row + j * x.column]
-            b = y.flat[y.offset + i * y.row + j * y.column]
-            sum_d += a - b
-            sum_t += a + b - 2 * low
+            a = x.flat[x.starts[plane] + i * x.row + j * x.column]
+            b = y.flat[y.starts[plane] + i * y.row + j * y.column]
+            total += a + sign * b - zero
             count += 1
-    level_d = sum_d / count
-    level_t = sum_t / count
-    return level_d if np.isfinite(level_d) else 0.0, level_t if np.isfinite(level_t) else 0.0
-
-
-@_kernel
-def _aligned(rows, columns, dtype):
-    """Zeros whose rows begin at a cache line and fill whole ones."""
-    flat = np.zeros(rows * columns + 16, dtype)
-    skip = (-flat.ctypes.data % 64) // flat.itemsize
-    return flat[skip : skip + rows * columns].reshape(rows, columns)
-
-
-@_kernel
-def _march(
-    x, y, weight, grad_x, grad_y, height, width, window, task, low, c1, c2, padding, contrast, want
-):
-    """The sum of a task's part of the map; writes its part of the gradients of the mean."""
-    kind = x.flat.dtype.type
-    dtype = x.flat.dtype
-    size = len(window)
-    radius = size // 2
-    slots = size + 1
-    top, bottom, left, right = task
-    inset = radius if padding == VALID else 0
-    map_top, map_bottom, map_left, map_right = inset, height - inset, inset, width - inset
-    # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
-    reach = radius if want else 0
-    first = max(left - reach, map_left)
-    count = max(min(right + reach, map_right) - first, 0)
-    own_begin = max(left - first, 0)
-    own_end = max(min(right - first, count), own_begin)
-    equal = weight.shape[0] == 0
-    size_of_map = (map_bottom - map_top) * (map_right - map_left)
-    scale = kind(1 / size_of_map) if equal else kind(1)
-
-    level_d, level_t = _levels(x, y, task, low)
-    level_d, level_t, low, c1, c2 = kind(level_d), kind(level_t), kind(low), kind(c1), kind(c2)
-
-    # Loops are compiled for steps of 64 values: whole steps are faster than a rest.
-    wide = -(-count // 64) * 64
-    columns = -(-(right - left) // 64) * 64
-    loads = _aligned(4, wide + columns + 4 * size, dtype)
-    buffers, d, t = loads[2:], loads[0], loads[1]
-    ring = _aligned(4 * slots, wide, dtype).reshape(4, slots, wide)
-    moments = _aligned(8, wide, dtype).reshape(4, 2, wide)
-    values = _aligned(1, wide, dtype)[0]
-    # The derivatives of a row, with room for the window to pass over both ends.
-    source = _aligned(1, columns + wide + 4 * size, dtype)[0]
-    shift = first - left + radius
-    maps = (4 if want == X + Y else 3) if want else 0
-    grad_ring = _aligned(maps * slots, columns, dtype).reshape(maps, slots, columns)
-    sums = _aligned(2 * maps, columns, dtype).reshape(maps, 2, columns)
-    mean = _aligned(1, columns, dtype)[0]
-    line = _aligned(1, columns, dtype)[0]
-    taps = np.zeros((2, slots), dtype)
-    across = np.zeros(slots, dtype)
-    for k in range(size):
-        across[k] = window[k]
-    sign = kind(1 if want == X else (-1 if want == Y else 0))
-
-    total = 0.0
-    begin = max(top - reach, map_top)
-    loaded = begin - radius
-    for row in range(begin, bottom + reach, 2):
-        if row < map_bottom:
-            while loaded <= row + 1 + radius:
-                _load(
-                    x,
-                    y,
-                    height,
-                    width,
-                    loaded,
-                    first - radius,
-                    count + 2 * radius,
-                    low,
-                    level_d,
-                    level_t,
-                    padding,
-                    buffers,
-                    d,
-                    t,
-                )
-                slot = loaded % slots
-                _moments_across(window, across, d, ring[0, slot], ring[2, slot])
-                _moments_across(window, across, t, ring[1, slot], ring[3, slot])
-                loaded += 1
-            for i in range(2):
-                # The one slot that the window leaves out comes last.
-                slot = (row + i - radius) % slots
-                for k in range(slots):
-                    taps[i, slot] = across[k]
-                    slot = slot + 1 if slot + 1 < slots else 0
-            for i in range(4):
-                _sum_down(window, taps, ring[i], moments[i])
-        for i in range(2):
-            here = row + i
-            if here >= min(map_bottom, bottom + reach):
-                break
-            mu_d, mu_t, e_d, e_t = moments[0, i], moments[1, i], moments[2, i], moments[3, i]
-            if want:
-                _derivatives(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, sign, values)
-            else:
-                _similarity(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, values)
-            if not equal:
-                start = first - map_left
-                weights = weight[here - map_top, start : start + count]
-                _weigh(weights, values)
-                for m in range(4 if want else 0):
-                    _weigh(weights, moments[m, i])
-            if top <= here < bottom:
-                total += _total(values[own_begin:own_end])
-            for m in range(maps):
-                _copy(moments[4 - maps + m, i, :count], source[shift : shift + count])
-                slot = here % slots
-                _sum_across(window, across, source, grad_ring[m, slot])
-                if padding == SYMMETRIC:
-                    _mirror_columns(window, across, source, left, right, width, grad_ring[m, slot])
-        if want and row + 1 - reach >= top:
-            for i in range(2):
-                _taps_down(
-                    window, row + i - reach, height, map_top, map_bottom, padding, scale, taps[i]
-                )
-            for m in range(maps):
-                _sum_down(window, taps, grad_ring[m], sums[m])
-            for i in range(2):
-                done = row + i - reach
-                if not top <= done < bottom:
-                    continue
-                x_row = _pixels(x, done, left, right, buffers[0])
-                y_row = _pixels(y, done, left, right, buffers[1])
-                _combine(x_row, y_row, level_d, level_t + low + low, d, t)
-                v_d, v_t = sums[maps - 2, i], sums[maps - 1, i]
-                if want == X + Y:
-                    _add(sums[1, i], sums[0, i], kind(1), mean)
-                    _finish(mean, v_d, v_t, d, t, kind(1), line)
-                    _store(grad_x, done, left, line[: right - left])
-                    _add(sums[1, i], sums[0, i], kind(-1), mean)
-                    _finish(mean, v_d, v_t, d, t, kind(-1), line)
-                    _store(grad_y, done, left, line[: right - left])
-                else:
-                    _finish(sums[0, i], v_d, v_t, d, t, sign, line)
-                    _store(grad_x if want == X else grad_y, done, left, line[: right - left])
-    return total
+    level = total / count
+    # So that a NaN pixel stays in the windows that hold it.
+    return level if abs(level) < np.inf else 0.0
 
 
 @_entry
-def run(
+def march(
     x,
-    x_strides,
     y,
-    y_strides,
-    weight,
     grad_x,
-    grad_x_strides,
     grad_y,
-    grad_y_strides,
+    weight,
     shape,
+    extent,
     window,
-    tasks,
     low,
     c1,
     c2,
     padding,
     contrast,
     want,
+    tasks,
+    scratch,
     out,
 ):
-    """Runs tasks ``(n, c, top, bottom, left, right)``, the sum of each into ``out``.
+    """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
-    Images are flat arrays with the strides of ``(N, C, H, W)`` beside them; ``weight`` is
-    ``(N, H', W')``, empty for equal weights; a gradient is written where ``want`` says so.
+    ``extent`` is a tuple as long as ``window``, for loops that are unrolled. ``weight`` is
+    ``(N, H', W')``, empty for equal weights; a gradient is written where ``want``
+    says so. The sum of a task's part of the map of each of its planes goes into ``out``,
+    ``(planes, parts)``.
     """
+    kind = scratch.dtype.type
+    size = len(extent)
+    radius = size // 2
+    slots = size + 1
+    channels, height, width = shape[1], shape[2], shape[3]
+    inset = radius if padding == VALID else 0
+    map_bottom, map_right = height - inset, width - inset
+    equal = weight.shape[0] == 0
+    zero, one = kind(0), kind(1)
+    scale = kind(1 / ((map_bottom - inset) * (map_right - inset))) if equal else kind(1)
+    # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
+    reach = radius if want else 0
+    maps = (4 if want == X + Y else 3) if want else 0
+    sign = kind(1 if want == X else (-1 if want == Y else 0))
+
+    # Differences, then totals.
+    rows = scratch[: 2 * slots]
+    ring, grad_ring = scratch[2 * slots : 6 * slots], scratch[6 * slots : 10 * slots]
+    rest = scratch[10 * slots :]
+    moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
+    level_d, level_t, inside, line = rest[20], rest[21], rest[22], rest[23]
+    buffers, taps = rest[24:26], rest[26:28]
+
     for index in range(tasks.shape[0]):
-        n, c = tasks[index, 0], tasks[index, 1]
-        task = tasks[index, 2], tasks[index, 3], tasks[index, 4], tasks[index, 5]
-        out[index] = _march(
-            _plane(x, x_strides, n, c),
-            _plane(y, y_strides, n, c),
-            weight[n] if weight.shape[0] > 0 else np.empty((0, 0), weight.dtype),
-            _plane(grad_x, grad_x_strides, n, c),
-            _plane(grad_y, grad_y_strides, n, c),
-            shape[2],
-            shape[3],
-            window,
-            task,
-            low,
-            c1,
-            c2,
-            padding,
-            contrast,
-            want,
-        )
+        plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
+        top, bottom = tasks[index, 3], tasks[index, 4]
+        left, right = tasks[index, 5], tasks[index, 6]
+        first = max(left - reach, inset)
+        count = max(min(right + reach, map_right) - first, 0)
+        # Where a plane's part of a row of the map begins in its derivatives' row: the window
+        # passes over both its ends and meets zeros there.
+        shift = first - left + radius
+        # Other tasks add up what is centred in them.
+        own_begin = max(left - first, 0)
+        own_end = max(min(right - first, count), own_begin)
+        pitch = count + 2 * radius
+        # Loops are compiled for steps of 64 values: whole steps are faster than a rest.
+        wide = -(-planes * pitch // 64) * 64
 
+        _fill(zero, inside)
+        for m in range(maps):
+            _fill(zero, source[m])
+            for slot in range(slots):
+                _fill(zero, grad_ring[m * slots + slot])
+        for p in range(planes):
+            at = p * pitch
+            base = kind(_level(x, y, plane + p, top, bottom, left, right, -1.0, 0.0))
+            _fill(base, level_d[at : at + pitch])
+            base = kind(_level(x, y, plane + p, top, bottom, left, right, 1.0, 2 * low))
+            _fill(base, level_t[at : at + pitch])
+            _fill(one, inside[at : at + count])
+            out[plane + p, part] = 0
 
-@_kernel
-def _plane(flat, strides, n, c):
-    return Plane(flat, n * strides[0] + c * strides[1], strides[2], strides[3])
+        begin = max(top - reach, inset)
+        loaded = begin - radius
+        for row in range(begin, bottom + reach, 2):
+            while row < map_bottom and loaded <= row + 1 + radius:
+                slot = loaded % slots
+                # Kept for the gradient alone.
+                kept = slot if want else 0
+                for p in range(planes):
+                    at = p * pitch
+                    _load(
+                        x,
+                        y,
+                        plane + p,
+                        height,
+                        width,
+                        loaded,
+                        first - radius,
+                        low,
+                        level_d[at],
+                        level_t[at],
+                        padding,
+                        buffers,
+                        rows[kept, at : at + pitch],
+                        rows[slots + kept, at : at + pitch],
+                    )
+                for m in range(2):
+                    mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot, :wide]
+                    _moments_across(extent, window, rows[m * slots + kept], mean, square)
+                loaded += 1
+            if row < map_bottom:
+                for i in range(2):
+                    _fill(zero, taps[i, :slots])
+                    _add_taps(window, row + i, row - size, row + slots, one, taps[i])
+                for m in range(4):
+                    sums_across = ring[m * slots : (m + 1) * slots]
+                    _sum_down(extent, taps, sums_across, moments[2 * m], moments[2 * m + 1, :wide])
+            for i in range(2):
+                here = row + i
+                if here >= min(map_bottom, bottom + reach):
+                    break
+                values = line[:wide]
+                if want:
+                    _derivatives(
+                        moments[i],
+                        moments[2 + i],
+                        moments[4 + i],
+                        moments[6 + i],
+                        level_d,
+                        level_t,
+                        c1,
+                        c2,
+                        contrast,
+                        sign,
+                        inside,
+                        source[3, shift:],
+                        source[0, shift:],
+                        source[1, shift:],
+                        source[2, shift:],
+                        values,
+                    )
+                else:
+                    _similarity(
+                        moments[i],
+                        moments[2 + i],
+                        moments[4 + i],
+                        moments[6 + i],
+                        level_d,
+                        level_t,
+                        c1,
+                        c2,
+                        contrast,
+                        values,
+                    )
+                if not equal:
+                    for p in range(planes):
+                        at = p * pitch
+                        weights = weight[(plane + p) // channels, here - inset]
+                        weights = weights[first - inset : first - inset + count]
+                        _weigh(weights, values[at : at + count])
+                        for m in range(maps):
+                            at = p * pitch + shift
+                            _weigh(weights, source[m, at : at + count])
+                if top <= here < bottom:
+                    for p in range(planes):
+                        at = p * pitch
+                        out[plane + p, part] += _total(values[at + own_begin : at + own_end])
+                slot = here % slots
+                for m in range(maps):
+                    _sum_across(extent, window, source[m], grad_ring[m * slots + slot, :wide])
+                    if padding == SYMMETRIC:
+                        for p in range(planes):
+                            at = p * pitch
+                            _mirror_columns(
+                                window,
+                                source[m, at:],
+                                left,
+                                right,
+                                width,
+                                grad_ring[m * slots + slot, at:],
+                            )
+            if want and row + 1 - reach >= top:
+                for i in range(2):
+                    _fill(zero, taps[i, :slots])
+                    for side in range(3 if padding == SYMMETRIC else 1):
+                        image = row + i - reach
+                        if side > 0:
+                            # The row beside the map that shows the same pixels.
+                            image = -1 - image if side == 1 else 2 * height - 1 - image
+                        if -radius <= image < height + radius:
+                            _add_taps(window, image, inset, map_bottom, scale, taps[i])
+                for m in range(maps):
+                    sums_across = grad_ring[m * slots : (m + 1) * slots]
+                    _sum_down(
+                        extent, taps, sums_across, grad_sums[2 * m], grad_sums[2 * m + 1, :wide]
+                    )
+                for i in range(2):
+                    done = row + i - reach
+                    if not top <= done < bottom:
+                        continue
+                    # The pixels that a plane's gradient is for, in the rows that were loaded.
+                    slot = done % slots
+                    ahead = left - first + radius
+                    d, t = rows[slot, ahead:], rows[slots + slot, ahead:]
+                    for wanted in (X, Y):
+                        if not want & wanted:
+                            continue
+                        _finish(
+                            grad_sums[i],
+                            grad_sums[6 + i],
+                            grad_sums[2 + i],
+                            grad_sums[4 + i],
+                            d,
+                            t,
+                            kind(1 if wanted == X else -1),
+                            want == X + Y,
+                            line[:wide],
+                        )
+                        image = grad_x if wanted == X else grad_y
+                        for p in range(planes):
+                            at = p * pitch
+                            _store(image, plane + p, done, left, line[at : at + right - left])
 
 
 @_entry
-def halve(image, strides, shape, begin, end, out):
-    """2x2 means: rows begin <= row < end of the rows of all planes of ``out``, ``(N, C, h, w)``."""
+def halve(image, shape, begin, end, rows, out):
+    """2x2 means: rows ``begin`` to ``end`` of all planes of ``out``, ``(planes, h, w)``."""
     height, width = shape[2], shape[3]
-    rows = out.shape[2]
-    buffers = np.empty((2, width), out.dtype)
     for index in range(begin, end):
-        plane, i = divmod(index, rows)
-        n, c = divmod(plane, shape[1])
-        source = _plane(image, strides, n, c)
-        upper = _pixels(source, 2 * i, 0, width, buffers[0])
-        lower = _pixels(source, min(2 * i + 1, height - 1), 0, width, buffers[1])
-        _halve_rows(upper, lower, buffers[0], out[n, c, i])
+        plane = index // out.shape[1]
+        i = index - plane * out.shape[1]
+        upper = _place(image, plane, 2 * i, 0)
+        lower = _place(image, plane, min(2 * i + 1, height - 1), 0)
+        if image.column == 1:
+            _mean(image.flat[upper : upper + width], image.flat[lower : lower + width], rows[0])
+        else:
+            _gather(image, upper, rows[0])
+            _gather(image, lower, rows[1])
+            _mean(rows[0], rows[1], rows[0])
+        _halve_row(rows[0, :width], out[plane, i])
 
 
 @_kernel
-def _halve_rows(upper, lower, both, out):
+def _mean(a, b, out):
     half = out.dtype.type(0.5)
-    for j in range(upper.shape[0]):
-        both[j] = half * (upper[j] + lower[j])
-    for j in range(upper.shape[0] // 2):
-        out[j] = half * (both[2 * j] + both[2 * j + 1])
-    if upper.shape[0] % 2:
-        out[-1] = both[-1]
+    for j in range(a.shape[0]):
+        out[j] = half * (a[j] + b[j])
+
+
+@_kernel
+def _halve_row(row, out):
+    half = out.dtype.type(0.5)
+    for j in range(row.shape[0] // 2):
+        out[j] = half * (row[2 * j] + row[2 * j + 1])
+    if row.shape[0] % 2:
+        out[-1] = row[-1]
 
 
 @_entry
-def sweep(gradient, strides, shape, scale, coarse, begin, end):
-    """Scales rows of a level's gradient and adds what the next coarser level sends back."""
+def sweep(gradient, shape, scale, coarse, begin, end, rows):
+    """Scales rows of a level's gradient and adds what the next coarser level sends back.
+
+    ``scale`` has a number for each plane; ``coarse`` is ``(planes, h, w)``, empty for none.
+    """
     height, width = shape[2], shape[3]
-    kind = gradient.dtype.type
-    line = np.empty(width, gradient.dtype)
-    buffer = np.empty(width, gradient.dtype)
+    kind = coarse.dtype.type
+    row, out = rows[0, :width], rows[1, :width]
     for index in range(begin, end):
-        plane, i = divmod(index, height)
-        n, c = divmod(plane, shape[1])
-        target = _plane(gradient, strides, n, c)
-        pixels = _pixels(target, i, 0, width, buffer)
+        plane = index // height
+        i = index - plane * height
+        _gather(gradient, _place(gradient, plane, i, 0), row)
         if coarse.shape[0] == 0:
-            _scale(pixels, scale[n, c], line)
+            _scale(row, scale[plane], out)
         else:
             share = kind(0.5 if i == height - 1 and height % 2 else 0.25)
-            _scale_and_spread(pixels, scale[n, c], coarse[n, c, i // 2], share, line)
-        _store(target, i, 0, line)
+            _scale_and_spread(row, scale[plane], coarse[plane, i // 2], share, out)
+        _store(gradient, plane, i, 0, out)
 
 
 @_kernel

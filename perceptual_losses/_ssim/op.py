@@ -1,9 +1,10 @@
-"""One level as an operation with its gradient, the same for every fast path.
+"""The means as an operation with its gradient, the same for every fast path.
 
-The kernels give the mean and its derivatives in one pass, so that the backward is a multiplication.
-Second derivatives are those of the reference path.
+The kernels give the means and their derivatives in one pass, so that the backward is a
+multiplication. Second derivatives are those of the reference path.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,159 +13,151 @@ from torch import Tensor
 from . import reference
 from .contract import Settings, compute_dtype
 
-LEVEL = "perceptual_losses::ssim_level"
+MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
 
 # What `want` asks for: the gradient with respect to either image, or their sum for both.
 X, Y = 1, 2
 
 torch.library.define(
-    LEVEL,
-    "(Tensor x, Tensor y, Tensor? weight, float[] window, float low, float c1, float c2, "
-    "str padding, bool contrast, bool pool, int want) "
-    "-> (Tensor mean, Tensor grad_x, Tensor grad_y, Tensor half_x, Tensor half_y)",
+    MEANS,
+    "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
+    "str padding, int levels, int want) -> (Tensor means, Tensor[] grad_x, Tensor[] grad_y)",
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
-torch.library.define(SWEEP, "(Tensor(a!) gradient, Tensor scale, Tensor coarse) -> ()")
+torch.library.define(SWEEP, "(Tensor(a!)[] gradients, Tensor scale) -> ()")
 
 
-def outputs(x: Tensor, y: Tensor, pool: bool, want: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Uninitialised gradients and halves; empty where they are not asked for."""
-    nothing = [0] * x.dim()
-    half = [*x.shape[:2], *[(side + 1) // 2 for side in x.shape[2:]]] if pool else nothing
-    return (
-        torch.empty_like(x) if want & X else x.new_empty(nothing),
-        torch.empty_like(y) if want & Y else y.new_empty(nothing),
-        x.new_empty(half),
-        y.new_empty(half),
-    )
+def halved(shape: Sequence[int]) -> list[int]:
+    return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]
 
 
-def _fake_level(
+def _fake_means(
     x: Tensor,
     y: Tensor,
-    weight: Tensor | None,
-    window: list[float],
+    weights: Sequence[Tensor],
+    window: Sequence[float],
     low: float,
     c1: float,
     c2: float,
     padding: str,
-    contrast: bool,
-    pool: bool,
+    levels: int,
     want: int,
-) -> tuple[Tensor, ...]:
-    return x.new_empty(x.shape[:2]), *outputs(x, y, pool, want)
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    gradients = []
+    for image, bit in ((x, X), (y, Y)):
+        found = [torch.empty_like(image)] if want & bit else []
+        while found and len(found) < levels:
+            found.append(image.new_empty(halved(found[-1].shape)))
+        gradients.append(found)
+    return x.new_empty([levels, *x.shape[:2]]), gradients[0], gradients[1]
 
 
-torch.library.register_fake(LEVEL, _fake_level)
-torch.library.register_fake(SWEEP, lambda gradient, scale, coarse: None)
+torch.library.register_fake(MEANS, _fake_means)
+torch.library.register_fake(SWEEP, lambda gradients, scale: None)
 
 
-def level(
-    x: Tensor, y: Tensor, settings: Settings, weight: Tensor | None, contrast: bool, pool: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract's `level`, on the kernels registered for the device."""
+def means(
+    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int
+) -> Tensor:
+    """The contract's `means`, on the kernels registered for the device."""
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
     grad = torch.is_grad_enabled()
     want = X * (grad and x.requires_grad) + Y * (grad and y.requires_grad)
     if want:
-        out: tuple[Tensor, Tensor, Tensor] = _Level.apply(  # type: ignore[no-untyped-call]
-            x, y, weight, settings, contrast, pool, want
+        out: Tensor = _Means.apply(  # type: ignore[no-untyped-call]
+            x, y, settings, levels, want, *weights
         )
         return out
-    mean, _, _, half_x, half_y = _run(x, y, weight, settings, contrast, pool, want)
-    return mean, half_x, half_y
+    return _run(x, y, settings, weights, levels, want)[0]
 
 
 def _run(
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor | None,
-    settings: Settings,
-    contrast: bool,
-    pool: bool,
-    want: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int, want: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     window, low, c1, c2, padding = settings
-    out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-    out = torch.ops.perceptual_losses.ssim_level(
-        x, y, weight, list(window), low, c1, c2, padding, contrast, pool, want
+    out: tuple[Tensor, list[Tensor], list[Tensor]]
+    out = torch.ops.perceptual_losses.ssim_means(
+        x, y, list(weights), list(window), low, c1, c2, padding, levels, want
     )
     return out
 
 
-class _Level(torch.autograd.Function):
+class _Means(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        weight: Tensor | None,
         settings: Settings,
-        contrast: bool,
-        pool: bool,
+        levels: int,
         want: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, grad_x, grad_y, half_x, half_y = _run(x, y, weight, settings, contrast, pool, want)
-        ctx.save_for_backward(x, y, weight, grad_x, grad_y)
-        ctx.options = settings, contrast, pool, want
+        *weights: Tensor,
+    ) -> Tensor:
+        found, grad_x, grad_y = _run(x, y, settings, weights, levels, want)
+        ctx.save_for_backward(x, y, *weights, *grad_x, *grad_y)
+        ctx.options = settings, levels, want
         ctx.spent = False
-        return mean, half_x, half_y
+        return found
 
     @staticmethod
-    def backward(ctx: Any, grad_mean: Tensor, coarse_x: Tensor, coarse_y: Tensor) -> Any:
-        x, y, weight, grad_x, grad_y = ctx.saved_tensors
-        settings, contrast, pool, want = ctx.options
-        nothing = (None,) * 5
-        if torch.compiler.is_compiling():
-            return (
-                _swept(grad_x, grad_mean, coarse_x, pool) if want & X else None,
-                _swept(grad_y, grad_mean, coarse_y, pool) if want & Y else None,
-                *nothing,
-            )
-        if torch.is_grad_enabled():
-            grads = (grad_mean, coarse_x, coarse_y)
-            return *_reference_backward(x, y, weight, ctx.options, grads), *nothing
+    def backward(ctx: Any, scale: Tensor) -> Any:
+        settings, levels, want = ctx.options
+        x, y, *saved = ctx.saved_tensors
+        at = len(saved) - levels * want.bit_count()
+        weights, gradients = saved[:at], saved[at:]
+        nothing = (None,) * (3 + len(weights))
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            wanted = _reference_gradients(x, y, settings, weights, levels, want, scale)
+            return *wanted, *nothing
         if ctx.spent:
-            # A second backward through the same graph: the first has scaled them in place.
-            _, grad_x, grad_y, _, _ = _run(x, y, weight, settings, contrast, False, want)
-        ctx.spent = True
-        sweep = torch.ops.perceptual_losses.ssim_sweep
-        if want & X:
-            sweep(grad_x, grad_mean, coarse_x)
-        if want & Y:
-            sweep(grad_y, grad_mean, coarse_y)
-        return grad_x if want & X else None, grad_y if want & Y else None, *nothing
+            # A second backward through the same graph: the first has swept them in place.
+            _, again_x, again_y = _run(x, y, settings, weights, levels, want)
+            gradients = again_x + again_y
+        ctx.spent = not torch.compiler.is_compiling()
+        grad_x = _sweep(gradients[:levels], scale) if want & X else None
+        grad_y = _sweep(gradients[-levels:], scale) if want & Y else None
+        return grad_x, grad_y, *nothing
 
 
-def _swept(gradient: Tensor, scale: Tensor, coarse: Tensor, pool: bool) -> Tensor:
+def _sweep(gradients: list[Tensor], scale: Tensor) -> Tensor:
+    """The gradient of the finest image, from those of the levels' means by their own images."""
+    if torch.compiler.is_compiling():
+        return _swept(gradients, scale)
+    torch.ops.perceptual_losses.ssim_sweep(gradients, scale)
+    return gradients[0]
+
+
+def _swept(gradients: list[Tensor], scale: Tensor) -> Tensor:
     """What the kernel does in place, for the compiler to fuse."""
-    gradient = gradient * scale[..., None, None]
-    if not pool:
-        return gradient
-    height, width = gradient.shape[2:]
-    for dim, side in ((2, height), (3, width)):
-        share = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
-        if side % 2:
-            share = torch.cat([share[1:], torch.ones_like(share[:1])])
-        coarse = coarse * share.reshape([-1 if d == dim else 1 for d in range(4)])
-        coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
-    return gradient + coarse
+    scaled = [g * s[..., None, None] for g, s in zip(gradients, scale, strict=True)]
+    total: Tensor = scaled.pop()
+    while scaled:
+        finer = scaled.pop()
+        for dim in (2, 3):
+            side = finer.shape[dim]
+            share = torch.full([total.shape[dim]], 0.5, dtype=total.dtype, device=total.device)
+            if side % 2:
+                share = torch.cat([share[1:], torch.ones_like(share[:1])])
+            total = total * share.reshape([-1 if d == dim else 1 for d in range(4)])
+            total = total.repeat_interleave(2, dim).narrow(dim, 0, side)
+        total = finer + total
+    return total
 
 
-def _reference_backward(
-    x: Tensor, y: Tensor, weight: Tensor | None, options: Any, grads: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
-    settings, contrast, pool, want = options
+def _reference_gradients(
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weights: Sequence[Tensor],
+    levels: int,
+    want: int,
+    scale: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
     # Views, so that an image compared with itself stays two inputs.
     x, y = x.view_as(x), y.view_as(y)
-    outs = reference.level(x, y, settings, weight, contrast, pool)
-    used = [(out, grad) for out, grad in zip(outs, grads, strict=True) if out.requires_grad]
+    found = reference.means(x, y, settings, weights, levels)
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in used], wanted, [grad for _, grad in used], create_graph=True
-        )
-    )
-    return next(found) if want & X else None, next(found) if want & Y else None
+    gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=True))
+    return next(gradients) if want & X else None, next(gradients) if want & Y else None

@@ -20,6 +20,7 @@ gradient of exactly 0, and the small gradient of nearly identical ones is not wh
 terms that cancel.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,15 +30,20 @@ from torch import Tensor
 from .contract import Settings, compute_dtype
 
 
-def level(
-    x: Tensor, y: Tensor, settings: Settings, weight: Tensor | None, contrast: bool, pool: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def means(
+    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int
+) -> Tensor:
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    luminance, contrast_structure = _factors(x, y, settings)
-    values = contrast_structure if contrast else luminance * contrast_structure
-    nothing = values.new_empty([0])
-    return _mean(values, weight), halve(x) if pool else nothing, halve(y) if pool else nothing
+    found = []
+    for level in range(levels):
+        luminance, contrast_structure = _factors(x, y, settings)
+        last = level == levels - 1
+        values = luminance * contrast_structure if last else contrast_structure
+        found.append(_mean(values, weights[level] if weights else None))
+        if not last:
+            x, y = halve(x), halve(y)
+    return torch.stack(found)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings) -> Tensor:
