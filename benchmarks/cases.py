@@ -70,7 +70,6 @@ def images(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
 
 IMAGES = ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (1, 1, 4320, 7680))
 VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
-"""Each from small to large: the smaller ones tell how long the larger ones would take."""
 
 CASES = (
     *itertools.starmap(Case, itertools.product(["SSIM"], IMAGES + VOLUMES, [False, True])),

@@ -46,14 +46,12 @@ class Options(NamedTuple):
         device: ``"cpu"`` or ``"cuda"``.
         rounds: turns that a contender gets in a case.
         budget: seconds of turns in a case, after which a contender gets no further one.
-        patience: seconds; a step that would take longer, going by a smaller case, is not made.
         seed: of the order in each round.
     """
 
     device: str = "cpu"
     rounds: int = 7
     budget: float = 2.0
-    patience: float = 5.0
     seed: int = 0
 
 
@@ -63,7 +61,7 @@ def compare(
     """Every contender in every case.
 
     Args:
-        cases: what to measure; those of a kind from small to large.
+        cases: what to measure.
         contenders: those that the device does not have are left out.
         options: how to measure.
 
@@ -73,13 +71,12 @@ def compare(
     """
     contenders = [contender for contender in contenders if options.device in contender.devices]
     order = random.Random(options.seed)
-    paces: dict[tuple[Any, ...], float] = {}
     results = []
     updates = len(cases) * (2 * len(contenders) + options.rounds + 1)
     with tqdm(total=updates, unit="step", dynamic_ncols=True) as progress:
         for case in cases:
             progress.set_description(case.name)
-            results.append(_compare(case, contenders, options, order, paces, progress))
+            results.append(_compare(case, contenders, options, order, progress))
     return results
 
 
@@ -88,10 +85,8 @@ def _compare(
     contenders: Sequence[Contender],
     options: Options,
     order: random.Random,
-    paces: dict[tuple[Any, ...], float],
     progress: tqdm[Any],
 ) -> dict[str, Any]:
-    kind = (case.metric, len(case.shape), case.backward)
     x, y = images(case.shape, options.device)
     expected = measure.expected(case._replace(backward=True), options.device)
     rows: dict[str, Row] = {}
@@ -99,9 +94,6 @@ def _compare(
     for contender in contenders:
         row = rows[contender.name] = {"contender": contender.name, "error": None}
         try:
-            predicted = paces.get((*kind, contender.name), 0) * case.pixels
-            if predicted > options.patience:
-                raise TimeoutError(f"a step would take about {predicted:.0f} s")
             call = contender.build(case, options.device)
             row |= {"settings": call.settings, "deviation": call.deviation}
             step = measure.step(call, case, x, y)
@@ -128,7 +120,6 @@ def _compare(
         row = rows[contender.name]
         if row["error"] is None:
             median = row["median_ms"] = statistics.median(row["times_ms"])
-            paces[(*kind, contender.name)] = median / 1000 / case.pixels
             row |= _memory(contender, case, options.device, median / 1000)
         progress.update()
 
@@ -283,7 +274,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=defaults.device)
     parser.add_argument("--rounds", type=int, default=defaults.rounds)
     parser.add_argument("--budget", type=float, default=defaults.budget, metavar="SECONDS")
-    parser.add_argument("--patience", type=float, default=defaults.patience, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--cases", default="", metavar="SUBSTRING", help="of the names of cases")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>.json")
@@ -292,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     cases = [case for case in CASES if options.cases in case.name]
     if not cases:
         parser.error(f"no case has {options.cases!r} in its name")
-    how = Options(options.device, options.rounds, options.budget, options.patience, options.seed)
+    how = Options(options.device, options.rounds, options.budget, options.seed)
     measure.configure(how.device, torch.get_num_threads())
     result = {
         "environment": environment(how.device, CONTENDERS),

@@ -16,12 +16,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", params=["reference"])
-def volume_backend(request: pytest.FixtureRequest) -> str:
-    """The paths that take volumes."""
-    return request.param
-
-
 @pytest.fixture(scope="session")
 def photo() -> torch.Tensor:
     """A colour photo as (1, 3, 512, 512), float64 in [0, 1]."""

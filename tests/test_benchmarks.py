@@ -69,13 +69,8 @@ def test_settings_are_shown():
     assert call.settings == "perceptual_losses.ssim(backend='auto')"
 
 
-def test_cases_are_distinct_and_grow():
+def test_cases_are_distinct():
     assert len({case.name for case in CASES}) == len(CASES)
-    last = {}
-    for case in CASES:
-        kind = case.metric, len(case.shape), case.backward
-        assert case.pixels > last.get(kind, 0)
-        last[kind] = case.pixels
 
 
 def build_broken(case, device):
@@ -165,14 +160,6 @@ def test_what_a_report_shows(result_path, tmp_path):
     assert "ImportError: no such package |" in text
     assert "here-ssim.png" in text
     assert (tmp_path / "here-ssim.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_step_that_would_take_too_long_is_not_made():
-    small, large = Case("SSIM", (1, 1, 16, 16), False), Case("SSIM", (1, 1, 32, 32), False)
-    options = run.Options(rounds=1, patience=1e-9)
-    first, second = run.compare([small, large], [OURS], options)
-    assert first["rows"][0]["error"] is None
-    assert second["rows"][0]["error"].startswith("TimeoutError: a step would take")
 
 
 def build_three_copies(case, device):

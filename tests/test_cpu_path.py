@@ -31,9 +31,12 @@ def small_tasks(monkeypatch):
     monkeypatch.setattr(cpu, "STRIP", 16)
     monkeypatch.setattr(cpu, "BAND", 3)
     monkeypatch.setattr(cpu, "SIDE_BY_SIDE", 100)
+    monkeypatch.setattr(cpu, "BLOCK", (5, 7))
     cpu._tasks.cache_clear()
+    cpu._blocks.cache_clear()
     yield
     cpu._tasks.cache_clear()
+    cpu._blocks.cache_clear()
 
 
 @pytest.fixture
@@ -42,9 +45,10 @@ def poison(monkeypatch):
     scratch, empty_like, new_empty = cpu._scratch, torch.empty_like, torch.Tensor.new_empty
 
     def poisoned(*arguments):
-        rows = scratch(*arguments)
-        rows.fill(float("nan"))
-        return rows
+        parts = scratch(*arguments)
+        for part in parts:
+            part.fill(float("nan"))
+        return parts
 
     monkeypatch.setattr(cpu, "_scratch", poisoned)
     monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(float("nan")))
@@ -71,6 +75,22 @@ def test_tasks_meet_without_a_seam(small_tasks, poison, threads, padding, window
         options["mask"] = torch.rand(41, 53, generator=torch.Generator().manual_seed(1))
     threads(7)
     assert len(cpu._tasks(tuple(x.shape), window_size, 7)[0]) > 40
+    for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
+        fast = step(function, x, y, backend="numba", **options)
+        plain = step(function, x, y, backend="reference", **options)
+        for value, expected in zip(fast, plain, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_of_volumes_meet_without_a_seam(small_tasks, poison, threads, padding, masked):
+    x, y = pair(2, 1, 14, 13, 17, dtype=torch.float64)
+    options = {"padding": padding, "window_size": 5, "data_range": (-0.5, 1)}
+    if masked:
+        options["mask"] = torch.rand(14, 13, 17, generator=torch.Generator().manual_seed(1))
+    threads(7)
+    assert len(cpu._blocks(tuple(x.shape), 5, 7)[0]) > 40
     for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
         fast = step(function, x, y, backend="numba", **options)
         plain = step(function, x, y, backend="reference", **options)
@@ -218,13 +238,6 @@ def test_the_sweep_is_a_good_citizen():
             torch.ops.perceptual_losses.ssim_sweep.default,
             ([gradient.clone() for gradient in gradients[:levels]], torch.rand(levels, 2, 2)),
         )
-
-
-def test_volumes_are_refused_by_name_and_taken_by_auto():
-    x, y = pair(1, 1, 12, 12, 12)
-    with pytest.raises(ValueError, match="backend='numba' cannot run.*volumes.*backend='auto'"):
-        ssim(x, y, backend="numba")
-    assert ssim(x, y) == ssim(x, y, backend="reference")
 
 
 def test_transforms_run_the_reference():

@@ -57,8 +57,8 @@ def test_derivatives_with_a_mask(backend, name):
 
 
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
-def test_derivatives_of_volumes(volume_backend, name):
-    function = functools.partial(FUNCTIONS[name], backend=volume_backend, window_size=3)
+def test_derivatives_of_volumes(backend, name):
+    function = functools.partial(FUNCTIONS[name], backend=backend, window_size=3)
     x, y = images(1, 1, 5, 6, 5)
     assert torch.autograd.gradcheck(function, (x, y))
     assert torch.autograd.gradgradcheck(function, (x, y))

@@ -115,11 +115,11 @@ def test_a_mask_on_the_border_alone_is_refused():
     assert ssim(x, x, mask=mask, padding="symmetric").item() == pytest.approx(1, abs=1e-6)
 
 
-def test_volumes_take_masks(volume_backend):
+def test_volumes_take_masks(backend):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 1, 2, 7, 8, 9, generator=generator, dtype=torch.float64)
     mask = torch.rand(7, 8, 9, generator=generator, dtype=torch.float64)
-    values = ssim_map(x, y, window_size=3, backend=volume_backend).mean((0, 1)).numpy()
+    values = ssim_map(x, y, window_size=3, backend=backend).mean((0, 1)).numpy()
     expected = np.average(values, weights=mask[1:-1, 1:-1, 1:-1].numpy())
-    value = ssim(x, y, window_size=3, mask=mask, backend=volume_backend)
+    value = ssim(x, y, window_size=3, mask=mask, backend=backend)
     assert value.item() == pytest.approx(expected, abs=1e-14)

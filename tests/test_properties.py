@@ -43,8 +43,8 @@ def test_ssim_is_the_papers(backend, case):
 
 
 @given(case=cases(dims=3, window_sizes=(1, 3, 5), most=9))
-def test_ssim_of_volumes_is_the_papers(volume_backend, case):
-    check_ssim(volume_backend, case)
+def test_ssim_of_volumes_is_the_papers(backend, case):
+    check_ssim(backend, case)
 
 
 def check_ssim(backend, case):
@@ -77,8 +77,8 @@ def test_ms_ssim_is_the_papers(backend, case, levels, seed):
 
 
 @given(case=cases(dims=3, window_sizes=(3,), most=9), **LEVELS)
-def test_ms_ssim_of_volumes_is_the_papers(volume_backend, case, levels, seed):
-    check_ms_ssim(volume_backend, case, levels, seed)
+def test_ms_ssim_of_volumes_is_the_papers(backend, case, levels, seed):
+    check_ms_ssim(backend, case, levels, seed)
 
 
 def check_ms_ssim(backend, case, levels, seed):

@@ -64,8 +64,6 @@ def _fast(x: Tensor, backend: str) -> bool:
     other = None
     if x.device.type != "cpu":
         other = f"the images are on {x.device} and it runs on the CPU"
-    elif x.dim() != 4:
-        other = "it takes images (N, C, H, W), and these are volumes"
     elif not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         other = "a torch.func transform is active, and its gradient is made for autograd"
     reason = other or _missing()

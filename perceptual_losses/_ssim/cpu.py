@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import itertools
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .op import MEANS, SWEEP, X, Y, halved
+from .op import MEANS, SWEEP, X, Y, halved, spread
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -21,7 +22,9 @@ INSTALLED = importlib.util.find_spec("numba") is not None
 STRIP = 2048
 # Columns of narrow planes in one task: what a row costs besides its columns is shared.
 SIDE_BY_SIDE = 768
-# Rows of a task, at least: a band computes some rows that its neighbours compute too.
+# Rows and columns of a task in a volume, whose rings of slices take a few megabytes.
+BLOCK = 64, 246
+# Rows of a task, or slices, at least: a band computes some rows that its neighbours compute too.
 BAND = 32
 
 
@@ -96,47 +99,57 @@ def _march(
 ) -> Tensor:
     """The means of one level, and its gradients into those given."""
     shape, length = tuple(x.shape), len(window)
-    tasks, columns, parts = _tasks(shape, length, torch.get_num_threads())
+    split, march = (_tasks, kernels.march) if x.dim() == 4 else (_blocks, kernels.march_volume)
+    tasks, scratch, parts = split(shape, length, torch.get_num_threads())
     images = [_image(kernels, tensor) for tensor in (x, y, grad_x, grad_y)]
     kind = images[0].flat.dtype
-    weights = (
-        np.empty((0, 0, 0), kind) if weight is None else weight.squeeze(1).contiguous().numpy()
-    )
+    if weight is None:
+        weights = np.empty([0] * (x.dim() - 1), kind)
+    else:
+        weights = weight.squeeze(1).contiguous().numpy()
     extent, taps = (0,) * length, np.array(window, kind)
     numbers = tuple(map(kind.type, constants))
     sums = np.empty((shape[0] * shape[1], parts))
 
     def run(begin: int, end: int) -> None:
-        rows = _scratch(kernels.scratch_shape(length, columns, kind.itemsize), kind)
-        share = tasks[begin:end]
-        kernels.march(*images, weights, shape, extent, taps, *numbers, *modes, share, rows, sums)
+        march(
+            *images, weights, shape, extent, taps, *numbers, *modes, tasks[begin:end],
+            *_scratch(scratch, kind), sums,
+        )  # fmt: skip
 
     _in_threads(run, len(tasks), x.numel())
     mean = sums.sum(1).reshape(shape[:2])
     if weight is None:
         lost = length - 1 if modes[0] == kernels.VALID else 0
-        mean /= (shape[2] - lost) * (shape[3] - lost)
+        mean /= math.prod(side - lost for side in shape[2:])
     return torch.from_numpy(mean.astype(kind))
 
 
-def _scratch(shape: tuple[int, int], kind: Any) -> Any:
-    """An array with what was in it, at the begin of a cache line, for this thread alone.
+def _scratch(shapes: Sequence[tuple[int, int]], kind: Any) -> list[Any]:
+    """Arrays with what was in them, for this thread alone.
 
-    Kept from call to call: the system takes long to hand out and clear new pages.
+    Kept from call to call: the system takes long to hand out and clear new pages. Rows lie an odd
+    number of cache lines apart, so that those of a ring are in different sets of the cache.
     """
-    size = shape[0] * shape[1] * kind.itemsize
-    if not hasattr(_own, "memory") or _own.memory.size < size + 64:
-        _own.memory = np.zeros(size + 64, np.uint8)
+    line = 64 // kind.itemsize
+    shapes = [(count, (-(-columns // line) | 1) * line) for count, columns in shapes]
+    size = 64 + kind.itemsize * sum(map(math.prod, shapes))
+    if not hasattr(_own, "memory") or _own.memory.size < size:
+        _own.memory = np.zeros(size, np.uint8)
     begin = -_own.memory.ctypes.data % 64
-    return _own.memory[begin : begin + size].view(kind).reshape(shape)
+    flat = _own.memory[begin : begin + size - 64].view(kind)
+    bounds = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(flat, bounds), shapes, strict=True)]
 
 
 def _halve(kernels: Any, image: Tensor) -> Tensor:
+    if image.dim() == 5:
+        return torch.nn.functional.avg_pool3d(image, 2, ceil_mode=True)
     half = image.new_empty(halved(image.shape))
     flat, shape, out = _image(kernels, image), tuple(image.shape), half.flatten(0, 1).numpy()
     _in_threads(
         lambda begin, end: kernels.halve(
-            flat, shape, begin, end, _scratch((2, shape[3]), out.dtype), out
+            flat, shape, begin, end, *_scratch([(2, shape[3])], out.dtype), out
         ),
         out.shape[0] * out.shape[1],
         image.numel(),
@@ -146,6 +159,12 @@ def _halve(kernels: Any, image: Tensor) -> Tensor:
 
 def _sweep(gradients: list[Tensor], scale: Tensor) -> None:
     kernels = _kernels()
+    if gradients[0].dim() == 5:
+        for level in reversed(range(len(gradients))):
+            gradients[level].mul_(scale[level, ..., None, None, None])
+            if level < len(gradients) - 1:
+                gradients[level].add_(spread(gradients[level + 1], gradients[level].shape))
+        return
     scales = scale.flatten(1).contiguous().numpy()
     coarse = np.empty((0, 0, 0), scales.dtype)
     for gradient, factors in zip(gradients[::-1], scales[::-1], strict=True):
@@ -157,7 +176,7 @@ def _sweep_level(kernels: Any, gradient: Tensor, scale: Any, coarse: Any) -> Non
     image, shape = _image(kernels, gradient), tuple(gradient.shape)
     _in_threads(
         lambda begin, end: kernels.sweep(
-            image, shape, scale, coarse, begin, end, _scratch((2, shape[3]), scale.dtype)
+            image, shape, scale, coarse, begin, end, *_scratch([(2, shape[3])], scale.dtype)
         ),
         shape[0] * shape[1] * shape[2],
         gradient.numel(),
@@ -170,54 +189,83 @@ def _image(kernels: Any, tensor: Tensor) -> Any:
     shape, strides = tensor.shape, tensor.stride()
     reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     flat = tensor.as_strided([reach + 1 if tensor.numel() else 0], [1]).numpy()
-    starts = np.add.outer(np.arange(shape[0]) * strides[0], np.arange(shape[1]) * strides[1])
-    return kernels.Image(flat, starts.ravel(), strides[2], strides[3])
+    starts = np.zeros(1, np.int64)
+    for size, step in zip(shape[:-2], strides[:-2], strict=True):
+        starts = np.add.outer(starts, np.arange(size) * step).ravel()
+    return kernels.Image(flat, starts, *strides[-2:])
+
+
+Tasks = tuple[Any, list[tuple[int, int]], int]
 
 
 @functools.lru_cache(maxsize=32)
-def _tasks(shape: tuple[int, ...], length: int, threads: int) -> tuple[Any, int, int]:
+def _tasks(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
     """What the threads share: all planes, evenly.
 
     Returns:
-        Rows ``(plane, planes, part, top, bottom, left, right)``, the columns that the widest of
-        them needs, and the number of parts of a plane.
+        Tasks for `march`, the scratch that the widest of them needs, and the number of parts of a
+        plane.
     """
     total, (height, width) = shape[0] * shape[1], shape[2:]
-    # A strip's neighbours' windows reach into it, and pixels into them.
+    # Windows reach out of a strip, and beyond them the pixels in them.
     beside = 4 * (length // 2)
     strips = -(-width // STRIP)
     planes = max(1, min(SIDE_BY_SIDE // (width + beside), total // threads))
     bands = 1
     while -(-total // planes) * strips * bands % threads and height // (bands + 1) >= BAND:
         bands += 1
-    rows = np.linspace(0, height, bands + 1).astype(np.int64)
-    columns = np.linspace(0, width, strips + 1).astype(np.int64)
     tasks = [
-        (
-            p,
-            min(planes, total - p),
-            i * strips + j,
-            rows[i],
-            rows[i + 1],
-            columns[j],
-            columns[j + 1],
-        )
+        (p, min(planes, total - p), part, *rows, *columns)
         for p in range(0, total, planes)
-        for i in range(bands)
-        for j in range(strips)
+        for part, (rows, columns) in enumerate(
+            itertools.product(_cut(height, bands), _cut(width, strips))
+        )
     ]
     widest = planes * (-(-width // strips) + beside)
-    return np.array(tasks, dtype=np.int64), -(-widest // 64) * 64, bands * strips
+    rows = 10 * (length + 1) + 28
+    return np.array(tasks), [(rows, _whole_steps(widest) + length)], bands * strips
+
+
+@functools.lru_cache(maxsize=32)
+def _blocks(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
+    """`_tasks` for volumes and `march_volume`."""
+    total, (depth, height, width) = shape[0] * shape[1], shape[2:]
+    beside = 2 * (length // 2)
+    bands, strips = -(-height // BLOCK[0]), -(-width // BLOCK[1])
+    layers = 1
+    while total * bands * strips * layers % threads and depth // (layers + 1) >= BAND:
+        layers += 1
+    tasks = [
+        (volume, part, *slices, *rows, *columns)
+        for volume in range(total)
+        for part, (slices, rows, columns) in enumerate(
+            itertools.product(_cut(depth, layers), _cut(height, bands), _cut(width, strips))
+        )
+    ]
+    wide = _whole_steps(-(-width // strips) + beside)
+    area = (-(-height // bands) + beside + 2) * wide
+    slots = length + 1
+    rows = (8 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)
+    return np.array(tasks), [*rows], layers * bands * strips
+
+
+def _cut(size: int, parts: int) -> list[tuple[int, int]]:
+    """Begin and end of each of the parts, as equal as they can be."""
+    return list(itertools.pairwise(size * i // parts for i in range(parts + 1)))
+
+
+def _whole_steps(columns: int) -> int:
+    """Loops are compiled for steps of 64 values: whole steps are faster than a rest."""
+    return -(-columns // 64) * 64
 
 
 def _in_threads(run: Any, count: int, pixels: int) -> None:
     """Calls ``run(begin, end)`` for shares of ``range(count)``, each on a thread."""
     # Handing over work takes as long as a few thousand pixels.
     threads = min(torch.get_num_threads(), count, max(1, pixels // 8192))
-    bounds = [count * i // threads for i in range(threads + 1)]
-    shares = itertools.pairwise(bounds[1:])
-    others = [_pool(threads - 1).submit(run, *share) for share in shares]
-    run(0, bounds[1])
+    first, *rest = _cut(count, threads)
+    others = [_pool(threads - 1).submit(run, *share) for share in rest]
+    run(*first)
     for other in others:
         other.result()
 

@@ -29,8 +29,8 @@ from numba import njit
 VALID, ZEROS, SYMMETRIC = 0, 1, 2
 X, Y = 1, 2
 
-# A tensor ``(N, C, H, W)`` with any strides: ``starts`` has the place of each plane's
-# first pixel, ``row`` and ``column`` the steps from there.
+# A tensor ``(N, C, H, W)`` or ``(N, C, D, H, W)`` with any strides: ``starts`` has the place of the
+# first pixel of each plane, a volume's slices in turn, ``row`` and ``column`` the steps from there.
 Image = namedtuple("Image", ["flat", "starts", "row", "column"])
 
 # Fused multiply-adds, and sums in any order; NaN and infinity keep their meaning.
@@ -275,16 +275,6 @@ def _mirror_columns(window, derivative, first, last, width, out):
                     out[column - first] += window[k] * derivative[source - first + radius]
 
 
-def scratch_shape(length, columns, itemsize):
-    """Shape of the scratch of `march`, for a window of this length and tasks of so many columns.
-
-    Its rows lie an odd number of cache lines apart, so that those of a ring are in different sets
-    of the cache. What is in them does not matter.
-    """
-    line = 64 // itemsize
-    return 10 * (length + 1) + 28, (-(-(columns + length) // line) | 1) * line
-
-
 @_kernel
 def _add_taps(window, row, begin, end, scale, taps):
     """Adds the window around a row to the weights of a ring's slots, for rows in it alone."""
@@ -294,6 +284,18 @@ def _add_taps(window, row, begin, end, scale, taps):
         if begin <= row + k - size // 2 < end:
             taps[slot] += scale * window[k]
         slot = slot + 1 if slot < size else 0
+
+
+@_kernel
+def _add_images(window, row, size, begin, end, padding, scale, taps):
+    """`_add_taps` for a row of the gradient, and for what lies beside the map and shows it."""
+    radius = window.shape[0] // 2
+    for side in range(3 if padding == SYMMETRIC else 1):
+        image = row
+        if side > 0:
+            image = -1 - row if side == 1 else 2 * size - 1 - row
+        if -radius <= image < size + radius:
+            _add_taps(window, image, begin, end, scale, taps)
 
 
 @_kernel
@@ -495,13 +497,9 @@ def march(
             if want and row + 1 - reach >= top:
                 for i in range(2):
                     _fill(zero, taps[i, :slots])
-                    for side in range(3 if padding == SYMMETRIC else 1):
-                        image = row + i - reach
-                        if side > 0:
-                            # The row beside the map that shows the same pixels.
-                            image = -1 - image if side == 1 else 2 * height - 1 - image
-                        if -radius <= image < height + radius:
-                            _add_taps(window, image, inset, map_bottom, scale, taps[i])
+                    _add_images(
+                        window, row + i - reach, height, inset, map_bottom, padding, scale, taps[i]
+                    )
                 for m in range(maps):
                     sums_across = grad_ring[m * slots : (m + 1) * slots]
                     _sum_down(
@@ -533,6 +531,228 @@ def march(
                         for p in range(planes):
                             at = p * pitch
                             _store(image, plane + p, done, left, line[at : at + right - left])
+
+
+@_kernel
+def _copy(a, out):
+    for j in range(out.shape[0]):
+        out[j] = a[j]
+
+
+@_kernel
+def _moments_of_slice(
+    x, y, plane, height, width, low, level_d, level_t, padding, extent, window, top, bottom, first,
+    count, wide, rows, slabs, slot,
+):  # fmt: skip
+    """Sums across and down of a slice, for rows ``top`` to ``bottom`` of its map, into a slot.
+
+    ``plane`` is -1 for a slice beside the volume.
+    """
+    radius, slots = len(extent) // 2, len(extent) + 1
+    taps, buffers, images, ring = rows[:2], rows[2:4], rows[4:6], rows[8:]
+    loaded = top - radius
+    for i in range(top, bottom, 2):
+        while loaded <= i + 1 + radius:
+            d, t = images[0, : count + 2 * radius], images[1, : count + 2 * radius]
+            if plane < 0:
+                _fill(-level_d, d)
+                _fill(-level_t, t)
+            else:
+                _load(
+                    x, y, plane, height, width, loaded, first - radius, low, level_d, level_t,
+                    padding, buffers, d, t,
+                )  # fmt: skip
+            for m in range(2):
+                mean = ring[m * slots + loaded % slots]
+                square = ring[(m + 2) * slots + loaded % slots, :wide]
+                _moments_across(extent, window, images[m], mean, square)
+            loaded += 1
+        for k in range(2):
+            _fill(taps.dtype.type(0), taps[k, :slots])
+            _add_taps(window, i + k, i - slots, i + slots, taps.dtype.type(1), taps[k])
+        at = (i - top) * wide
+        for m in range(4):
+            out = slabs[m * slots + slot, at : at + 2 * wide]
+            _sum_down(extent, taps, ring[m * slots : (m + 1) * slots], out, out[wide:])
+
+
+@_kernel
+def _derivatives_of_slice(
+    maps, height, width, inset, padding, extent, window, begin, top, bottom, first, count, wide,
+    left, right, columns, rows, slabs, slot,
+):  # fmt: skip
+    """Sums across and down of a slice's derivatives, for its gradient, into a slot.
+
+    ``maps`` begin at row ``begin`` and column ``first``, the result a row above ``top`` and at
+    column ``left``.
+    """
+    radius, slots = len(extent) // 2, len(extent) + 1
+    taps, source, ring = rows[:2], rows[6], rows[8 : 8 + slots]
+    zero, one = rows.dtype.type(0), rows.dtype.type(1)
+    shift = first - left + radius
+    for m in range(maps.shape[0]):
+        _fill(zero, source)
+        for k in range(slots):
+            _fill(zero, ring[k])
+        for i in range(begin, bottom + radius, 2):
+            for k in range(2):
+                if i + k < min(height - inset, bottom + radius):
+                    at = (i + k - begin) * wide
+                    _copy(maps[m, at : at + count], source[shift : shift + count])
+                    across = ring[(i + k) % slots]
+                    _sum_across(extent, window, source, across[:columns])
+                    if padding == SYMMETRIC:
+                        _mirror_columns(window, source, left, right, width, across)
+            if i + 1 - radius < top:
+                continue
+            for k in range(2):
+                _fill(zero, taps[k, :slots])
+                _add_images(
+                    window, i + k - radius, height, inset, height - inset, padding, one, taps[k]
+                )
+            at = (i - radius - top + 1) * columns
+            out = slabs[m * slots + slot, at : at + 2 * columns]
+            _sum_down(extent, taps, ring, out, out[columns:])
+
+
+@_entry
+def march_volume(
+    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, padding, contrast, want,
+    tasks, rows, slabs, out,
+):  # fmt: skip
+    """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
+
+    Tasks are ``(volume, part, front, back, top, bottom, left, right)``; ``weight`` is
+    ``(N, D', H', W')``.
+    """
+    kind = rows.dtype.type
+    zero, one = kind(0), kind(1)
+    size = len(extent)
+    radius = size // 2
+    slots = size + 1
+    channels, depth, height, width = shape[1], shape[2], shape[3], shape[4]
+    inset = radius if padding == VALID else 0
+    map_back, map_bottom, map_right = depth - inset, height - inset, width - inset
+    equal = weight.shape[0] == 0
+    pixels = (map_back - inset) * (map_bottom - inset) * (map_right - inset)
+    scale = kind(1 / pixels) if equal else one
+    reach = radius if want else 0
+    maps = (4 if want == X + Y else 3) if want else 0
+    sign = kind(1 if want == X else (-1 if want == Y else 0))
+    ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
+    moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
+    levels_d, levels_t, inside, values = rest[20], rest[21], rest[22], rest[23]
+    taps, buffers, line = rows[:2], rows[2:4], rows[7]
+
+    for index in range(tasks.shape[0]):
+        volume, part, front, back = (
+            tasks[index, 0], tasks[index, 1], tasks[index, 2], tasks[index, 3]
+        )  # fmt: skip
+        top, bottom, left, right = (
+            tasks[index, 4], tasks[index, 5], tasks[index, 6], tasks[index, 7]
+        )  # fmt: skip
+        begin, end = max(top - reach, inset), min(bottom + reach, map_bottom)
+        first = max(left - reach, inset)
+        count = max(min(right + reach, map_right) - first, 0)
+        wide = -(-count // 64) * 64
+        columns = -(-(right - left) // 64) * 64
+        area = max(end - begin, 0) * wide
+        grad_area = (bottom - top + 2) * columns
+        own_begin = max(left - first, 0)
+        own_end = max(min(right - first, count), own_begin)
+
+        middle = volume * depth + (front + back) // 2
+        level_d = kind(_level(x, y, middle, top, bottom, left, right, -1.0, 0.0))
+        level_t = kind(_level(x, y, middle, top, bottom, left, right, 1.0, 2 * low))
+        _fill(level_d, levels_d[:area])
+        _fill(level_t, levels_t[:area])
+        _fill(zero, inside[:area])
+        for i in range(end - begin):
+            _fill(one, inside[i * wide : i * wide + count])
+        for k in range(maps * slots):
+            _fill(zero, grad_ring[k, :grad_area])
+
+        total = 0.0
+        start = max(front - reach, inset)
+        loaded = start - radius
+        for z in range(start, back + reach, 2):
+            while z < map_back and loaded <= z + 1 + radius:
+                shown = _shown(loaded, depth, padding)
+                plane = volume * depth + shown if shown >= 0 else -1
+                _moments_of_slice(
+                    x, y, plane, height, width, low, level_d, level_t, padding, extent, window,
+                    begin, end, first, count, wide, rows, ring, loaded % slots,
+                )  # fmt: skip
+                loaded += 1
+            if z < map_back:
+                for i in range(2):
+                    _fill(zero, taps[i, :slots])
+                    _add_taps(window, z + i, z - size, z + slots, one, taps[i])
+                for m in range(4):
+                    sums = ring[m * slots : (m + 1) * slots]
+                    _sum_down(extent, taps, sums, moments[2 * m], moments[2 * m + 1, :area])
+            for k in range(2):
+                here = z + k
+                if here >= min(map_back, back + reach):
+                    break
+                if want:
+                    _derivatives(
+                        moments[k], moments[2 + k], moments[4 + k], moments[6 + k], levels_d,
+                        levels_t, c1, c2, contrast, sign, inside, source[3], source[0], source[1],
+                        source[2], values[:area],
+                    )  # fmt: skip
+                else:
+                    _similarity(
+                        moments[k], moments[2 + k], moments[4 + k], moments[6 + k], levels_d,
+                        levels_t, c1, c2, contrast, values[:area],
+                    )  # fmt: skip
+                for i in range(begin, end):
+                    at = (i - begin) * wide
+                    if not equal:
+                        weights = weight[volume // channels, here - inset, i - inset]
+                        weights = weights[first - inset : first - inset + count]
+                        _weigh(weights, values[at : at + count])
+                        for m in range(maps):
+                            _weigh(weights, source[m, at : at + count])
+                    if front <= here < back and top <= i < bottom:
+                        total += _total(values[at + own_begin : at + own_end])
+                if want:
+                    _derivatives_of_slice(
+                        source[:maps], height, width, inset, padding, extent, window, begin, top,
+                        bottom, first, count, wide, left, right, columns, rows, grad_ring,
+                        here % slots,
+                    )  # fmt: skip
+            if not want or z + 1 - reach < front:
+                continue
+            for i in range(2):
+                _fill(zero, taps[i, :slots])
+                _add_images(window, z + i - reach, depth, inset, map_back, padding, scale, taps[i])
+            for m in range(maps):
+                sums = grad_ring[m * slots : (m + 1) * slots]
+                _sum_down(extent, taps, sums, grad_sums[2 * m], grad_sums[2 * m + 1, :grad_area])
+            for k in range(2):
+                done = z + k - reach
+                if not front <= done < back:
+                    continue
+                plane = volume * depth + done
+                for i in range(top, bottom):
+                    at = (i - top + 1) * columns
+                    d, t = rows[4, : right - left], rows[5, : right - left]
+                    _load(
+                        x, y, plane, height, width, i, left, low, level_d, level_t, padding,
+                        buffers, d, t,
+                    )  # fmt: skip
+                    for wanted in (X, Y):
+                        if not want & wanted:
+                            continue
+                        _finish(
+                            grad_sums[k, at:], grad_sums[6 + k, at:], grad_sums[2 + k, at:],
+                            grad_sums[4 + k, at:], d, t, kind(1 if wanted == X else -1),
+                            want == X + Y, line[: right - left],
+                        )  # fmt: skip
+                        image = grad_x if wanted == X else grad_y
+                        _store(image, plane, i, left, line[: right - left])
+        out[volume, part] = total
 
 
 @_entry

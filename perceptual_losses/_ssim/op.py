@@ -131,19 +131,22 @@ def _sweep(gradients: list[Tensor], scale: Tensor) -> Tensor:
 
 def _swept(gradients: list[Tensor], scale: Tensor) -> Tensor:
     """What the kernel does in place, for the compiler to fuse."""
-    scaled = [g * s[..., None, None] for g, s in zip(gradients, scale, strict=True)]
-    total: Tensor = scaled.pop()
-    while scaled:
-        finer = scaled.pop()
-        for dim in (2, 3):
-            side = finer.shape[dim]
-            share = torch.full([total.shape[dim]], 0.5, dtype=total.dtype, device=total.device)
-            if side % 2:
-                share = torch.cat([share[1:], torch.ones_like(share[:1])])
-            total = total * share.reshape([-1 if d == dim else 1 for d in range(4)])
-            total = total.repeat_interleave(2, dim).narrow(dim, 0, side)
-        total = finer + total
+    factors = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
+    total = gradients[-1] * factors[-1]
+    for level in reversed(range(len(gradients) - 1)):
+        total = gradients[level] * factors[level] + spread(total, gradients[level].shape)
     return total
+
+
+def spread(coarse: Tensor, shape: Sequence[int]) -> Tensor:
+    """The transpose of halving images of this shape."""
+    for dim, side in enumerate(shape[2:], start=2):
+        share = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
+        if side % 2:
+            share = torch.cat([share[1:], torch.ones_like(share[:1])])
+        coarse = coarse * share.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+        coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
+    return coarse
 
 
 def _reference_gradients(
