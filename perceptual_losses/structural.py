@@ -68,8 +68,8 @@ def ssim(
         mask: non-negative weights that broadcast to ``(N, 1, H, W)``, or booleans: the mean is
             weighted with the mask's value at the centre of each window. No gradient flows to it.
         reduction: ``"mean"`` over the batch, or ``"none"`` for one value per image.
-        backend: ``"auto"`` takes the fastest path there is; a path asked for by name
-            (``"reference"``, ``"numba"``) runs or raises.
+        backend: ``"auto"`` takes the fastest path that has been tried on the device; a path asked
+            for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
 
     Returns:
         A scalar, or ``(N,)`` with ``reduction="none"``; float64 if ``x`` or ``y`` is, else

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import cpu, op, reference
+from . import cpu, gpu, op, reference
 from .contract import Settings, compute_dtype
 from .reference import halve
 
 __all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "similarity_map"]
 
-BACKENDS = ("auto", "reference", "numba")
+BACKENDS = ("auto", "reference", "numba", "triton")
 
 
 def means(
@@ -44,8 +44,10 @@ def means(
         ``(levels, N, C)``: the mean of the contrast-structure factor, but at the last level that
         of SSIM; in `compute_dtype` and differentiable with respect to ``x`` and ``y``.
     """
-    run = op.means if _fast(x, backend) else reference.means
-    return run(x, y, settings, weights, levels)
+    path = _path(x, y, settings, backend)
+    if path == "reference":
+        return reference.means(x, y, settings, weights, levels)
+    return op.means(x, y, settings, weights, levels, path)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Tensor:
@@ -53,44 +55,37 @@ def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Te
 
     It is the reference's on every path: what a fused path saves is the map.
     """
-    _fast(x, backend)
+    _path(x, y, settings, backend)
     return reference.similarity_map(x, y, settings)
 
 
-def _fast(x: Tensor, backend: str) -> bool:
-    """Whether the kernels of the device run, or the reference: the only place that decides."""
-    if backend == "reference":
-        return False
-    other = None
-    if x.device.type != "cpu":
-        other = f"the images are on {x.device} and it runs on the CPU"
-    elif not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        other = "a torch.func transform is active, and its gradient is made for autograd"
-    reason = other or _missing()
-    if backend == "numba" and reason is not None:
-        raise ValueError(f"backend='numba' cannot run: {reason}; pass backend='auto'")
-    if reason is not None and other is None:
-        _warn(reason)
-    return reason is None
-
-
-def _missing() -> str | None:
-    if not cpu.INSTALLED:
-        return "Numba is not installed"
-    # A compiled call takes it that what is installed can be imported: importing is not traced.
-    return None if torch.compiler.is_compiling() else cpu.broken()
-
-
-def _warn(reason: str) -> None:
-    if not torch.compiler.is_compiling():
-        _warn_once(reason)
+def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
+    """Which path runs: the only place that decides."""
+    path = backend
+    if backend == "auto":
+        # The Triton kernels run by name alone until tests/test_gpu.py has passed on a GPU.
+        path = "numba" if x.device.type == "cpu" else "reference"
+    if path == "reference":
+        return path
+    fast = cpu if path == "numba" else gpu
+    refused = fast.refuses(x, y, settings)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        refused = "a torch.func transform is active, and its gradient is made for autograd"
+    reason = refused or fast.missing(x.device)
+    if reason is None:
+        return path
+    if backend != "auto":
+        raise ValueError(f"backend={backend!r} cannot run: {reason}; pass backend='auto'")
+    if refused is None and not torch.compiler.is_compiling():
+        _warn(reason, "the CPU" if path == "numba" else "the GPU", path)
+    return "reference"
 
 
 @functools.cache
-def _warn_once(reason: str) -> None:
+def _warn(reason: str, device: str, package: str) -> None:
     warnings.warn(
-        f"{reason}: the CPU runs the reference path, which is many times slower. Install numba, "
-        "or pass backend='reference' to choose it.",
+        f"{reason}: {device} runs the reference path, which is many times slower. Install "
+        f"{package}, or pass backend='reference' to choose it.",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=5,
     )

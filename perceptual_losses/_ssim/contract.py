@@ -1,9 +1,13 @@
-"""What every path is told, and the precision it computes in."""
+"""What every path is told, the precision it computes in, and how levels lie on each other."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# What a fast path is asked for: the gradient with respect to either image, or their sum for both.
+X, Y = 1, 2
 
 
 class Settings(NamedTuple):
@@ -27,3 +31,19 @@ class Settings(NamedTuple):
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any tensor is; else float32, for half precision and integers too."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def halved(shape: Sequence[int]) -> list[int]:
+    """Shape of the images of the next coarser level."""
+    return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]
+
+
+def spread(coarse: Tensor, shape: Sequence[int]) -> Tensor:
+    """The transpose of halving images of this shape."""
+    for dim, side in enumerate(shape[2:], start=2):
+        share = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
+        if side % 2:
+            share = torch.cat([share[1:], torch.ones_like(share[:1])])
+        coarse = coarse * share.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+        coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
+    return coarse

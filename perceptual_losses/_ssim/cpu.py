@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .op import MEANS, SWEEP, X, Y, halved, spread
+from .contract import Settings, X, Y, halved, spread
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -38,9 +38,21 @@ def _kernels() -> Any:
     return cpu_kernels
 
 
+def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:
+    """Why the path is not for these images, or ``None``."""
+    return None if x.device.type == "cpu" else f"the images are on {x.device} and it runs on CPUs"
+
+
+def missing(device: torch.device) -> str | None:
+    """What the path would need to run, or ``None``."""
+    if not INSTALLED:
+        return "Numba is not installed"
+    # A compiled call takes it that what is installed can be imported: importing is not traced.
+    return None if torch.compiler.is_compiling() else _broken()
+
+
 @functools.cache
-def broken() -> str | None:
-    """Why the kernels cannot be imported, or ``None``."""
+def _broken() -> str | None:
     try:
         _kernels()
     except Exception as error:  # Whatever a broken installation raises is the reason.
@@ -48,7 +60,7 @@ def broken() -> str | None:
     return None
 
 
-def _means(
+def means(
     x: Tensor,
     y: Tensor,
     weights: Sequence[Tensor],
@@ -157,7 +169,7 @@ def _halve(kernels: Any, image: Tensor) -> Tensor:
     return half
 
 
-def _sweep(gradients: list[Tensor], scale: Tensor) -> None:
+def sweep(gradients: list[Tensor], scale: Tensor) -> None:
     kernels = _kernels()
     if gradients[0].dim() == 5:
         for level in reversed(range(len(gradients))):
@@ -278,7 +290,3 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 # The threads of a pool do not live on in a forked process.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-torch.library.impl(MEANS, "CPU", _means)
-torch.library.impl(SWEEP, "CPU", _sweep)

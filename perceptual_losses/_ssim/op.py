@@ -10,26 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from .contract import Settings, compute_dtype
+from . import cpu, gpu, reference
+from .contract import Settings, X, Y, compute_dtype, halved, spread
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
 
-# What `want` asks for: the gradient with respect to either image, or their sum for both.
-X, Y = 1, 2
-
 torch.library.define(
     MEANS,
     "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, int want) -> (Tensor means, Tensor[] grad_x, Tensor[] grad_y)",
+    "str padding, int levels, int want, str path) "
+    "-> (Tensor means, Tensor[] grad_x, Tensor[] grad_y)",
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
-torch.library.define(SWEEP, "(Tensor(a!)[] gradients, Tensor scale) -> ()")
+torch.library.define(SWEEP, "(Tensor(a!)[] gradients, Tensor scale, str path) -> ()")
+
+PATHS = {"numba": cpu, "triton": gpu}
 
 
-def halved(shape: Sequence[int]) -> list[int]:
-    return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]
+def _means(*arguments: Any) -> Any:
+    return PATHS[arguments[-1]].means(*arguments[:-1])
+
+
+def _sweep_in_place(gradients: list[Tensor], scale: Tensor, path: str) -> None:
+    PATHS[path].sweep(gradients, scale)
+
+
+# By name and not by device: in Triton's interpreter CPU tensors have two paths.
+torch.library.impl(MEANS, "CompositeExplicitAutograd", _means)
+torch.library.impl(SWEEP, "CompositeExplicitAutograd", _sweep_in_place)
 
 
 def _fake_means(
@@ -43,43 +52,52 @@ def _fake_means(
     padding: str,
     levels: int,
     want: int,
+    path: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    dtype = compute_dtype(x, y)
     gradients = []
     for image, bit in ((x, X), (y, Y)):
         found = [torch.empty_like(image)] if want & bit else []
         while found and len(found) < levels:
-            found.append(image.new_empty(halved(found[-1].shape)))
+            found.append(image.new_empty(halved(found[-1].shape), dtype=dtype))
         gradients.append(found)
-    return x.new_empty([levels, *x.shape[:2]]), gradients[0], gradients[1]
+    return x.new_empty([levels, *x.shape[:2]], dtype=dtype), gradients[0], gradients[1]
 
 
 torch.library.register_fake(MEANS, _fake_means)
-torch.library.register_fake(SWEEP, lambda gradients, scale: None)
+torch.library.register_fake(SWEEP, lambda gradients, scale, path: None)
 
 
 def means(
-    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int
+    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int, path: str
 ) -> Tensor:
-    """The contract's `means`, on the kernels registered for the device."""
-    dtype = compute_dtype(x, y)
-    x, y = x.to(dtype), y.to(dtype)
+    """The contract's `means`, on a fast path."""
+    if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
+        dtype = compute_dtype(x, y)
+        x, y = x.to(dtype), y.to(dtype)
     grad = torch.is_grad_enabled()
     want = X * (grad and x.requires_grad) + Y * (grad and y.requires_grad)
     if want:
         out: Tensor = _Means.apply(  # type: ignore[no-untyped-call]
-            x, y, settings, levels, want, *weights
+            x, y, settings, levels, want, path, *weights
         )
         return out
-    return _run(x, y, settings, weights, levels, want)[0]
+    return _run(x, y, settings, weights, levels, want, path)[0]
 
 
 def _run(
-    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int, want: int
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weights: Sequence[Tensor],
+    levels: int,
+    want: int,
+    path: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     window, low, c1, c2, padding = settings
     out: tuple[Tensor, list[Tensor], list[Tensor]]
     out = torch.ops.perceptual_losses.ssim_means(
-        x, y, list(weights), list(window), low, c1, c2, padding, levels, want
+        x, y, list(weights), list(window), low, c1, c2, padding, levels, want, path
     )
     return out
 
@@ -93,39 +111,40 @@ class _Means(torch.autograd.Function):
         settings: Settings,
         levels: int,
         want: int,
+        path: str,
         *weights: Tensor,
     ) -> Tensor:
-        found, grad_x, grad_y = _run(x, y, settings, weights, levels, want)
+        found, grad_x, grad_y = _run(x, y, settings, weights, levels, want, path)
         ctx.save_for_backward(x, y, *weights, *grad_x, *grad_y)
-        ctx.options = settings, levels, want
+        ctx.options = settings, levels, want, path
         ctx.spent = False
         return found
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        settings, levels, want = ctx.options
+        settings, levels, want, path = ctx.options
         x, y, *saved = ctx.saved_tensors
         at = len(saved) - levels * want.bit_count()
         weights, gradients = saved[:at], saved[at:]
-        nothing = (None,) * (3 + len(weights))
+        nothing = (None,) * (4 + len(weights))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             wanted = _reference_gradients(x, y, settings, weights, levels, want, scale)
             return *wanted, *nothing
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            _, again_x, again_y = _run(x, y, settings, weights, levels, want)
+            _, again_x, again_y = _run(x, y, settings, weights, levels, want, path)
             gradients = again_x + again_y
         ctx.spent = not torch.compiler.is_compiling()
-        grad_x = _sweep(gradients[:levels], scale) if want & X else None
-        grad_y = _sweep(gradients[-levels:], scale) if want & Y else None
+        grad_x = _sweep(gradients[:levels], scale, path) if want & X else None
+        grad_y = _sweep(gradients[-levels:], scale, path) if want & Y else None
         return grad_x, grad_y, *nothing
 
 
-def _sweep(gradients: list[Tensor], scale: Tensor) -> Tensor:
+def _sweep(gradients: list[Tensor], scale: Tensor, path: str) -> Tensor:
     """The gradient of the finest image, from those of the levels' means by their own images."""
     if torch.compiler.is_compiling():
         return _swept(gradients, scale)
-    torch.ops.perceptual_losses.ssim_sweep(gradients, scale)
+    torch.ops.perceptual_losses.ssim_sweep(gradients, scale, path)
     return gradients[0]
 
 
@@ -135,18 +154,7 @@ def _swept(gradients: list[Tensor], scale: Tensor) -> Tensor:
     total = gradients[-1] * factors[-1]
     for level in reversed(range(len(gradients) - 1)):
         total = gradients[level] * factors[level] + spread(total, gradients[level].shape)
-    return total
-
-
-def spread(coarse: Tensor, shape: Sequence[int]) -> Tensor:
-    """The transpose of halving images of this shape."""
-    for dim, side in enumerate(shape[2:], start=2):
-        share = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
-        if side % 2:
-            share = torch.cat([share[1:], torch.ones_like(share[:1])])
-        coarse = coarse * share.reshape([-1 if d == dim else 1 for d in range(len(shape))])
-        coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
-    return coarse
+    return total.to(gradients[0].dtype)
 
 
 def _reference_gradients(

@@ -1,0 +1,438 @@
+"""The GPU path: launches of the Triton kernels, for tensors read where and as they lie."""
+
+import contextlib
+import functools
+import importlib.util
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contract import Settings, X, Y
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+class Tile(NamedTuple):
+    """The pixels of a program.
+
+    Attributes:
+        lanes: possible numbers of threads; the one that wastes the fewest on the width is taken.
+        columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
+            share is loaded once.
+        rows: of a band, at most: a band computes some rows that its neighbours compute too.
+    """
+
+    lanes: tuple[int, ...]
+    columns: int
+    rows: int
+
+
+class Launches(NamedTuple):
+    """The tiles of each kernel. Without one for `march`, `derive` and `gather` run."""
+
+    value: Tile
+    march: Tile | None
+    derive: Tile
+    gather: Tile
+
+
+_WIDTHS = (32, 64, 128)
+
+# For each architecture, and up to each window size. Nothing in here has been timed yet: it is what
+# fits into the registers without spills (but for a few bytes where mirrored columns take more).
+LAUNCHES: dict[str | None, dict[int, Launches]] = {
+    None: {
+        11: Launches(
+            value=Tile(_WIDTHS, 2, 128),
+            march=Tile(_WIDTHS, 2, 128),
+            derive=Tile(_WIDTHS, 2, 128),
+            gather=Tile(_WIDTHS, 2, 128),
+        ),
+        17: Launches(
+            value=Tile(_WIDTHS, 2, 128),
+            march=None,
+            derive=Tile(_WIDTHS, 2, 128),
+            gather=Tile(_WIDTHS, 2, 128),
+        ),
+        33: Launches(
+            value=Tile(_WIDTHS, 1, 128),
+            march=None,
+            derive=Tile(_WIDTHS, 1, 128),
+            gather=Tile(_WIDTHS, 1, 128),
+        ),
+    }
+}
+# Bands are shortened, down to so many rows, until there are so many programs.
+SHORTEST, ENOUGH = 32, 1024
+# Bytes of the derivatives between `derive` and `gather`: what stays in the second-level cache.
+WORKSPACE = 24 * 2**20
+# Rows and columns of a program of the kernels that do not march.
+ROWS, COLUMNS = 4, 256
+
+
+def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:
+    """Why the path is not for these images, or ``None``."""
+    if x.device.type not in ("cuda", "xpu") and not (x.device.type == "cpu" and _interpreted()):
+        return f"the images are on {x.device} and it runs on GPUs"
+    if torch.float64 in (x.dtype, y.dtype):
+        return "it computes in float32, and the images are float64"
+    if x.dim() != 4:
+        return "it takes images (N, C, H, W), and these are volumes"
+    if len(settings.window) > max(LAUNCHES[None]):
+        return f"its windows have at most {max(LAUNCHES[None])} pixels, not {len(settings.window)}"
+    return None
+
+
+def missing(device: torch.device) -> str | None:
+    """What the path would need to run, or ``None``."""
+    if not INSTALLED:
+        return "Triton is not installed"
+    if torch.compiler.is_compiling():
+        return None
+    return _broken() or _too_old(device)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _broken() -> str | None:
+    try:
+        _kernels()
+    except Exception as error:  # Whatever a broken installation raises is the reason.
+        return f"Triton cannot be used ({type(error).__name__}: {error})"
+    return None
+
+
+@functools.cache
+def _too_old(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"{device} has compute capability {major}.{minor}, not 8.0"
+
+
+@functools.cache
+def _kernels() -> Any:
+    from . import gpu_kernels
+
+    return gpu_kernels
+
+
+def means(
+    x: Tensor,
+    y: Tensor,
+    weights: list[Tensor],
+    window: list[float],
+    low: float,
+    c1: float,
+    c2: float,
+    padding: str,
+    levels: int,
+    want: int,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Each level's mean over each plane, and its gradients with respect to the level's images.
+
+    Args:
+        x: images ``(N, C, H, W)`` in half precision or float32, of any layout.
+        y: same shape and device.
+        weights: for each level the weight of each map value, ``(N, 1, H', W')``, summing to one for
+            each image; empty for plain means.
+        window: taps of the separable window; odd in number, symmetric.
+        low: the pixel value that counts as zero.
+        c1: ``(k1 L)^2``.
+        c2: ``(k2 L)^2``.
+        padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
+        levels: means of the contrast-structure factor, each level's images half the size, and the
+            mean of SSIM at the last level.
+        want: which gradients, `X` and `Y` or their sum; 0 for none.
+
+    Returns:
+        The means ``(levels, N, C)``, and the gradients with respect to each level's x and to its y,
+        empty lists if not wanted.
+    """
+    if want == Y:
+        # SSIM is symmetric, and so the kernels have no third way.
+        value, gradients, _ = means(y, x, weights, window, low, c1, c2, padding, levels, X)
+        return value, [], gradients
+    n, c = x.shape[:2]
+    settings = Settings(tuple(window), low, c1, c2, padding)
+    images = [(x, y)]
+    of_x: list[Tensor] = []
+    of_y: list[Tensor] = []
+    with _on(x.device):
+        for _ in range(levels - 1):
+            images.append(_halve(*images[-1]))
+        architecture = _architecture(x.device)
+        jobs = [_job(tuple(a.shape), len(window), padding, want, architecture) for a, _ in images]
+        most = max(job.programs for job in jobs)
+        # A coarse level has fewer programs, and its other sums are zero.
+        allocate = torch.empty if levels == 1 else torch.zeros
+        sums = allocate([levels, n * c, most], dtype=torch.float32, device=x.device)
+        # From the coarsest on, for the halves to be gone where the gradients are large.
+        for j in reversed(range(levels)):
+            a, b = images.pop()
+            if want & X:
+                of_x.insert(0, torch.empty_like(x) if j == 0 else a.new_empty(a.shape))
+            if want & Y:
+                of_y.insert(0, torch.empty_like(y) if j == 0 else b.new_empty(b.shape))
+            weight = weights[j] if weights else None
+            _run(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], settings, j < levels - 1)
+        value = torch.empty([levels, n, c], dtype=torch.float32, device=x.device)
+        block = 1 << (most - 1).bit_length()
+        _launch(_kernels().mean, levels * n * c, 1, sums, value, most, COUNT=block)
+    return value, of_x, of_y
+
+
+def sweep(gradients: list[Tensor], scale: Tensor) -> None:
+    """Makes the first of the levels' gradients the whole one, in place.
+
+    Args:
+        gradients: of each level's mean with respect to its images, from `means`.
+        scale: ``(levels, N, C)``, of the value with respect to the means.
+    """
+    fine, *coarse = gradients
+    n, c, height, width = fine.shape
+    strips, bands = _ceil(width, COLUMNS), _ceil(height, ROWS)
+    with _on(fine.device):
+        _launch(
+            *(_kernels().sweep, n * c * strips * bands, 4, fine, tuple(coarse) or (fine,), scale),
+            *(fine.stride(), scale.stride(), strips, bands, c, height, width),
+            COARSE=len(coarse),
+            ROWS=ROWS,
+            LANES=COLUMNS,
+        )
+
+
+class _Cover(NamedTuple):
+    """Tiles that cover some planes."""
+
+    lanes: int
+    columns: int
+    strips: int
+    bands: int
+    rows: int
+
+    @property
+    def tiles(self) -> int:
+        return self.strips * self.bands
+
+
+class _Slab(NamedTuple):
+    """Rows of the image whose derivatives are in memory at once."""
+
+    top: int
+    bottom: int
+    derive: _Cover
+    gather: _Cover
+
+
+class _Job(NamedTuple):
+    """How a level is computed.
+
+    Attributes:
+        want: which gradients; `X` or the sum for both, 0 for none.
+        programs: that give a sum for each plane.
+        march: the tiles of the kernel that does all, or ``None``.
+        slabs: what `derive` and `gather` do one after the other.
+        planes: in a slab, at most.
+        pitch: of the rows of derivatives.
+    """
+
+    want: int
+    programs: int
+    march: _Cover | None
+    slabs: tuple[_Slab, ...]
+    planes: int
+    pitch: int
+
+    @property
+    def maps(self) -> int:
+        """Maps of derivatives."""
+        return 4 if self.want == X + Y else 3
+
+
+@functools.lru_cache(maxsize=256)
+def _job(shape: tuple[int, ...], taps: int, padding: str, want: int, architecture: str) -> _Job:
+    planes, (height, width) = shape[0] * shape[1], shape[2:]
+    sizes = LAUNCHES.get(architecture, LAUNCHES[None])
+    launches = sizes[min(size for size in sizes if size >= taps)]
+    reach, radius = taps - 1, taps // 2
+    if not want:
+        # Positions before the image have their centre in it.
+        before = 0 if padding == "valid" else radius
+        top, bottom = -before, height - reach + before
+        # `derive` begins a whole window before the image, for columns in pairs.
+        columns = width - reach if padding == "valid" else width + radius
+        cover = _cover(launches.value, planes, bottom - top, columns, 0)
+        return _Job(want, cover.tiles, None, (_Slab(top, bottom, cover, cover),), planes, 0)
+    if launches.march is not None:
+        cover = _cover(launches.march, planes, height, width, reach)
+        return _Job(want, cover.tiles, cover, (), planes, 0)
+
+    maps = 4 if want == X + Y else 3
+    derive = _cover(launches.derive, planes, height + reach, width + reach, 0)
+    gather = _cover(launches.gather, planes, height, width, 0)
+    # Room for what the last threads of a row read and write beyond it.
+    pitch = max(
+        derive.strips * derive.lanes * derive.columns,
+        gather.strips * gather.lanes * gather.columns + taps + 3,
+    )
+    pitch = 16 * _ceil(pitch, 16)
+    rows = min(max(WORKSPACE // (4 * maps * pitch) - reach, taps), height)
+    at_once = min(max(WORKSPACE // (4 * maps * pitch * (rows + reach)), 1), planes)
+    slabs = []
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        derive = _cover(launches.derive, at_once, bottom - top + reach, width + reach, 0)
+        gather = _cover(launches.gather, at_once, bottom - top, width, 0)
+        slabs.append(_Slab(top, bottom, derive, gather))
+    programs = sum(slab.derive.tiles for slab in slabs)
+    return _Job(want, programs, None, tuple(slabs), at_once, pitch)
+
+
+def _cover(tile: Tile, planes: int, height: int, width: int, halo: int) -> _Cover:
+    """Tiles of ``tile``'s kind, ``halo`` columns of each of which are its neighbour's."""
+    strips = {
+        lanes: _ceil(width, lanes * tile.columns - halo)
+        for lanes in tile.lanes
+        if lanes * tile.columns > halo
+    }
+    lanes = min(strips, key=lambda lanes: (strips[lanes] * lanes, -lanes))
+    rows = tile.rows
+    while rows > SHORTEST and planes * strips[lanes] * _ceil(height, rows) < ENOUGH:
+        rows //= 2
+    bands = _ceil(height, rows)
+    return _Cover(lanes, tile.columns, strips[lanes], bands, _ceil(height, bands))
+
+
+def _run(
+    job: _Job,
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    gradients: list[Tensor],
+    sums: Tensor,
+    settings: Settings,
+    contrast: bool,
+) -> None:
+    """Writes a level's gradients, as many as wanted, and the programs' sums of 1 - S."""
+    kernels = _kernels()
+    window, low, c1, c2, padding = settings
+    n, c, height, width = x.shape
+    planes, taps = n * c, len(window)
+    lost = taps - 1 if padding == "valid" else 0
+    share = 1 / ((height - lost) * (width - lost)) if weight is None else 1.0
+    # Where there is nothing to pass, something that is no other case for the compiler.
+    weights, weight_strides = (x, (0, 0, 0, 0)) if weight is None else (weight, weight.stride())
+    gradient, other = (gradients[0], gradients[-1]) if gradients else (x, x)
+    half_window = window[: taps // 2 + 1]
+    codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
+    constants: dict[str, Any] = {
+        "TAPS": taps,
+        "PADDING": codes[padding].value,
+        "WANT": job.want,
+        "WEIGHTED": weight is not None,
+    }
+    if job.march is not None:
+        cover = job.march
+        # The last threads' windows reach beyond the strip.
+        pitch = cover.lanes * cover.columns + 4 * _ceil(taps + 3, 4)
+        scratch = sums.new_empty(planes * cover.tiles * 2 * job.maps * pitch)
+        _launch(
+            *(kernels.march, planes * cover.tiles, _warps(cover)),
+            *(x, y, weights, gradient, other, scratch, sums, x.stride(), y.stride()),
+            *(weight_strides, gradient.stride(), other.stride(), sums.stride(0)),
+            *(cover.strips, cover.bands, cover.rows, c, height, width),
+            *(half_window, low, c1, c2, share, int(contrast)),
+            LANES=cover.lanes,
+            COLUMNS=cover.columns,
+            PITCH=pitch,
+            **constants,
+        )
+        return
+
+    reach = taps - 1 if job.want else 0
+    depth = max(slab.bottom - slab.top for slab in job.slabs) + reach
+    maps = sums.new_empty(job.planes * job.maps * depth * job.pitch) if job.want else x
+    done = 0
+    for slab in job.slabs:
+        derive, gather = slab.derive, slab.gather
+        # A position that belongs to two slabs counts in the first one.
+        own_top = slab.top if done else slab.top - reach
+        own_sums = sums.view(-1)[done:]
+        done += derive.tiles
+        for first in range(0, planes, job.planes):
+            here = min(job.planes, planes - first)
+            _launch(
+                *(kernels.derive, here * derive.tiles, _warps(derive)),
+                *(x, y, weights, maps, own_sums, x.stride(), y.stride(), weight_strides),
+                *(sums.stride(0), job.pitch, derive.strips, derive.bands, derive.rows),
+                *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
+                *(half_window, low, c1, c2, share, int(contrast)),
+                LANES=derive.lanes,
+                COLUMNS=derive.columns,
+                **constants,
+            )
+            if job.want:
+                _launch(
+                    *(kernels.gather, here * gather.tiles, _warps(gather)),
+                    *(x, y, gradient, other, maps, x.stride(), y.stride()),
+                    *(gradient.stride(), other.stride(), job.pitch),
+                    *(gather.strips, gather.bands, gather.rows, first, slab.top, slab.bottom),
+                    *(c, height, width, half_window, low, share),
+                    LANES=gather.lanes,
+                    COLUMNS=gather.columns,
+                    TAPS=taps,
+                    WANT=job.want,
+                )
+
+
+def _halve(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both images at half the size."""
+    n, c, height, width = x.shape
+    half = (height + 1) // 2, (width + 1) // 2
+    # Rows begin at multiples of 16 values, which is known to the compiler and makes loads wide.
+    pitch = 16 * _ceil(half[1], 16)
+    shape = [2, n, c, half[0], pitch]
+    out = torch.empty(shape, dtype=torch.float32, device=x.device)[..., : half[1]]
+    strips, bands = _ceil(half[1], COLUMNS), _ceil(half[0], ROWS)
+    _launch(
+        *(_kernels().halve, n * c * strips * bands, 4, x, y, out[0], out[1]),
+        *(x.stride(), y.stride(), out[0].stride(), strips, bands, c, height, width),
+        ROWS=ROWS,
+        LANES=COLUMNS,
+    )
+    return out[0], out[1]
+
+
+def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
+    kernel[(programs,)](*arguments, num_warps=warps, **constants)
+
+
+def _warps(cover: _Cover) -> int:
+    return max(1, cover.lanes // 32)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes a GPU the current one: kernels run there, on its current stream."""
+    if device.type in ("cpu", "meta"):
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
+    return guard
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(device).gcnArchName)
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))

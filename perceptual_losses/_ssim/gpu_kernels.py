@@ -1,0 +1,754 @@
+"""Triton kernels of the GPU path: the mean and its gradient in one march down the rows.
+
+A program owns a strip of columns and a band of rows of one plane, a thread ``E`` neighbouring
+columns of the strip. For each row of pixels it forms the horizontal sums under the window and adds
+them to the ``T`` rows of the map that are in flight in its registers; the first of these is then
+complete and becomes S and its derivatives. The derivatives' neighbours are in other threads: they
+go through a row of scratch memory and come back as horizontal sums for the ``T`` rows of the
+gradient in flight. Nothing of the size of an image is kept.
+
+`march` does all of this. Where the sums of both halves do not fit into the registers, `derive`
+does the first half and `gather` the second, with the derivatives of a slab of rows in memory in
+between. Without a gradient `derive` is all there is to do.
+
+The formulas are those of the reference path. With ``d = x - y`` and ``t = x + y``, less a constant
+near their level in the tile (variances do not change with it, means add it back),
+
+    a = mu_d^2 / (mu_t^2 + mu_d^2 + 2 C1)         luminance          = 1 - 2 a
+    b = var_d / (var_t + var_d + 2 C2)            contrast_structure = 1 - 2 b
+
+    V_d = 2 dS/dE[d^2] = -4 (1 - b) luminance / (var_t + var_d + 2 C2)
+    V_t = 2 dS/dE[t^2] =  4 b luminance / (var_t + var_d + 2 C2)
+    M_d = dS/dmu_d, with what var_d = E[d^2] - mu_d^2 adds                   M_t = dS/dmu_t alike
+
+    dx = g * (M_t + M_d) + t (g * V_t) + d (g * V_d)
+    dy = g * (M_t - M_d) + t (g * V_t) - d (g * V_d)
+
+A position of the map is named by the first row and column of pixels under its window. In the
+gradient of a pixel meet the positions up to ``T - 1`` before it: so the filter with the window is
+its own transpose. For symmetric padding too, if the map is mirrored as the pixels are, which it is
+by itself where mirrored pixels are loaded.
+"""
+
+# Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
+# ruff: noqa: N803, N806, RUF005
+
+import triton
+import triton.language as tl
+
+VALID = tl.constexpr(0)
+ZEROS = tl.constexpr(1)
+SYMMETRIC = tl.constexpr(2)
+
+
+@triton.jit
+def _place(strips, bands):
+    """Strip, band and plane of the program."""
+    program = tl.program_id(0)
+    return program % strips, program // strips % bands, program // strips // bands
+
+
+@triton.jit
+def _plane(image, strides, plane, channels):
+    n, c = plane // channels, plane % channels
+    return image + n.to(tl.int64) * strides[0] + c.to(tl.int64) * strides[1]
+
+
+@triton.jit
+def _shown(index, size):
+    """The pixel that a position in or beside the image shows, the edge being a mirror."""
+    index = tl.maximum(index, -1 - index)
+    index = tl.minimum(index, 2 * size - 1 - index)
+    # Where the image is smaller than the window, the mirror image of a mirror image.
+    index = tl.maximum(index, -1 - index)
+    return tl.minimum(index, size - 1)
+
+
+@triton.jit
+def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
+    """Mean difference and total of a few pixels of a region."""
+    sample = tl.arange(0, 64)
+    row = (top + sample // 8 * rows // 8).to(tl.int64)
+    column = (left + sample % 8 * columns // 8).to(tl.int64)
+    a = tl.load(x + row * x_strides[2] + column * x_strides[3]).to(tl.float32)
+    b = tl.load(y + row * y_strides[2] + column * y_strides[3]).to(tl.float32)
+    level_d = tl.sum(a - b, 0) / 64
+    level_t = tl.sum(a + b - 2 * low, 0) / 64
+    # So that a NaN pixel stays in the windows that hold it.
+    level_d = tl.where(tl.abs(level_d) < float("inf"), level_d, 0.0)
+    level_t = tl.where(tl.abs(level_t) < float("inf"), level_t, 0.0)
+    return level_d, level_t
+
+
+@triton.jit
+def _pixels(row, step, first, shift, width, inside, low, END: tl.constexpr, PADDING: tl.constexpr):
+    """What a row shows in some columns, in float32."""
+    column = first + shift.to(tl.int32)
+    if PADDING == SYMMETRIC:
+        address = row + _shown(column, width).to(tl.int64) * step
+        pixels = tl.load(address).to(tl.float32)
+    else:
+        # In 64 bits, for the offsets from the first column to become part of the instructions.
+        address = row + first.to(tl.int64) * step + shift * step
+        if PADDING == ZEROS:
+            inside = inside & (column >= 0) & (column < width)
+            pixels = tl.where(inside, tl.load(address, mask=inside, other=0).to(tl.float32), low)
+        elif END:
+            pixels = tl.load(address, mask=column < width, other=0).to(tl.float32)
+        else:
+            pixels = tl.load(address).to(tl.float32)
+    return pixels
+
+
+@triton.jit
+def _difference_and_total(
+    x,
+    y,
+    x_strides,
+    y_strides,
+    row,
+    first,
+    height,
+    width,
+    low,
+    level_d,
+    level_t,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+):
+    """The columns under the windows of each thread in a row of pixels, less their levels."""
+    inside = (row >= 0) & (row < height)
+    if PADDING == SYMMETRIC:
+        row = _shown(row, height)
+    else:
+        row = tl.minimum(tl.maximum(row, 0), height - 1)
+    if PADDING == VALID:
+        # Threads without a window in the image read one that is, which takes no mask.
+        first = tl.minimum(tl.maximum(first, 0), (width - TAPS) // COLUMNS * COLUMNS)
+    x_row = x + row.to(tl.int64) * x_strides[2]
+    y_row = y + row.to(tl.int64) * y_strides[2]
+    x_step, y_step = x_strides[3], y_strides[3]
+    zero = level_t + 2 * low
+    d, t = (), ()
+    if COLUMNS == 1:
+        for k in tl.static_range(TAPS):
+            shift = tl.full((1,), k, tl.int64)
+            a = _pixels(x_row, x_step, first, shift, width, inside, low, False, PADDING)
+            b = _pixels(y_row, y_step, first, shift, width, inside, low, False, PADDING)
+            d = d + (a - b - level_d,)
+            t = t + (a + b - zero,)
+    else:
+        # Two columns at once, for loads of twice the width.
+        for k in tl.static_range(0, COLUMNS + TAPS - 1, 2):
+            shift = k + tl.arange(0, 2).to(tl.int64)[None, :]
+            pair = first[:, None]
+            a = _pixels(x_row, x_step, pair, shift, width, inside, low, k + 1 >= TAPS, PADDING)
+            b = _pixels(y_row, y_step, pair, shift, width, inside, low, k + 1 >= TAPS, PADDING)
+            d_left, d_right = tl.split(a - b - level_d)
+            t_left, t_right = tl.split(a + b - zero)
+            d = d + (d_left, d_right)
+            t = t + (t_left, t_right)
+    return d, t
+
+
+@triton.jit
+def _squares(values):
+    squares = ()
+    for k in tl.static_range(len(values)):
+        squares = squares + (values[k] * values[k],)
+    return squares
+
+
+@triton.jit
+def _add_row(sums, values, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """Adds a row to the sums in flight: ``TAPS`` of each column, the first of them complete then.
+
+    ``window`` is the half of the taps that the other half mirrors. The sums move up by one with
+    each row: a multiply-add has its own destination, so that moving costs next to nothing, and the
+    loop over the rows needs no copies of its body.
+    """
+    moved = ()
+    for e in tl.static_range(COLUMNS):
+        across = window[TAPS // 2] * values[e + TAPS // 2]
+        for k in tl.static_range(TAPS // 2):
+            across += window[k] * (values[e + k] + values[e + TAPS - 1 - k])
+        for k in tl.static_range(TAPS - 1):
+            moved = moved + (sums[e * TAPS + k + 1] + window[min(k, TAPS - 1 - k)] * across,)
+        moved = moved + (window[0] * across,)
+    return moved
+
+
+@triton.jit
+def _add_moments(
+    sums,
+    x,
+    y,
+    x_strides,
+    y_strides,
+    row,
+    first,
+    height,
+    width,
+    window,
+    low,
+    level_d,
+    level_t,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+):
+    """Adds a row of pixels to the sums of d, t, d^2 and t^2."""
+    d, t = _difference_and_total(
+        *(x, y, x_strides, y_strides, row, first, height, width),
+        *(low, level_d, level_t, COLUMNS, TAPS, PADDING),
+    )
+    return (
+        _add_row(sums[0], d, window, COLUMNS, TAPS),
+        _add_row(sums[1], t, window, COLUMNS, TAPS),
+        _add_row(sums[2], _squares(d), window, COLUMNS, TAPS),
+        _add_row(sums[3], _squares(t), window, COLUMNS, TAPS),
+    )
+
+
+@triton.jit
+def _complete(sums, LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """The complete sums of each thread's columns, side by side."""
+    if COLUMNS == 1:
+        done = sums[0][:, None]
+    elif COLUMNS == 2:
+        done = tl.join(sums[0], sums[TAPS])
+    else:
+        done = tl.join(tl.join(sums[0], sums[2 * TAPS]), tl.join(sums[TAPS], sums[3 * TAPS]))
+        done = tl.reshape(done, (LANES, 4))
+    return done
+
+
+@triton.jit
+def _derivatives(
+    mu_d,
+    mu_t,
+    e_dd,
+    e_tt,
+    level_d,
+    level_t,
+    c1,
+    c2,
+    contrast,
+    row,
+    column,
+    height,
+    width,
+    weight,
+    weight_strides,
+    PADDING: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """1 - S in a row of the map (zero beside it), M_d, M_t, V_d and V_t, all times their weight.
+
+    ``row`` and ``column`` are those of the map, ``height`` and ``width`` its size.
+    """
+    var_d = e_dd - mu_d * mu_d
+    var_t = e_tt - mu_t * mu_t
+    inverse = 1.0 / (var_t + var_d + 2 * c2)
+    b = var_d * inverse
+    value = 1 - 2 * b
+    v_t = b * (4 * inverse)
+    v_d = v_t - 4 * inverse
+    m_d = tl.zeros_like(mu_d)
+    m_t = tl.zeros_like(mu_t)
+    if contrast == 0:
+        full_d, full_t = mu_d + level_d, mu_t + level_t
+        dd = full_d * full_d
+        inverse = 1.0 / (full_t * full_t + dd + 2 * c1)
+        a = dd * inverse
+        luminance = 1 - 2 * a
+        scaled = value * (4 * inverse)
+        m_t = a * (scaled * full_t)
+        m_d = a * (scaled * full_d) - scaled * full_d
+        v_d *= luminance
+        v_t *= luminance
+        value *= luminance
+    m_d -= mu_d * v_d
+    m_t -= mu_t * v_t
+    deficit = 1 - value
+
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    counts = inside
+    if PADDING == SYMMETRIC:
+        row, column = _shown(row, height), _shown(column, width)
+        counts = column >= 0
+    if WEIGHTED:
+        offset = row.to(tl.int64) * weight_strides[2] + column.to(tl.int64) * weight_strides[3]
+        here = tl.load(weight + offset, mask=counts, other=0)
+        deficit *= here
+        m_d *= here
+        m_t *= here
+        v_d *= here
+        v_t *= here
+    deficit = tl.where(inside, deficit, 0.0)
+    if PADDING != SYMMETRIC:
+        m_d = tl.where(inside, m_d, 0.0)
+        m_t = tl.where(inside, m_t, 0.0)
+        v_d = tl.where(inside, v_d, 0.0)
+        v_t = tl.where(inside, v_t, 0.0)
+    return deficit, m_d, m_t, v_d, v_t
+
+
+@triton.jit
+def _side_by_side(row, first, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """The columns under the windows of each thread in a row of memory."""
+    values = ()
+    if COLUMNS == 1:
+        for k in tl.static_range(TAPS):
+            values = values + (tl.load(row + first.to(tl.int64) + k),)
+    else:
+        for k in tl.static_range(0, COLUMNS + TAPS - 1, 2):
+            pair = first.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :]
+            left, right = tl.split(tl.load(row + pair + k))
+            values = values + (left, right)
+    return values
+
+
+@triton.jit
+def _add_maps(sums, source, step, first, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """Adds a row of the derivatives, ``step`` values apart in memory, to their sums."""
+    added = ()
+    for k in tl.static_range(len(sums)):
+        values = _side_by_side(source + k * step, first, COLUMNS, TAPS)
+        added = added + (_add_row(sums[k], values, window, COLUMNS, TAPS),)
+    return added
+
+
+@triton.jit
+def _finish(
+    x,
+    y,
+    gradient,
+    other,
+    x_strides,
+    y_strides,
+    gradient_strides,
+    other_strides,
+    row,
+    column,
+    inside,
+    m,
+    v_d,
+    v_t,
+    m_d,
+    low,
+    level_d,
+    level_t,
+    share,
+    WANT: tl.constexpr,
+):
+    """Writes a row of the gradients from the filtered derivatives."""
+    row = row.to(tl.int64)
+    column = column.to(tl.int64)
+    a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
+    b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    from_d = (a - b - level_d) * v_d
+    from_t = (a + b - (level_t + 2 * low)) * v_t
+    if WANT == 3:
+        from_d += m_d
+    value = share * (m + from_t + from_d)
+    address = gradient + row * gradient_strides[2] + column * gradient_strides[3]
+    tl.store(address, value.to(gradient.dtype.element_ty), mask=inside)
+    if WANT == 3:
+        value = share * (m + from_t - from_d)
+        address = other + row * other_strides[2] + column * other_strides[3]
+        tl.store(address, value.to(other.dtype.element_ty), mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=["strips", "bands", "rows", "channels", "height", "contrast", "sums_stride"],
+    do_not_specialize_on_alignment=["sums"],
+)
+def march(
+    x,
+    y,
+    weight,
+    gradient,
+    other,
+    scratch,
+    sums,
+    x_strides,
+    y_strides,
+    weight_strides,
+    gradient_strides,
+    other_strides,
+    sums_stride,
+    strips,
+    bands,
+    rows,
+    channels,
+    height,
+    width,
+    window,
+    low,
+    c1,
+    c2,
+    share,
+    contrast,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+    PADDING: tl.constexpr,
+    WANT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
+
+    ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
+    """
+    REACH: tl.constexpr = TAPS - 1
+    INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
+    OWN: tl.constexpr = LANES * COLUMNS - REACH
+    MAPS: tl.constexpr = 4 if WANT == 3 else 3
+    strip, band, plane = _place(strips, bands)
+    top = band * rows
+    bottom = tl.minimum(top + rows, height)
+    left = strip * OWN
+    x = _plane(x, x_strides, plane, channels)
+    y = _plane(y, y_strides, plane, channels)
+    gradient = _plane(gradient, gradient_strides, plane, channels)
+    other = _plane(other, other_strides, plane, channels)
+    weight += (plane // channels).to(tl.int64) * weight_strides[0]
+    scratch += tl.program_id(0).to(tl.int64) * (2 * MAPS * PITCH)
+    map_height = height + 2 * INSET - REACH
+    map_width = width + 2 * INSET - REACH
+    level_d, level_t = _levels(
+        *(x, y, x_strides, y_strides, top, left, bottom - top, tl.minimum(OWN, width - left), low)
+    )
+
+    first = tl.arange(0, LANES) * COLUMNS
+    local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+    column = left - REACH + local
+    owned = (local >= REACH) | (strip == 0)
+    none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
+    moments = (none, none, none, none)
+    filtered = (none,) * MAPS
+    total = tl.zeros((LANES, COLUMNS), tl.float32)
+    for k in range(REACH):
+        moments = _add_moments(
+            *(moments, x, y, x_strides, y_strides, top - REACH + k, left - REACH + first),
+            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+        )
+    row = top
+    while row < bottom + REACH:
+        moments = _add_moments(
+            *(moments, x, y, x_strides, y_strides, row, left - REACH + first),
+            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+        )
+        # The row of the map that is complete, and after the next sums that of the gradient.
+        here = row - REACH
+        deficit, m_d, m_t, v_d, v_t = _derivatives(
+            _complete(moments[0], LANES, COLUMNS, TAPS),
+            _complete(moments[1], LANES, COLUMNS, TAPS),
+            _complete(moments[2], LANES, COLUMNS, TAPS),
+            _complete(moments[3], LANES, COLUMNS, TAPS),
+            *(level_d, level_t, c1, c2, contrast),
+            *(here + INSET, column + INSET, map_height, map_width, weight, weight_strides),
+            *(PADDING, WEIGHTED),
+        )
+        total += tl.where(owned & ((here >= top) | (band == 0)), deficit, 0.0)
+        # The other half of the scratch is still read by slower threads.
+        slot = scratch + (row & 1) * (MAPS * PITCH)
+        if WANT == 3:
+            tl.store(slot + local, m_t)
+            tl.store(slot + 3 * PITCH + local, m_d)
+        else:
+            tl.store(slot + local, m_t + m_d)
+        tl.store(slot + PITCH + local, v_d)
+        tl.store(slot + 2 * PITCH + local, v_t)
+        tl.debug_barrier()
+        filtered = _add_maps(filtered, slot, PITCH, first, window, COLUMNS, TAPS)
+        _finish(
+            *(x, y, gradient, other, x_strides, y_strides, gradient_strides, other_strides),
+            *(here, left + local),
+            (here >= top) & (local < OWN) & (left + local < width),
+            _complete(filtered[0], LANES, COLUMNS, TAPS),
+            _complete(filtered[1], LANES, COLUMNS, TAPS),
+            _complete(filtered[2], LANES, COLUMNS, TAPS),
+            _complete(filtered[MAPS - 1], LANES, COLUMNS, TAPS),
+            *(low, level_d, level_t, share, WANT),
+        )
+        row += 1
+    place = plane.to(tl.int64) * sums_stride + band * strips + strip
+    tl.store(sums + place, share * tl.sum(tl.sum(total, 1), 0))
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("strips", "bands", "rows", "channels", "height", "contrast"),
+        *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top"),
+    ],
+    do_not_specialize_on_alignment=["sums"],
+)
+def derive(
+    x,
+    y,
+    weight,
+    maps,
+    sums,
+    x_strides,
+    y_strides,
+    weight_strides,
+    sums_stride,
+    pitch,
+    strips,
+    bands,
+    rows,
+    first_plane,
+    slab_top,
+    slab_bottom,
+    own_top,
+    channels,
+    height,
+    width,
+    window,
+    low,
+    c1,
+    c2,
+    share,
+    contrast,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    WANT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
+
+    ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
+    and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
+    """
+    REACH: tl.constexpr = TAPS - 1
+    INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
+    LEFT: tl.constexpr = 0 if WANT == 0 and PADDING == VALID else 1 - TAPS
+    MAPS: tl.constexpr = 4 if WANT == 3 else 3
+    strip, band, slab_plane = _place(strips, bands)
+    plane = first_plane + slab_plane
+    top = slab_top + band * rows
+    bottom = tl.minimum(top + rows, slab_bottom)
+    x = _plane(x, x_strides, plane, channels)
+    y = _plane(y, y_strides, plane, channels)
+    weight += (plane // channels).to(tl.int64) * weight_strides[0]
+    map_height = height + 2 * INSET - REACH
+    map_width = width + 2 * INSET - REACH
+    # The same for the whole plane, because programs filter each other's derivatives.
+    level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
+
+    first = strip * (LANES * COLUMNS) + tl.arange(0, LANES) * COLUMNS
+    place = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+    none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
+    moments = (none, none, none, none)
+    total = tl.zeros((LANES, COLUMNS), tl.float32)
+    for k in range(REACH):
+        moments = _add_moments(
+            *(moments, x, y, x_strides, y_strides, top + k, LEFT + first),
+            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+        )
+    here = top
+    while here < bottom:
+        moments = _add_moments(
+            *(moments, x, y, x_strides, y_strides, here + REACH, LEFT + first),
+            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+        )
+        deficit, m_d, m_t, v_d, v_t = _derivatives(
+            _complete(moments[0], LANES, COLUMNS, TAPS),
+            _complete(moments[1], LANES, COLUMNS, TAPS),
+            _complete(moments[2], LANES, COLUMNS, TAPS),
+            _complete(moments[3], LANES, COLUMNS, TAPS),
+            *(level_d, level_t, c1, c2, contrast, here + INSET, LEFT + INSET + place),
+            *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
+        )
+        total += tl.where(here >= own_top, deficit, 0.0)
+        if WANT > 0:
+            slab_rows = (slab_bottom - slab_top).to(tl.int64)
+            map_row = slab_plane * MAPS * slab_rows + (here - slab_top)
+            target = maps + map_row * pitch + place
+            if WANT == 3:
+                tl.store(target, m_t)
+                tl.store(target + 3 * slab_rows * pitch, m_d)
+            else:
+                tl.store(target, m_t + m_d)
+            tl.store(target + slab_rows * pitch, v_d)
+            tl.store(target + 2 * slab_rows * pitch, v_t)
+        here += 1
+    sums += plane.to(tl.int64) * sums_stride + band * strips + strip
+    tl.store(sums, share * tl.sum(tl.sum(total, 1), 0))
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("strips", "bands", "rows", "channels", "height"),
+        *("first_plane", "slab_top", "slab_bottom"),
+    ]
+)
+def gather(
+    x,
+    y,
+    gradient,
+    other,
+    maps,
+    x_strides,
+    y_strides,
+    gradient_strides,
+    other_strides,
+    pitch,
+    strips,
+    bands,
+    rows,
+    first_plane,
+    slab_top,
+    slab_bottom,
+    channels,
+    height,
+    width,
+    window,
+    low,
+    share,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    WANT: tl.constexpr,
+):
+    """The gradients of a tile from what `derive` left for a slab of rows of the image."""
+    REACH: tl.constexpr = TAPS - 1
+    MAPS: tl.constexpr = 4 if WANT == 3 else 3
+    strip, band, slab_plane = _place(strips, bands)
+    plane = first_plane + slab_plane
+    top = slab_top + band * rows
+    bottom = tl.minimum(top + rows, slab_bottom)
+    x = _plane(x, x_strides, plane, channels)
+    y = _plane(y, y_strides, plane, channels)
+    gradient = _plane(gradient, gradient_strides, plane, channels)
+    other = _plane(other, other_strides, plane, channels)
+    level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
+
+    first = strip * (LANES * COLUMNS) + tl.arange(0, LANES) * COLUMNS
+    column = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+    step = (slab_bottom - slab_top + REACH).to(tl.int64) * pitch
+    maps += slab_plane * MAPS * step
+    none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
+    sums = (none,) * MAPS
+    for k in range(REACH):
+        source = maps + (top - slab_top + k).to(tl.int64) * pitch
+        sums = _add_maps(sums, source, step, first, window, COLUMNS, TAPS)
+    row = top
+    while row < bottom:
+        source = maps + (row - slab_top + REACH).to(tl.int64) * pitch
+        sums = _add_maps(sums, source, step, first, window, COLUMNS, TAPS)
+        _finish(
+            *(x, y, gradient, other, x_strides, y_strides, gradient_strides, other_strides),
+            *(row, column, column < width),
+            _complete(sums[0], LANES, COLUMNS, TAPS),
+            _complete(sums[1], LANES, COLUMNS, TAPS),
+            _complete(sums[2], LANES, COLUMNS, TAPS),
+            _complete(sums[MAPS - 1], LANES, COLUMNS, TAPS),
+            *(low, level_d, level_t, share, WANT),
+        )
+        row += 1
+
+
+@triton.jit(do_not_specialize=["count"])
+def mean(sums, means, count, COUNT: tl.constexpr):
+    """1 less the sum of the tiles' sums of 1 - S, which is exactly 1 for identical images."""
+    plane = tl.program_id(0).to(tl.int64)
+    tile = tl.arange(0, COUNT)
+    total = tl.sum(tl.load(sums + plane * count + tile, mask=tile < count, other=0), 0)
+    tl.store(means + plane, 1 - total)
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
+def halve(
+    x,
+    y,
+    x_half,
+    y_half,
+    x_strides,
+    y_strides,
+    half_strides,
+    strips,
+    bands,
+    channels,
+    height,
+    width,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """2x2 means of both images, an odd last row or column counting twice."""
+    strip, band, plane = _place(strips, bands)
+    row = band * ROWS + tl.arange(0, ROWS)[:, None]
+    column = strip * LANES + tl.arange(0, LANES)[None, :]
+    inside = (2 * row < height) & (2 * column < width)
+    row, column = row.to(tl.int64), column.to(tl.int64)
+    lower = tl.minimum(2 * row + 1, height - 1)
+    right = tl.minimum(2 * column + 1, width - 1)
+    offset = row * half_strides[2] + column * half_strides[3]
+    halved = _mean_of_four(
+        _plane(x, x_strides, plane, channels), x_strides, 2 * row, lower, 2 * column, right, inside
+    )
+    tl.store(_plane(x_half, half_strides, plane, channels) + offset, halved, mask=inside)
+    halved = _mean_of_four(
+        _plane(y, y_strides, plane, channels), y_strides, 2 * row, lower, 2 * column, right, inside
+    )
+    tl.store(_plane(y_half, half_strides, plane, channels) + offset, halved, mask=inside)
+
+
+@triton.jit
+def _mean_of_four(image, strides, upper, lower, left, right, inside):
+    up, down = image + upper * strides[2], image + lower * strides[2]
+    a = tl.load(up + left * strides[3], mask=inside, other=0).to(tl.float32)
+    b = tl.load(up + right * strides[3], mask=inside, other=0).to(tl.float32)
+    c = tl.load(down + left * strides[3], mask=inside, other=0).to(tl.float32)
+    d = tl.load(down + right * strides[3], mask=inside, other=0).to(tl.float32)
+    return 0.5 * (0.5 * (a + b) + 0.5 * (c + d))
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
+def sweep(
+    gradient,
+    coarse,
+    scale,
+    strides,
+    scale_strides,
+    strips,
+    bands,
+    channels,
+    height,
+    width,
+    COARSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
+
+    A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
+    corner, at each level on the way.
+    """
+    strip, band, plane = _place(strips, bands)
+    row = band * ROWS + tl.arange(0, ROWS)[:, None]
+    column = strip * LANES + tl.arange(0, LANES)[None, :]
+    inside = (row < height) & (column < width)
+    n, c = plane // channels, plane % channels
+    scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
+    address = _plane(gradient, strides, plane, channels)
+    address += row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
+    total = tl.load(scale) * tl.load(address, mask=inside, other=0).to(tl.float32)
+    down, across = tl.full((ROWS, 1), 1.0, tl.float32), tl.full((1, LANES), 1.0, tl.float32)
+    for j in tl.static_range(COARSE):
+        down *= tl.where((height % 2 == 1) & (row == height - 1), 1.0, 0.5)
+        across *= tl.where((width % 2 == 1) & (column == width - 1), 1.0, 0.5)
+        row, column = row // 2, column // 2
+        height, width = (height + 1) // 2, (width + 1) // 2
+        offset = (plane.to(tl.int64) * height + row) * width + column
+        scale += scale_strides[0]
+        sent = tl.load(scale) * tl.load(coarse[j] + offset, mask=inside, other=0)
+        total += sent * (down * across)
+    tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)

@@ -1,0 +1,183 @@
+"""What needs a GPU: the compiled kernels' numbers, streams, graphs, memory, devices."""
+
+import pytest
+import torch
+
+from perceptual_losses import L1MSSSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
+
+LOSSES = {"SSIM": SSIMLoss, "MS-SSIM": MSSSIMLoss}
+
+
+def pair(*shape, seed=0, dtype=torch.float32, device="cuda"):
+    generator = torch.Generator(device).manual_seed(seed)
+    x = torch.rand(shape, generator=generator, device=device)
+    noise = torch.rand(shape, generator=generator, device=device)
+    return x.to(dtype), (0.7 * x + 0.3 * noise).to(dtype)
+
+
+def step(function, x, y, **options):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    value = function(x, y, **options)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+@pytest.fixture(params=LOSSES)
+def loss(request):
+    return LOSSES[request.param](backend="triton")
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 176, 180), (1, 1, 183, 1021), (3, 2, 256, 256)])
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_the_numbers(function, shape, masked, padding):
+    x, y = pair(*shape)
+    mask = pair(1, 1, *shape[2:], seed=1)[0] if masked else None
+    options = {"padding": padding, "mask": mask, "data_range": (-0.5, 1)}
+    fast = step(function, x, y, backend="triton", **options)
+    exact = step(function, x.double(), y.double(), backend="reference", **options)
+    for got, true in zip(fast, exact, strict=True):
+        assert (got - true).norm() < 3e-6 * true.norm()
+
+
+@pytest.mark.parametrize("window_size", [1, 3, 9, 11, 13, 17, 25, 33])
+def test_windows(window_size):
+    x, y = pair(2, 2, 90, 131)
+    options = {"window_size": window_size, "sigma": window_size / 7}
+    fast = step(ssim, x, y, backend="triton", **options)
+    exact = step(ssim, x.double(), y.double(), backend="reference", **options)
+    for got, true in zip(fast, exact, strict=True):
+        # With one tap there is no variance, and two large terms of the gradient cancel.
+        assert (got - true).norm() < (3e-5 if window_size == 1 else 3e-6) * true.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast(loss, dtype):
+    x, y = pair(2, 3, 192, 200, dtype=dtype)
+    value, *gradients = step(loss, x, y)
+    exact, *expected = step(type(loss)(backend="reference"), x.double(), y.double())
+    assert value.dtype == torch.float32
+    assert abs(value - exact) < 1e-6
+    for got, true in zip(gradients, expected, strict=True):
+        assert got.dtype == dtype
+        # Small gradients are subnormal in float16: one rounding of the largest is what it has.
+        assert (got - true).abs().max() < torch.finfo(dtype).eps * true.abs().max() + 6e-8
+    with torch.autocast("cuda", dtype):
+        assert loss(x, y) == value
+
+
+def test_layouts(loss):
+    x, y = pair(2, 3, 180, 190)
+    expected = step(loss, x, y)
+    rows = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    sliced = torch.cat([x, x], 3)[..., 190:]
+    for layout in (rows, sliced):
+        for got, same in zip(step(loss, layout, y), expected, strict=True):
+            torch.testing.assert_close(got, same, rtol=1e-4, atol=1e-9)
+
+
+def test_the_same_each_time(loss):
+    x, y = pair(4, 3, 200, 210)
+    first = step(loss, x, y)
+    for _ in range(5):
+        assert all(map(torch.equal, step(loss, x, y), first))
+
+
+def test_on_a_side_stream(loss):
+    x, y = pair(4, 3, 512, 512)
+    expected = step(loss, x, y)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # The kernels have to wait for this, which another stream would not.
+        torch.cuda._sleep(10**8)
+        late = torch.zeros_like(x).add_(x)
+        got = step(loss, late, y)
+    stream.synchronize()
+    assert all(map(torch.equal, got, expected))
+
+
+def test_no_synchronisation(loss):
+    x, y = pair(2, 3, 192, 192)
+    step(loss, x, y)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(loss, x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_in_a_graph(loss):
+    x, y = pair(2, 3, 192, 192)
+    x.requires_grad_()
+
+    def forward_and_backward():
+        value = loss(x, y)
+        return value.detach(), torch.autograd.grad(value, x)[0]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            forward_and_backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value, gradient = forward_and_backward()
+    other = pair(2, 3, 192, 192, seed=7)[0]
+    with torch.no_grad():
+        x.copy_(other)
+    graph.replay()
+    expected = forward_and_backward()
+    assert torch.equal(value, expected[0])
+    assert torch.equal(gradient, expected[1])
+
+
+@pytest.mark.parametrize(("name", "limit"), [("SSIM", 1.1), ("MS-SSIM", 1.8)])
+def test_memory(name, limit):
+    """Beyond the images: the gradient, little scratch, and for MS-SSIM the pyramid's."""
+    x, y = pair(8, 3, 540, 960)
+    x.requires_grad_()
+    loss = LOSSES[name](backend="triton")
+    torch.autograd.grad(loss(x, y), x)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    torch.autograd.grad(loss(x, y), x)
+    peak = torch.cuda.max_memory_allocated() - before
+    scratch = 16 * 2**20
+    assert peak < limit * x.numel() * x.element_size() + scratch
+
+
+def test_compiled():
+    x, y = pair(2, 3, 192, 192)
+    loss = L1MSSSIMLoss(backend="triton")
+    expected = step(loss, x, y)
+    got = step(torch.compile(loss, fullgraph=True), x, y)
+    for a, b in zip(got, expected, strict=True):
+        assert (a - b).norm() < 1e-6 * b.norm()
+
+
+def test_beyond_32_bits():
+    x = torch.rand(1, 1, 2**16 + 3, 2**15 + 5, device="cuda", dtype=torch.float16)
+    y = x * 0.5
+    whole = ssim(x, y, backend="triton")
+    corner = x[..., -64:, -64:], y[..., -64:, -64:]
+    assert abs(whole - ssim(*corner)) < 0.02
+    x[..., -1, -1] = float("nan")
+    assert ssim(x, y, backend="triton").isnan()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_on_a_second_device(loss):
+    x, y = pair(2, 3, 192, 192)
+    expected = step(loss, x, y)
+    got = step(loss, x.to("cuda:1"), y.to("cuda:1"))
+    for a, b in zip(got, expected, strict=True):
+        assert a.device.index == 1
+        torch.testing.assert_close(a.to("cuda:0"), b)

@@ -1,0 +1,581 @@
+"""The GPU path without a GPU: in Triton's interpreter, and compiled ahead of time.
+
+The interpreter has to be switched on before Triton is imported. So the functions named ``check_``
+run in a process of their own, by the one test that starts it.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import tune
+from perceptual_losses import MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses._ssim import gpu, reference
+from perceptual_losses._ssim.contract import Settings, X, Y
+from perceptual_losses._ssim.window import gaussian
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = pytest.mark.skipif(not gpu.INSTALLED, reason="Triton is not installed")
+
+BOTH = X + Y
+PADDINGS = ["valid", "zeros", "symmetric"]
+
+
+def test_in_the_interpreter():
+    options = ["-o", "python_functions=check_", "-p", "no:cacheprovider", "-q", "-n", "2"]
+    # Masked columns compute with whatever lies in memory.
+    options += ["-W", "ignore::RuntimeWarning"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, *options],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_triton_is_imported_with_the_first_launch():
+    code = "import sys, perceptual_losses._ssim.gpu; print('triton' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "False\n"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+def test_why_not():
+    x = torch.rand(1, 1, 16, 16)
+    with pytest.raises(ValueError, match="backend='triton' cannot run: the images are on cpu"):
+        ssim(x, x, backend="triton")
+    assert ssim(x, x) == ssim(x, x, backend="numba")
+
+
+# In the interpreter
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Memory that nobody has written holds NaN."""
+
+    def poison(allocate):
+        def allocated(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        return allocated
+
+    if INTERPRETED:
+        monkeypatch.setattr(torch, "empty", poison(torch.empty))
+        monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+        monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Makes tiles small, so that small images cross their edges: lanes, columns and rows."""
+
+    def small(lanes, columns, rows, march=True):
+        tile = gpu.Tile((lanes,), columns, rows)
+        launches = gpu.Launches(tile, tile if march else None, tile, tile)
+        monkeypatch.setattr(gpu, "LAUNCHES", {None: {33: launches}})
+        monkeypatch.setattr(gpu, "ROWS", 4)
+        monkeypatch.setattr(gpu, "COLUMNS", 8)
+        gpu._job.cache_clear()
+
+    yield small
+    gpu._job.cache_clear()
+
+
+def pair(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator)
+    return x.to(dtype), (0.6 * x + 0.4 * torch.rand(shape, generator=generator)).to(dtype)
+
+
+def settings(taps=3, padding="valid", low=-0.2, length=1.0):
+    return Settings(gaussian(taps, 1.5), low, (0.01 * length) ** 2, (0.03 * length) ** 2, padding)
+
+
+def weights_of(x, settings, levels=1):
+    """Random weights of the map's values at each level."""
+    generator = torch.Generator().manual_seed(1)
+    lost = len(settings.window) - 1 if settings.padding == "valid" else 0
+    (height, width), weights = x.shape[2:], []
+    for _ in range(levels):
+        shape = (x.shape[0], 1, height - lost, width - lost)
+        weight = torch.rand(shape, generator=generator)
+        weights.append(weight / weight.sum((2, 3), keepdim=True))
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return weights
+
+
+def expected(x, y, settings, weights=(), levels=1):
+    """Each level's means and gradients of the reference path in float64."""
+    x, y = x.double(), y.double()
+    means, of_x, of_y = [], [], []
+    for j in range(levels):
+        x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+        # The contrast-structure factor is all levels' but the last one's.
+        count = min(levels - j, 2)
+        here = [weight.double() for weight in weights[j : j + count]]
+        mean = reference.means(x, y, settings, here, count)[0]
+        gradients = torch.autograd.grad(mean.sum(), (x, y))
+        means.append(mean.detach())
+        of_x.append(gradients[0])
+        of_y.append(gradients[1])
+        x, y = reference.halve(x), reference.halve(y)
+    return torch.stack(means), of_x, of_y
+
+
+def run(x, y, settings, weights=(), levels=1, want=BOTH):
+    window, low, c1, c2, padding = settings
+    return gpu.means(x, y, list(weights), list(window), low, c1, c2, padding, levels, want)
+
+
+def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
+    got = run(x, y, settings, weights, levels, want)
+    true = expected(x, y, settings, weights, levels)
+    assert got[0].dtype == torch.float32
+    assert (got[0] - true[0]).abs().max() < 3e-7
+    for image, wanted, gradients, exact in zip(
+        (x, y), (want & X, want & Y), got[1:], true[1:], strict=True
+    ):
+        assert len(gradients) == (levels if wanted else 0)
+        for j, gradient in enumerate(gradients):
+            assert gradient.dtype == (image.dtype if j == 0 else torch.float32)
+            assert gradient.shape == exact[j].shape
+            error = (gradient.double() - exact[j]).norm() / exact[j].norm()
+            assert error < (tolerance if j == 0 else 1e-5)
+    return got
+
+
+SCHEMES = [(16, 1, 3, True), (8, 2, 5, True), (8, 1, 3, False), (8, 2, 4, False)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("padding", PADDINGS)
+def check_tiles_meet_without_a_seam(tiles, scheme, padding):
+    tiles(*scheme)
+    x, y = pair(1, 1, 8, 13)
+    chosen = settings(padding=padding)
+    compare(x, y, chosen, weights_of(x, chosen) if padding == "symmetric" else [])
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    ("taps", "shape", "scheme"),
+    [
+        (1, (1, 2, 5, 9), (4, 1, 2, True)),
+        (1, (1, 1, 5, 9), (4, 2, 2, False)),
+        (5, (1, 1, 9, 18), (8, 2, 4, True)),
+        (7, (1, 1, 10, 7), (16, 1, 7, False)),
+    ],
+)
+def check_windows(tiles, padding, taps, shape, scheme):
+    tiles(*scheme)
+    # With one tap there is no variance, and two large terms of the gradient cancel.
+    compare(*pair(*shape), settings(taps, padding), tolerance=3e-5 if taps == 1 else 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("taps", "shape", "padding", "scheme", "want"),
+    [
+        (11, (1, 1, 11, 11), "valid", (16, 2, 16, True), BOTH),
+        (11, (1, 1, 12, 31), "valid", (16, 2, 16, True), X),
+        (11, (1, 1, 9, 23), "zeros", (32, 1, 5, True), X),
+        (15, (1, 1, 15, 16), "symmetric", (32, 1, 16, False), X),
+        (33, (1, 1, 2, 40), "zeros", (128, 1, 64, False), X),
+        (33, (1, 1, 33, 35), "valid", (128, 1, 64, False), 0),
+    ],
+)
+def check_large_windows(tiles, taps, shape, padding, scheme, want):
+    tiles(*scheme)
+    compare(*pair(*shape), settings(taps, padding), want=want)
+
+
+@pytest.mark.parametrize("march", [True, False])
+def check_images_smaller_than_the_window(tiles, march):
+    tiles(16, 2, 8, march)
+    for padding in ("zeros", "symmetric"):
+        compare(*pair(1, 1, 4, 5), settings(7, padding))
+
+
+@pytest.mark.parametrize(
+    ("want", "padding"),
+    [(0, "valid"), (0, "zeros"), (0, "symmetric"), (X, "zeros"), (Y, "valid"), (Y, "symmetric")],
+)
+def check_what_is_wanted(tiles, want, padding):
+    tiles(8, 2, 4)
+    x, y = pair(2, 1, 6, 11)
+    chosen = settings(padding=padding)
+    compare(x, y, chosen, weights_of(x, chosen, 2), 2, want)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def check_four_columns(tiles, padding):
+    tiles(4, 4, 4)
+    x, y = pair(1, 1, 9, 23)
+    compare(x, y, settings(5, padding), want=0)
+
+
+@pytest.mark.parametrize(
+    ("workspace", "padding"),
+    [(3000, "valid"), (3000, "zeros"), (3000, "symmetric"), (10000, "valid")],
+)
+def check_slabs(tiles, monkeypatch, workspace, padding):
+    """Slabs of rows of a plane, and of several planes."""
+    monkeypatch.setattr(gpu, "WORKSPACE", workspace)
+    tiles(16, 1, 5, march=False)
+    x, y = pair(1, 3, 7, 9)
+    job = gpu._job(tuple(x.shape), 3, padding, BOTH, "cpu")
+    assert (len(job.slabs) > 1, job.planes) == ((True, 1) if workspace == 3000 else (False, 2))
+    compare(x, y, settings(padding=padding))
+
+
+LAYOUTS = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "height first": lambda x: x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "sliced": lambda x: torch.cat([x, x, x, x], 3)[..., 9:][..., ::2][:, :, 1:, 1:9],
+    "one image": lambda x: x[:1].expand(2, 2, 6, 9),
+    "one row": lambda x: x[:, :, :1].expand(2, 2, 6, 9),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def check_layouts(tiles, layout):
+    tiles(8, 2, 8)
+    x, y = pair(2, 2, 6, 9)
+    x = LAYOUTS[layout](x)
+    y = y[:, :, : x.shape[2], : x.shape[3]]
+    _, (of_x,), (of_y,) = compare(x, y, settings())
+    assert of_x.stride() == torch.empty_like(x).stride()
+    assert of_y.stride() == torch.empty_like(y).stride()
+
+
+def check_offsets_beyond_32_bits(tiles):
+    tiles(16, 1, 8)
+    # Pages that are not touched take no memory.
+    memory = torch.ByteTensor(2 * 2**31 + 2**20).view(torch.float16)
+    small, y = pair(1, 1, 9, 13, dtype=torch.float16)
+    x = memory.as_strided((1, 1, 9, 13), (0, 0, 2**28, 1))
+    x.copy_(small)
+    got, same = run(x, y, settings()), run(small, y, settings())
+    assert torch.equal(got[0], same[0])
+    assert torch.equal(got[1][0], same[1][0])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("other", [torch.float16, torch.float32])
+def check_dtypes(tiles, kind, other):
+    tiles(8, 2, 4)
+    x, y = pair(1, 1, 9, 13, dtype=kind)
+    # One rounding of the gradient.
+    compare(x, y.to(other), settings(), levels=2, tolerance=torch.finfo(kind).eps)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:3])
+@pytest.mark.parametrize("padding", ["valid", "symmetric"])
+def check_identical_images(tiles, scheme, padding):
+    tiles(*scheme)
+    x = pair(1, 1, 7, 12)[0]
+    chosen = settings(padding=padding)
+    weights = weights_of(x, chosen, 2) if padding == "symmetric" else []
+    means, of_x, of_y = run(x, x.clone(), chosen, weights, 2)
+    assert torch.equal(means, torch.ones_like(means))
+    for gradient in of_x + of_y:
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:3])
+@pytest.mark.parametrize(("length", "level"), [(255.0, 200), (1.0, 180)])
+def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
+    """The error against float64 is at most twice the reference's, plus one rounding."""
+    tiles(*scheme)
+    x, y = pair(1, 1, 9, 14)
+    x, y = 200 + 0.1 * (x - 0.5), level + 0.1 * (y - 0.5)
+    chosen = settings(low=0.0, length=length)
+    images = x.clone().requires_grad_(), y.clone().requires_grad_()
+    plain = reference.means(*images, chosen, [], 1)[0]
+    plain_gradients = torch.autograd.grad(plain.sum(), images)
+    means, of_x, of_y = run(x, y, chosen)
+    true, true_x, true_y = expected(x, y, chosen)
+    for got, rough, exact in (
+        (means[0], plain.detach(), true[0]),
+        (of_x[0], plain_gradients[0], true_x[0]),
+        (of_y[0], plain_gradients[1], true_y[0]),
+    ):
+        assert (got - exact).norm() <= 2 * (rough - exact).norm() + 6e-8 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "value"), [(SCHEMES[1], float("nan")), (SCHEMES[2], float("inf"))]
+)
+def check_what_is_not_finite_stays_in_its_windows(tiles, scheme, value):
+    tiles(*scheme)
+    x, y = pair(1, 2, 8, 13)
+    means, gradients, _ = run(x, y, settings())
+    x[0, 1, 0, 0] = value
+    touched, touched_gradients, _ = run(x, y, settings())
+    assert touched.isfinite().tolist() == [[[True, False]]]
+    assert torch.equal(touched[..., 0], means[..., 0])
+    assert torch.equal(touched_gradients[0][:, 0], gradients[0][:, 0])
+    plane, before = touched_gradients[0][0, 1], gradients[0][0, 1]
+    assert plane[:3, :3].isnan().all()
+    plane[:3, :3] = before[:3, :3]
+    torch.testing.assert_close(plane, before, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("taps", "levels", "shape"), [(11, 3, (1, 1, 45, 51)), (3, 4, (1, 2, 9, 23))]
+)
+def check_levels(tiles, taps, levels, shape):
+    tiles(64, 1, 64)
+    x, y = pair(*shape)
+    chosen = settings(taps, "valid" if taps == 11 else "symmetric")
+    weights = weights_of(x, chosen, levels) if taps == 3 else []
+    compare(x, y, chosen, weights, levels, X)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 13, 22), (2, 1, 16, 8), (1, 1, 1, 5), (1, 1, 45, 51)])
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def check_the_sweep(tiles, shape, levels):
+    tiles(8, 2, 4)
+    generator = torch.Generator().manual_seed(2)
+    scale = torch.rand((*shape[:2], levels), generator=generator).permute(2, 0, 1)
+    image = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    gradients, total, at_level = [], 0, image
+    for j in range(levels):
+        gradients.append(torch.rand(at_level.shape, generator=generator))
+        total = total + (at_level * gradients[j] * scale[j, ..., None, None]).sum()
+        at_level = reference.halve(at_level)
+    (exact,) = torch.autograd.grad(total, image)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.01)):
+        fine = gradients[0].to(dtype, copy=True, memory_format=torch.channels_last)
+        gpu.sweep([fine, *gradients[1:]], scale)
+        assert (fine - exact).norm() < tolerance * exact.norm()
+
+
+def step(function, x, y, **options):
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    value = function(x, y, **options)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "options", "masked"),
+    [
+        (ssim, (2, 1, 32, 33), {"padding": "zeros", "data_range": (-1, 1)}, True),
+        (ssim, (1, 1, 16, 40), {"window_size": 13, "sigma": 2.0}, False),
+        (ms_ssim, (1, 1, 176, 177), {}, False),
+        (ms_ssim, (1, 1, 183, 189), {"normalize": "relu"}, False),
+        (ms_ssim, (1, 1, 64, 64), {"levels": 3, "normalize": "simple"}, True),
+        (ms_ssim, (2, 1, 32, 32), {"levels": 2, "normalize": None}, False),
+    ],
+)
+def check_the_public_functions(function, shape, options, masked):
+    x, y = pair(*shape)
+    if masked:
+        options = {**options, "mask": torch.rand(shape[2:])}
+    fast = step(function, x, y, backend="triton", **options)
+    exact = step(function, x.double(), y.double(), backend="reference", **options)
+    for got, true in zip(fast, exact, strict=True):
+        assert (got - true).norm() < 3e-6 * true.norm()
+
+
+def check_a_prediction_that_is_the_negative():
+    x = pair(1, 1, 64, 64)[0]
+    value, gradient, _ = step(ms_ssim, x, 1 - x, levels=3, backend="triton")
+    assert value > 0
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
+def check_autograd(tiles):
+    tiles(16, 1, 8)
+    x, y = pair(1, 1, 12, 13)
+    x.requires_grad_()
+    value = ssim(x, y, window_size=3, backend="triton")
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    first = first.clone()
+    (again,) = torch.autograd.grad(2 * value, x)
+    torch.testing.assert_close(again, 2 * first, rtol=1e-5, atol=0)
+    losses = SSIMLoss(window_size=3, backend="triton"), SSIMLoss(window_size=3, backend="reference")
+    second = []
+    for loss in losses:
+        (gradient,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+        second.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    torch.testing.assert_close(*second, rtol=1e-5, atol=1e-9)
+    half = x.detach().bfloat16().requires_grad_()
+    MSSSIMLoss(levels=2, window_size=3, backend="triton")(half, y).backward()
+    assert half.grad.dtype == torch.bfloat16
+
+
+def check_the_operations_are_good_citizens(tiles):
+    tiles(16, 1, 8)
+    x, y = pair(1, 2, 9, 11)
+    arguments = (x, y, [], list(settings().window), 0.0, 1e-4, 9e-4, "valid", 2, BOTH, "triton")
+    torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
+    gradients = [torch.rand(1, 2, 9, 11), torch.rand(1, 2, 5, 6)]
+    torch.library.opcheck(
+        torch.ops.perceptual_losses.ssim_sweep.default,
+        (gradients, torch.rand(2, 1, 2), "triton"),
+    )
+
+
+def check_launches(tiles, monkeypatch):
+    """Few, because at small sizes they are all of the time."""
+    counted = []
+    launch = gpu._launch
+    monkeypatch.setattr(gpu, "_launch", lambda *a, **k: counted.append(a[0]) or launch(*a, **k))
+    tiles(64, 1, 64)
+    x, y = pair(1, 1, 33, 33)
+    step(ssim, x, y, window_size=3, backend="triton")
+    assert len(counted) == 4  # march and mean, and the sweep of each gradient
+    counted.clear()
+    step(ms_ssim, x, y, window_size=3, backend="triton")
+    assert len(counted) == 4 + 5 + 1 + 2  # halve, march and mean, and the sweeps
+
+
+def check_tuning():
+    settings = [(True, 16, 1, 8), (False, 16, 2, 8), (True, 8, 1, 8)]
+    result = tune.tune([(1, 1, 12, 12)], 11, settings, "cpu", calls=1)
+    # Eight columns do not reach under a window of eleven.
+    assert list(result["failed"]) == ["(True, 8, 1, 8)"]
+    times = {tuple(setting): taken for setting, (taken,) in result["milliseconds"]}
+    assert set(times) == set(settings[:2])
+    assert result["fastest"] == [min(times, key=times.get)]
+    assert gpu.LAUNCHES[None].keys() == {11, 17, 33}
+
+
+def check_what_is_refused():
+    x = torch.rand(1, 1, 16, 16)
+    for images, reason in (
+        (x.double(), "it computes in float32, and the images are float64"),
+        (x.expand(1, 1, 16, 16, 16), "volumes"),
+    ):
+        with pytest.raises(ValueError, match=f"backend='triton' cannot run: .*{reason}"):
+            ssim(images, images, backend="triton")
+    larger = torch.rand(1, 1, 40, 40)
+    with pytest.raises(ValueError, match="its windows have at most 33 pixels, not 35"):
+        ssim(larger, larger, window_size=35, backend="triton")
+
+
+# Compiled ahead of time
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What would have been launched, from tensors without memory."""
+    recorded = []
+    monkeypatch.setattr(
+        gpu,
+        "_launch",
+        lambda kernel, programs, warps, *arguments, **constants: recorded.append(
+            (kernel, warps, arguments, constants)
+        ),
+    )
+    return recorded
+
+
+TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+ALIGNED = [["tt.divisibility", 16]]
+
+
+def compiled(kernel, warps, arguments, constants, capability):
+    """The kernel as the launcher compiles it for these arguments."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    values, aligned = {}, {}
+
+    def kind(place, value, parameter):
+        if isinstance(value, torch.Tensor):
+            if not parameter.do_not_specialize_on_alignment:
+                aligned[place] = ALIGNED
+            return TYPES[value.dtype]
+        if isinstance(value, tuple):
+            return tuple(kind((*place, i), part, parameter) for i, part in enumerate(value))
+        if isinstance(value, float):
+            return "fp32"
+        if not parameter.do_not_specialize:
+            if value == 1:
+                values[place] = 1
+                return "constexpr"
+            if value % 16 == 0:
+                aligned[place] = ALIGNED
+        return "i32" if value < 2**31 else "i64"
+
+    signature = {}
+    for index, parameter in enumerate(kernel.params):
+        if parameter.name in constants:
+            values[(index,)] = constants[parameter.name]
+            signature[parameter.name] = "constexpr"
+        else:
+            signature[parameter.name] = kind((index,), arguments[index], parameter)
+    source = ASTSource(kernel, signature, values, aligned)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def registers(cubin, path):
+    """Registers and bytes of local memory of a thread."""
+    from triton import backends
+
+    path.write_bytes(cubin)
+    tool = Path(backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.run(
+        [tool, "-res-usage", path], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+# Window size, what is wanted, padding, whether weighted, dtype, and the most registers of each
+# kernel. Two programs of 128 threads fit on a multiprocessor with at most 255.
+SHIPPED = [
+    (11, 0, "valid", False, torch.float32, {"derive": 168}),
+    (11, X, "valid", False, torch.float32, {"march": 240}),
+    (11, BOTH, "valid", False, torch.float32, {"march": 255}),
+    (11, X, "zeros", False, torch.bfloat16, {"march": 255}),
+    (11, BOTH, "symmetric", True, torch.bfloat16, {"march": 255}),
+    (17, BOTH, "zeros", True, torch.float32, {"derive": 255, "gather": 255}),
+    (33, BOTH, "zeros", True, torch.float32, {"derive": 255, "gather": 255}),
+]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("case", SHIPPED, ids=lambda case: "-".join(map(str, case[:4])))
+def test_compiles_without_spills(launches, tmp_path, monkeypatch, capability, case):
+    taps, want, padding, weighted, dtype, most = case
+    monkeypatch.setattr(gpu, "_architecture", lambda device: f"sm_{capability}")
+    x = torch.empty(8, 3, 1080, 1920, dtype=dtype, device="meta")
+    chosen = settings(taps, padding)
+    weights = [weight.to("meta") for weight in weights_of(x, chosen)] if weighted else []
+    run(x, x, chosen, weights, want=want)
+    kernels = {entry[0].__name__: entry for entry in launches}
+    assert kernels.keys() == {*most, "mean"}
+    for name, limit in most.items():
+        used, spilled = registers(compiled(*kernels[name], capability).asm["cubin"], tmp_path / "k")
+        assert spilled == 0
+        assert used <= limit
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_small_kernels_compile(launches, tmp_path, capability):
+    x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
+    _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
+    gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"))
+    gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"))
+    for kernel, *rest in launches:
+        if kernel.__name__ != "march":
+            cubin = compiled(kernel, *rest, capability).asm["cubin"]
+            assert registers(cubin, tmp_path / "k")[1] == 0
