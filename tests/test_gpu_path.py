@@ -20,7 +20,8 @@ from perceptual_losses._ssim.contract import Settings, X, Y
 from perceptual_losses._ssim.window import gaussian
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(not gpu.INSTALLED, reason="Triton is not installed")
+MISSING = gpu.missing(torch.device("cpu"))
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 BOTH = X + Y
 PADDINGS = ["valid", "zeros", "symmetric"]

@@ -101,6 +101,12 @@ def _interpreted() -> bool:
 @functools.cache
 def _broken() -> str | None:
     try:
+        import triton
+
+        version = triton.__version__
+        # Older compilers do not take the kernels' tuples.
+        if tuple(map(int, version.split(".")[:2])) < (3, 6):
+            return f"Triton {version} is installed and 3.6 is the oldest that compiles the kernels"
         _kernels()
     except Exception as error:  # Whatever a broken installation raises is the reason.
         return f"Triton cannot be used ({type(error).__name__}: {error})"

@@ -19,8 +19,7 @@ SWEEP = "perceptual_losses::ssim_sweep"
 torch.library.define(
     MEANS,
     "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, int want, str path) "
-    "-> (Tensor means, Tensor[] grad_x, Tensor[] grad_y)",
+    "str padding, int levels, int want, str path) -> (Tensor means, Tensor[] gradients)",
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
 torch.library.define(SWEEP, "(Tensor(a!)[] gradients, Tensor scale, str path) -> ()")
@@ -28,8 +27,9 @@ torch.library.define(SWEEP, "(Tensor(a!)[] gradients, Tensor scale, str path) ->
 PATHS = {"numba": cpu, "triton": gpu}
 
 
-def _means(*arguments: Any) -> Any:
-    return PATHS[arguments[-1]].means(*arguments[:-1])
+def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    found, grad_x, grad_y = PATHS[arguments[-1]].means(*arguments[:-1])
+    return found, [*grad_x, *grad_y]
 
 
 def _sweep_in_place(gradients: list[Tensor], scale: Tensor, path: str) -> None:
@@ -53,15 +53,15 @@ def _fake_means(
     levels: int,
     want: int,
     path: str,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     dtype = compute_dtype(x, y)
     gradients = []
     for image, bit in ((x, X), (y, Y)):
-        found = [torch.empty_like(image)] if want & bit else []
-        while found and len(found) < levels:
-            found.append(image.new_empty(halved(found[-1].shape), dtype=dtype))
-        gradients.append(found)
-    return x.new_empty([levels, *x.shape[:2]], dtype=dtype), gradients[0], gradients[1]
+        if want & bit:
+            gradients.append(torch.empty_like(image))
+            for _ in range(levels - 1):
+                gradients.append(image.new_empty(halved(gradients[-1].shape), dtype=dtype))
+    return x.new_empty([levels, *x.shape[:2]], dtype=dtype), gradients
 
 
 torch.library.register_fake(MEANS, _fake_means)
@@ -93,9 +93,9 @@ def _run(
     levels: int,
     want: int,
     path: str,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:
     window, low, c1, c2, padding = settings
-    out: tuple[Tensor, list[Tensor], list[Tensor]]
+    out: tuple[Tensor, list[Tensor]]
     out = torch.ops.perceptual_losses.ssim_means(
         x, y, list(weights), list(window), low, c1, c2, padding, levels, want, path
     )
@@ -114,9 +114,14 @@ class _Means(torch.autograd.Function):
         path: str,
         *weights: Tensor,
     ) -> Tensor:
-        found, grad_x, grad_y = _run(x, y, settings, weights, levels, want, path)
-        ctx.save_for_backward(x, y, *weights, *grad_x, *grad_y)
+        found, gradients = _run(x, y, settings, weights, levels, want, path)
+        if torch.compiler.is_compiling():
+            # torch 2.7 takes elements of a list for others that are named alike in the backward.
+            gradients = [gradient.view_as(gradient) for gradient in gradients]
+        ctx.save_for_backward(x, y, *weights, *gradients)
         ctx.options = settings, levels, want, path
+        # As lengths and not from `levels`, which is a symbol under torch.compile(dynamic=True).
+        ctx.counts = len(weights), len(gradients) // 2 if want == X + Y else len(gradients)
         ctx.spent = False
         return found
 
@@ -124,20 +129,21 @@ class _Means(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> Any:
         settings, levels, want, path = ctx.options
         x, y, *saved = ctx.saved_tensors
-        at = len(saved) - levels * want.bit_count()
-        weights, gradients = saved[:at], saved[at:]
+        masks, of_one = ctx.counts
+        weights, gradients = saved[:masks], saved[masks:]
         nothing = (None,) * (4 + len(weights))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             wanted = _reference_gradients(x, y, settings, weights, levels, want, scale)
             return *wanted, *nothing
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            _, again_x, again_y = _run(x, y, settings, weights, levels, want, path)
-            gradients = again_x + again_y
+            _, gradients = _run(x, y, settings, weights, levels, want, path)
         ctx.spent = not torch.compiler.is_compiling()
-        grad_x = _sweep(gradients[:levels], scale, path) if want & X else None
-        grad_y = _sweep(gradients[-levels:], scale, path) if want & Y else None
-        return grad_x, grad_y, *nothing
+        return (
+            _sweep(gradients[:of_one], scale, path) if want & X else None,
+            _sweep(gradients[len(gradients) - of_one :], scale, path) if want & Y else None,
+            *nothing,
+        )
 
 
 def _sweep(gradients: list[Tensor], scale: Tensor, path: str) -> Tensor:
