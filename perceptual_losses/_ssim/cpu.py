@@ -172,10 +172,12 @@ def _halve(kernels: Any, image: Tensor) -> Tensor:
 def sweep(gradients: list[Tensor], scale: Tensor) -> None:
     kernels = _kernels()
     if gradients[0].dim() == 5:
-        for level in reversed(range(len(gradients))):
-            gradients[level].mul_(scale[level, ..., None, None, None])
-            if level < len(gradients) - 1:
-                gradients[level].add_(spread(gradients[level + 1], gradients[level].shape))
+        # As the kernels write: autograd does not see it, and the operation knows what is spent.
+        arrays = [gradient.data for gradient in gradients]
+        for level in reversed(range(len(arrays))):
+            arrays[level].mul_(scale[level, ..., None, None, None])
+            if level < len(arrays) - 1:
+                arrays[level].add_(spread(arrays[level + 1], arrays[level].shape))
         return
     scales = scale.flatten(1).contiguous().numpy()
     coarse = np.empty((0, 0, 0), scales.dtype)

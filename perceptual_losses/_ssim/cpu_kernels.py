@@ -44,6 +44,8 @@ OPTIONS = {
 }
 # Called by other kernels alone, so that nothing to call them from Python is compiled.
 _kernel = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
+# For each plane of a row: where the call would cost as much as the columns of a narrow one.
+_inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **OPTIONS)
 
 
 def _entry(function):
@@ -57,7 +59,7 @@ def _entry(function):
     return compiled
 
 
-@_kernel
+@_inlined
 def _place(image, plane, i, j):
     return image.starts[plane] + i * image.row + j * image.column
 
@@ -69,7 +71,7 @@ def _gather(image, place, out):
         out[j] = image.flat[place + j * image.column]
 
 
-@_kernel
+@_inlined
 def _store(image, plane, i, begin, row):
     start = _place(image, plane, i, begin)
     if image.column == 1:
@@ -81,7 +83,7 @@ def _store(image, plane, i, begin, row):
             image.flat[start + j * image.column] = row[j]
 
 
-@_kernel
+@_inlined
 def _shown(index, size, padding):
     """The pixel that a position in or beside the image shows; -1 for none."""
     if 0 <= index < size:
@@ -93,7 +95,7 @@ def _shown(index, size, padding):
     return -1
 
 
-@_kernel
+@_inlined
 def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, buffers, d, t):
     """Difference and total of a row from column ``first`` on, less their levels."""
     here = _shown(i, height, padding)
@@ -133,7 +135,7 @@ def _fill(value, out):
         out[j] = value
 
 
-@_kernel
+@_inlined
 def _combine(x, y, level_d, level_t, d, t):
     for j in range(t.shape[0]):
         d[j] = x[j] - y[j] - level_d
@@ -237,7 +239,7 @@ def _weigh(weight, a):
         a[j] *= weight[j]
 
 
-@_kernel
+@_inlined
 def _total(a):
     total = a.dtype.type(0)
     for j in range(a.shape[0]):
@@ -337,9 +339,8 @@ def march(
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
     ``extent`` is a tuple as long as ``window``, for loops that are unrolled. ``weight`` is
-    ``(N, H', W')``, empty for equal weights; a gradient is written where ``want``
-    says so. The sum of a task's part of the map of each of its planes goes into ``out``,
-    ``(planes, parts)``.
+    ``(N, H', W')``, empty for equal weights; a gradient is written where ``want`` says so. The sum
+    of a task's part of the map of each of its planes goes into ``out``, ``(planes, parts)``.
     """
     kind = scratch.dtype.type
     size = len(extent)
