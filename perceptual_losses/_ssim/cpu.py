@@ -181,9 +181,10 @@ def sweep(gradients: list[Tensor], scale: Tensor) -> None:
         return
     scales = scale.flatten(1).contiguous().numpy()
     coarse = np.empty((0, 0, 0), scales.dtype)
-    for gradient, factors in zip(gradients[::-1], scales[::-1], strict=True):
-        _sweep_level(kernels, gradient, factors, coarse)
-        coarse = gradient.flatten(0, 1).numpy()
+    for level in reversed(range(len(gradients))):
+        if level < len(gradients) - 1:
+            coarse = gradients[level + 1].flatten(0, 1).numpy()
+        _sweep_level(kernels, gradients[level], scales[level], coarse)
 
 
 def _sweep_level(kernels: Any, gradient: Tensor, scale: Any, coarse: Any) -> None:
