@@ -4,10 +4,8 @@ import functools
 import importlib.util
 import itertools
 import math
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .contract import Settings, X, Y, halved, spread
+from .threads import cut, in_threads
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -26,7 +25,8 @@ SIDE_BY_SIDE = 768
 BLOCK = 64, 246
 # Rows of a task, or slices, at least: a band computes some rows that its neighbours compute too.
 BAND = 32
-
+# A pixel that is marched over costs as much as so many that are halved or swept.
+LIGHT = 16
 
 _own = threading.local()
 
@@ -73,10 +73,9 @@ def means(
     want: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     kernels = _kernels()
-    pyramid = [(x, y)]
+    pyramid: list[tuple[Tensor, ...]] = [(x, y)]
     while len(pyramid) < levels:
-        x, y = pyramid[-1]
-        pyramid.append((_halve(kernels, x), _halve(kernels, y)))
+        pyramid.append(_halve(kernels, *pyramid[-1]))
     found: list[Tensor] = []
     grad_x: list[Tensor] = []
     grad_y: list[Tensor] = []
@@ -123,13 +122,15 @@ def _march(
     numbers = tuple(map(kind.type, constants))
     sums = np.empty((shape[0] * shape[1], parts))
 
-    def run(begin: int, end: int) -> None:
+    memory = _kept()
+
+    def run(begin: int, end: int, share: int) -> None:
         march(
             *images, weights, shape, extent, taps, *numbers, *modes, tasks[begin:end],
-            *_scratch(scratch, kind), sums,
+            *_scratch(memory, share, scratch, kind), sums,
         )  # fmt: skip
 
-    _in_threads(run, len(tasks), x.numel())
+    in_threads(run, len(tasks), x.numel())
     mean = sums.sum(1).reshape(shape[:2])
     if weight is None:
         lost = length - 1 if modes[0] == kernels.VALID else 0
@@ -137,65 +138,92 @@ def _march(
     return torch.from_numpy(mean.astype(kind))
 
 
-def _scratch(shapes: Sequence[tuple[int, int]], kind: Any) -> list[Any]:
-    """Arrays with what was in them, for this thread alone.
+def _kept() -> dict[int, Any]:
+    """This thread's memory for the shares of its calls.
 
-    Kept from call to call: the system takes long to hand out and clear new pages. Rows lie an odd
-    number of cache lines apart, so that those of a ring are in different sets of the cache.
+    Kept from call to call: the system takes long to hand out and clear new pages.
+    """
+    if not hasattr(_own, "memory"):
+        _own.memory = {}
+    memory: dict[int, Any] = _own.memory
+    return memory
+
+
+def _scratch(
+    memory: dict[int, Any], share: int, shapes: Sequence[tuple[int, int]], kind: Any
+) -> list[Any]:
+    """Arrays with what was in them, for a share alone.
+
+    Rows lie an odd number of cache lines apart, so that those of a ring are in different sets of
+    the cache.
     """
     line = 64 // kind.itemsize
     shapes = [(count, (-(-columns // line) | 1) * line) for count, columns in shapes]
     size = 64 + kind.itemsize * sum(map(math.prod, shapes))
-    if not hasattr(_own, "memory") or _own.memory.size < size:
-        _own.memory = np.zeros(size, np.uint8)
-    begin = -_own.memory.ctypes.data % 64
-    flat = _own.memory[begin : begin + size - 64].view(kind)
-    bounds = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, bounds), shapes, strict=True)]
+    if share not in memory or memory[share].size < size:
+        memory[share] = np.zeros(size, np.uint8)
+    begin = -memory[share].ctypes.data % 64
+    views = []
+    for shape in shapes:
+        end = begin + kind.itemsize * math.prod(shape)
+        views.append(memory[share][begin:end].view(kind).reshape(shape))
+        begin = end
+    return views
 
 
-def _halve(kernels: Any, image: Tensor) -> Tensor:
-    if image.dim() == 5:
-        return torch.nn.functional.avg_pool3d(image, 2, ceil_mode=True)
-    half = image.new_empty(halved(image.shape))
-    flat, shape, out = _image(kernels, image), tuple(image.shape), half.flatten(0, 1).numpy()
-    _in_threads(
-        lambda begin, end: kernels.halve(
-            flat, shape, begin, end, *_scratch([(2, shape[3])], out.dtype), out
-        ),
-        out.shape[0] * out.shape[1],
-        image.numel(),
-    )
-    return half
+def _halve(kernels: Any, *images: Tensor) -> tuple[Tensor, ...]:
+    if images[0].dim() == 5:
+        return tuple(torch.nn.functional.avg_pool3d(i, 2, ceil_mode=True) for i in images)
+    shape = tuple(images[0].shape)
+    halves = tuple(image.new_empty(halved(shape)) for image in images)
+    flats = [_image(kernels, image) for image in images]
+    outs = [half.flatten(0, 1).numpy() for half in halves]
+    memory = _kept()
+
+    def run(begin: int, end: int, share: int) -> None:
+        (rows,) = _scratch(memory, share, [(2, shape[3])], outs[0].dtype)
+        for flat, out in zip(flats, outs, strict=True):
+            kernels.halve(flat, shape, begin, end, rows, out)
+
+    in_threads(run, outs[0].shape[0] * outs[0].shape[1], len(images) * images[0].numel() // LIGHT)
+    return halves
 
 
 def sweep(gradients: list[Tensor], scale: Tensor) -> None:
+    _multiply(gradients[-1], scale[-1])
+    for level in reversed(range(len(gradients) - 1)):
+        if gradients[level].dim() == 5:
+            _multiply(gradients[level], scale[level])
+            # As the kernels write: autograd does not see it, and the operation knows what is spent.
+            gradients[level].data.add_(spread(gradients[level + 1], gradients[level].shape))
+        else:
+            _sweep_level(gradients[level], scale[level], gradients[level + 1])
+
+
+def _multiply(gradient: Tensor, scale: Tensor) -> None:
+    """Each plane by its number."""
+    array = gradient.detach().numpy()
+    factors = scale.reshape(*scale.shape, *[1] * (gradient.dim() - 2)).numpy()
+
+    def run(begin: int, end: int, share: int) -> None:
+        rows = array[:, :, begin:end]
+        np.multiply(rows, factors, out=rows)
+
+    in_threads(run, gradient.shape[2], gradient.numel() // LIGHT)
+
+
+def _sweep_level(gradient: Tensor, scale: Tensor, coarse: Tensor) -> None:
     kernels = _kernels()
-    if gradients[0].dim() == 5:
-        # As the kernels write: autograd does not see it, and the operation knows what is spent.
-        arrays = [gradient.data for gradient in gradients]
-        for level in reversed(range(len(arrays))):
-            arrays[level].mul_(scale[level, ..., None, None, None])
-            if level < len(arrays) - 1:
-                arrays[level].add_(spread(arrays[level + 1], arrays[level].shape))
-        return
-    scales = scale.flatten(1).contiguous().numpy()
-    coarse = np.empty((0, 0, 0), scales.dtype)
-    for level in reversed(range(len(gradients))):
-        if level < len(gradients) - 1:
-            coarse = gradients[level + 1].flatten(0, 1).numpy()
-        _sweep_level(kernels, gradients[level], scales[level], coarse)
-
-
-def _sweep_level(kernels: Any, gradient: Tensor, scale: Any, coarse: Any) -> None:
     image, shape = _image(kernels, gradient), tuple(gradient.shape)
-    _in_threads(
-        lambda begin, end: kernels.sweep(
-            image, shape, scale, coarse, begin, end, *_scratch([(2, shape[3])], scale.dtype)
-        ),
-        shape[0] * shape[1] * shape[2],
-        gradient.numel(),
-    )
+    scales = scale.reshape(-1).contiguous().numpy()
+    coarser = coarse.flatten(0, 1).numpy()
+    memory = _kept()
+
+    def run(begin: int, end: int, share: int) -> None:
+        (rows,) = _scratch(memory, share, [(1, shape[3])], scales.dtype)
+        kernels.sweep(image, shape, scales, coarser, begin, end, rows[0])
+
+    in_threads(run, shape[0] * shape[1] * shape[2], gradient.numel() // LIGHT)
 
 
 def _image(kernels: Any, tensor: Tensor) -> Any:
@@ -233,11 +261,11 @@ def _tasks(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
         (p, min(planes, total - p), part, *rows, *columns)
         for p in range(0, total, planes)
         for part, (rows, columns) in enumerate(
-            itertools.product(_cut(height, bands), _cut(width, strips))
+            itertools.product(cut(height, bands), cut(width, strips))
         )
     ]
     widest = planes * (-(-width // strips) + beside)
-    rows = 10 * (length + 1) + 28
+    rows = 10 * (length + 1) + 26
     return np.array(tasks), [(rows, _whole_steps(widest) + length)], bands * strips
 
 
@@ -254,42 +282,16 @@ def _blocks(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
         (volume, part, *slices, *rows, *columns)
         for volume in range(total)
         for part, (slices, rows, columns) in enumerate(
-            itertools.product(_cut(depth, layers), _cut(height, bands), _cut(width, strips))
+            itertools.product(cut(depth, layers), cut(height, bands), cut(width, strips))
         )
     ]
     wide = _whole_steps(-(-width // strips) + beside)
     area = (-(-height // bands) + beside + 2) * wide
     slots = length + 1
-    rows = (8 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)
+    rows = (6 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)
     return np.array(tasks), [*rows], layers * bands * strips
-
-
-def _cut(size: int, parts: int) -> list[tuple[int, int]]:
-    """Begin and end of each of the parts, as equal as they can be."""
-    return list(itertools.pairwise(size * i // parts for i in range(parts + 1)))
 
 
 def _whole_steps(columns: int) -> int:
     """Loops are compiled for steps of 64 values: whole steps are faster than a rest."""
     return -(-columns // 64) * 64
-
-
-def _in_threads(run: Any, count: int, pixels: int) -> None:
-    """Calls ``run(begin, end)`` for shares of ``range(count)``, each on a thread."""
-    # Handing over work takes as long as a few thousand pixels.
-    threads = min(torch.get_num_threads(), count, max(1, pixels // 8192))
-    first, *rest = _cut(count, threads)
-    others = [_pool(threads - 1).submit(run, *share) for share in rest]
-    run(*first)
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="perceptual_losses")
-
-
-# The threads of a pool do not live on in a forked process.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -72,14 +72,14 @@ def _gather(image, place, out):
 
 
 @_inlined
-def _store(image, plane, i, begin, row):
+def _store(image, plane, i, begin, count, row):
     start = _place(image, plane, i, begin)
     if image.column == 1:
-        target = image.flat[start : start + row.shape[0]]
-        for j in range(target.shape[0]):
+        target = image.flat[start : start + count]
+        for j in range(count):
             target[j] = row[j]
     else:
-        for j in range(row.shape[0]):
+        for j in range(count):
             image.flat[start + j * image.column] = row[j]
 
 
@@ -96,56 +96,55 @@ def _shown(index, size, padding):
 
 
 @_inlined
-def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, buffers, d, t):
-    """Difference and total of a row from column ``first`` on, less their levels."""
+def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, at, count, d, t):
+    """Difference and total of a row from column ``first`` on, less their levels, from ``at`` on."""
     here = _shown(i, height, padding)
     if here < 0:
-        _fill(-level_d, d)
-        _fill(-level_t, t)
+        _fill(-level_d, count, d[at:])
+        _fill(-level_t, count, t[at:])
         return
-    begin, end = max(first, 0), min(first + d.shape[0], width)
-    zero = level_t + low + low
-    d_row, t_row = d[begin - first : end - first], t[begin - first : end - first]
+    begin, end = max(first, 0), min(first + count, width)
     x_at, y_at = _place(x, plane, here, begin), _place(y, plane, here, begin)
-    x_row, y_row = buffers[0, : end - begin], buffers[1, : end - begin]
-    if x.column == 1:
-        x_row = x.flat[x_at : x_at + end - begin]
+    zero = level_t + low + low
+    # What belongs into column 0.
+    at -= first
+    d_row, t_row = d[at + begin : at + end], t[at + begin : at + end]
+    if x.column == 1 and y.column == 1:
+        _combine(x.flat[x_at : x_at + end - begin], y.flat[y_at:], level_d, zero, d_row, t_row)
     else:
-        _gather(x, x_at, x_row)
-    if y.column == 1:
-        y_row = y.flat[y_at : y_at + end - begin]
-    else:
-        _gather(y, y_at, y_row)
-    _combine(x_row, y_row, level_d, zero, d_row, t_row)
+        for j in range(end - begin):
+            a, b = x.flat[x_at + j * x.column], y.flat[y_at + j * y.column]
+            d_row[j] = a - b - level_d
+            t_row[j] = a + b - zero
     for side in range(2):
-        beside = range(first, begin) if side == 0 else range(end, first + d.shape[0])
+        beside = range(first, begin) if side == 0 else range(end, first + count)
         for j in beside:
             column = _shown(j, width, padding)
             if column < 0:
-                d[j - first] = -level_d
-                t[j - first] = -level_t
+                d[at + j] = -level_d
+                t[at + j] = -level_t
             else:
-                d[j - first] = d[column - first]
-                t[j - first] = t[column - first]
+                d[at + j] = d[at + column]
+                t[at + j] = t[at + column]
 
 
 @_kernel
-def _fill(value, out):
-    for j in range(out.shape[0]):
+def _fill(value, count, out):
+    for j in range(count):
         out[j] = value
 
 
 @_inlined
 def _combine(x, y, level_d, level_t, d, t):
-    for j in range(t.shape[0]):
+    for j in range(x.shape[0]):
         d[j] = x[j] - y[j] - level_d
         t[j] = x[j] + y[j] - level_t
 
 
 @_kernel
-def _moments_across(extent, window, a, mean, square):
+def _moments_across(extent, window, a, count, mean, square):
     """Sums of the values and of their squares, each value loaded and weighed once."""
-    for j in range(square.shape[0]):
+    for j in range(count):
         weighed = window[0] * a[j]
         first = weighed
         second = weighed * a[j]
@@ -158,8 +157,8 @@ def _moments_across(extent, window, a, mean, square):
 
 
 @_kernel
-def _sum_across(extent, window, a, out):
-    for j in range(out.shape[0]):
+def _sum_across(extent, window, a, count, out):
+    for j in range(count):
         total = window[0] * a[j]
         for k in range(1, len(extent)):
             total += window[k] * a[j + k]
@@ -167,14 +166,14 @@ def _sum_across(extent, window, a, out):
 
 
 @_kernel
-def _sum_down(extent, taps, ring, upper, lower):
+def _sum_down(extent, taps, ring, begin, count, upper, lower):
     """Two rows at once from a ring one row longer than the window: half the loads."""
-    for j in range(lower.shape[0]):
-        value = ring[0, j]
+    for j in range(count):
+        value = ring[begin, j]
         first = taps[0, 0] * value
         second = taps[1, 0] * value
         for k in range(1, len(extent) + 1):
-            value = ring[k, j]
+            value = ring[begin + k, j]
             first += taps[0, k] * value
             second += taps[1, k] * value
         upper[j] = first
@@ -182,10 +181,10 @@ def _sum_down(extent, taps, ring, upper, lower):
 
 
 @_kernel
-def _similarity(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, out):
+def _similarity(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, count, out):
     """The map's row, SSIM or its contrast-structure factor."""
     one, two = out.dtype.type(1), out.dtype.type(2)
-    for j in range(out.shape[0]):
+    for j in range(count):
         var_d = e_d[j] - mu_d[j] * mu_d[j]
         var_t = e_t[j] - mu_t[j] * mu_t[j]
         value = one - two * var_d / (var_t + var_d + two * c2)
@@ -198,11 +197,12 @@ def _similarity(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, out):
 
 @_kernel
 def _derivatives(
-    mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, sign, inside, m_d, m_t, v_d, v_t, out
-):
+    mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, sign, inside, count, m_d, m_t, v_d,
+    v_t, out,
+):  # fmt: skip
     """`_similarity` with M_d, M_t + sign M_d, V_d and V_t."""
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
-    for j in range(out.shape[0]):
+    for j in range(count):
         mean_d, mean_t = mu_d[j], mu_t[j]
         var_d = e_d[j] - mean_d * mean_d
         var_t = e_t[j] - mean_t * mean_t
@@ -235,7 +235,7 @@ def _derivatives(
 
 @_kernel
 def _weigh(weight, a):
-    for j in range(a.shape[0]):
+    for j in range(weight.shape[0]):
         a[j] *= weight[j]
 
 
@@ -248,10 +248,10 @@ def _total(a):
 
 
 @_kernel
-def _finish(mean_t, mean_d, v_d, v_t, d, t, sign, apart, out):
+def _finish(mean_t, mean_d, v_d, v_t, d, t, sign, apart, count, out):
     """A row of the gradient; ``apart`` says that ``mean_t`` does not hold ``mean_d`` already."""
     two = out.dtype.type(2)
-    for j in range(out.shape[0]):
+    for j in range(count):
         mean = mean_t[j]
         if apart:
             mean += sign * mean_d[j]
@@ -259,11 +259,11 @@ def _finish(mean_t, mean_d, v_d, v_t, d, t, sign, apart, out):
 
 
 @_kernel
-def _mirror_columns(window, derivative, first, last, width, out):
+def _mirror_columns(window, derivative, at, first, last, width, out):
     """Adds what mirrored columns beside the image send back to the pixels that they show.
 
-    ``derivative`` begins a radius before column ``first``, at which ``out`` begins; ``last`` ends
-    it.
+    From ``at`` on ``derivative`` begins a radius before column ``first``, at which ``out`` begins;
+    ``last`` ends it.
     """
     radius = window.shape[0] // 2
     for side in range(2):
@@ -274,7 +274,8 @@ def _mirror_columns(window, derivative, first, last, width, out):
             for k in range(window.shape[0]):
                 source = image + k - radius
                 if 0 <= source < width:
-                    out[column - first] += window[k] * derivative[source - first + radius]
+                    sent = derivative[at + source - first + radius]
+                    out[at + column - first] += window[k] * sent
 
 
 @_kernel
@@ -301,19 +302,23 @@ def _add_images(window, row, size, begin, end, padding, scale, taps):
 
 
 @_kernel
-def _level(x, y, plane, top, bottom, left, right, sign, zero):
-    """Mean of ``x + sign y - zero`` over a few pixels."""
-    total = 0.0
+def _levels(x, y, plane, top, bottom, left, right, low):
+    """Means of the difference and of the total over a few pixels."""
+    difference = total = 0.0
     count = 0
     for i in range(top, bottom, max(1, (bottom - top) // 8)):
         for j in range(left, right, max(1, (right - left) // 16)):
             a = x.flat[x.starts[plane] + i * x.row + j * x.column]
             b = y.flat[y.starts[plane] + i * y.row + j * y.column]
-            total += a + sign * b - zero
+            difference += a - b
+            total += a + b
             count += 1
-    level = total / count
+    level_d, level_t = difference / count, total / count - 2 * low
     # So that a NaN pixel stays in the windows that hold it.
-    return level if abs(level) < np.inf else 0.0
+    return (
+        level_d if abs(level_d) < np.inf else 0.0,
+        level_t if abs(level_t) < np.inf else 0.0,
+    )
 
 
 @_entry
@@ -363,7 +368,7 @@ def march(
     rest = scratch[10 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     level_d, level_t, inside, line = rest[20], rest[21], rest[22], rest[23]
-    buffers, taps = rest[24:26], rest[26:28]
+    taps = rest[24:26]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -381,18 +386,17 @@ def march(
         # Loops are compiled for steps of 64 values: whole steps are faster than a rest.
         wide = -(-planes * pitch // 64) * 64
 
-        _fill(zero, inside)
+        _fill(zero, scratch.shape[1], inside)
         for m in range(maps):
-            _fill(zero, source[m])
+            _fill(zero, scratch.shape[1], source[m])
             for slot in range(slots):
-                _fill(zero, grad_ring[m * slots + slot])
+                _fill(zero, scratch.shape[1], grad_ring[m * slots + slot])
         for p in range(planes):
             at = p * pitch
-            base = kind(_level(x, y, plane + p, top, bottom, left, right, -1.0, 0.0))
-            _fill(base, level_d[at : at + pitch])
-            base = kind(_level(x, y, plane + p, top, bottom, left, right, 1.0, 2 * low))
-            _fill(base, level_t[at : at + pitch])
-            _fill(one, inside[at : at + count])
+            d_base, t_base = _levels(x, y, plane + p, top, bottom, left, right, low)
+            _fill(kind(d_base), pitch, level_d[at:])
+            _fill(kind(t_base), pitch, level_t[at:])
+            _fill(one, count, inside[at:])
             out[plane + p, part] = 0
 
         begin = max(top - reach, inset)
@@ -402,136 +406,83 @@ def march(
                 slot = loaded % slots
                 # Kept for the gradient alone.
                 kept = slot if want else 0
+                d, t = rows[kept], rows[slots + kept]
                 for p in range(planes):
                     at = p * pitch
                     _load(
-                        x,
-                        y,
-                        plane + p,
-                        height,
-                        width,
-                        loaded,
-                        first - radius,
-                        low,
-                        level_d[at],
-                        level_t[at],
-                        padding,
-                        buffers,
-                        rows[kept, at : at + pitch],
-                        rows[slots + kept, at : at + pitch],
-                    )
+                        x, y, plane + p, height, width, loaded, first - radius, low, level_d[at],
+                        level_t[at], padding, at, pitch, d, t,
+                    )  # fmt: skip
                 for m in range(2):
-                    mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot, :wide]
-                    _moments_across(extent, window, rows[m * slots + kept], mean, square)
+                    mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot]
+                    _moments_across(extent, window, rows[m * slots + kept], wide, mean, square)
                 loaded += 1
             if row < map_bottom:
                 for i in range(2):
-                    _fill(zero, taps[i, :slots])
+                    _fill(zero, slots, taps[i])
                     _add_taps(window, row + i, row - size, row + slots, one, taps[i])
                 for m in range(4):
-                    sums_across = ring[m * slots : (m + 1) * slots]
-                    _sum_down(extent, taps, sums_across, moments[2 * m], moments[2 * m + 1, :wide])
+                    upper, lower = moments[2 * m], moments[2 * m + 1]
+                    _sum_down(extent, taps, ring, m * slots, wide, upper, lower)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + reach):
                     break
-                values = line[:wide]
                 if want:
                     _derivatives(
-                        moments[i],
-                        moments[2 + i],
-                        moments[4 + i],
-                        moments[6 + i],
-                        level_d,
-                        level_t,
-                        c1,
-                        c2,
-                        contrast,
-                        sign,
-                        inside,
-                        source[3, shift:],
-                        source[0, shift:],
-                        source[1, shift:],
-                        source[2, shift:],
-                        values,
-                    )
+                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], level_d,
+                        level_t, c1, c2, contrast, sign, inside, wide, source[3, shift:],
+                        source[0, shift:], source[1, shift:], source[2, shift:], line,
+                    )  # fmt: skip
                 else:
                     _similarity(
-                        moments[i],
-                        moments[2 + i],
-                        moments[4 + i],
-                        moments[6 + i],
-                        level_d,
-                        level_t,
-                        c1,
-                        c2,
-                        contrast,
-                        values,
-                    )
+                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], level_d,
+                        level_t, c1, c2, contrast, wide, line,
+                    )  # fmt: skip
                 if not equal:
                     for p in range(planes):
                         at = p * pitch
                         weights = weight[(plane + p) // channels, here - inset]
                         weights = weights[first - inset : first - inset + count]
-                        _weigh(weights, values[at : at + count])
+                        _weigh(weights, line[at:])
                         for m in range(maps):
-                            at = p * pitch + shift
-                            _weigh(weights, source[m, at : at + count])
+                            _weigh(weights, source[m, shift + at :])
                 if top <= here < bottom:
                     for p in range(planes):
                         at = p * pitch
-                        out[plane + p, part] += _total(values[at + own_begin : at + own_end])
-                slot = here % slots
+                        out[plane + p, part] += _total(line[at + own_begin : at + own_end])
                 for m in range(maps):
-                    _sum_across(extent, window, source[m], grad_ring[m * slots + slot, :wide])
+                    sums = grad_ring[m * slots + here % slots]
+                    _sum_across(extent, window, source[m], wide, sums)
                     if padding == SYMMETRIC:
                         for p in range(planes):
-                            at = p * pitch
-                            _mirror_columns(
-                                window,
-                                source[m, at:],
-                                left,
-                                right,
-                                width,
-                                grad_ring[m * slots + slot, at:],
-                            )
+                            _mirror_columns(window, source[m], p * pitch, left, right, width, sums)
             if want and row + 1 - reach >= top:
                 for i in range(2):
-                    _fill(zero, taps[i, :slots])
+                    _fill(zero, slots, taps[i])
                     _add_images(
                         window, row + i - reach, height, inset, map_bottom, padding, scale, taps[i]
                     )
                 for m in range(maps):
-                    sums_across = grad_ring[m * slots : (m + 1) * slots]
-                    _sum_down(
-                        extent, taps, sums_across, grad_sums[2 * m], grad_sums[2 * m + 1, :wide]
-                    )
+                    upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
+                    _sum_down(extent, taps, grad_ring, m * slots, wide, upper, lower)
                 for i in range(2):
                     done = row + i - reach
                     if not top <= done < bottom:
                         continue
                     # The pixels that a plane's gradient is for, in the rows that were loaded.
-                    slot = done % slots
                     ahead = left - first + radius
-                    d, t = rows[slot, ahead:], rows[slots + slot, ahead:]
-                    for wanted in (X, Y):
+                    d, t = rows[done % slots, ahead:], rows[slots + done % slots, ahead:]
+                    for wanted in range(X, Y + 1):
                         if not want & wanted:
                             continue
                         _finish(
-                            grad_sums[i],
-                            grad_sums[6 + i],
-                            grad_sums[2 + i],
-                            grad_sums[4 + i],
-                            d,
-                            t,
-                            kind(1 if wanted == X else -1),
-                            want == X + Y,
-                            line[:wide],
-                        )
+                            grad_sums[i], grad_sums[6 + i], grad_sums[2 + i], grad_sums[4 + i], d,
+                            t, kind(1 if wanted == X else -1), want == X + Y, wide, line,
+                        )  # fmt: skip
                         image = grad_x if wanted == X else grad_y
                         for p in range(planes):
-                            at = p * pitch
-                            _store(image, plane + p, done, left, line[at : at + right - left])
+                            _store(image, plane + p, done, left, right - left, line[p * pitch :])
 
 
 @_kernel
@@ -550,31 +501,30 @@ def _moments_of_slice(
     ``plane`` is -1 for a slice beside the volume.
     """
     radius, slots = len(extent) // 2, len(extent) + 1
-    taps, buffers, images, ring = rows[:2], rows[2:4], rows[4:6], rows[8:]
+    taps, images, ring = rows[:2], rows[2:4], rows[6:]
     loaded = top - radius
     for i in range(top, bottom, 2):
         while loaded <= i + 1 + radius:
-            d, t = images[0, : count + 2 * radius], images[1, : count + 2 * radius]
             if plane < 0:
-                _fill(-level_d, d)
-                _fill(-level_t, t)
+                _fill(-level_d, count + 2 * radius, images[0])
+                _fill(-level_t, count + 2 * radius, images[1])
             else:
                 _load(
                     x, y, plane, height, width, loaded, first - radius, low, level_d, level_t,
-                    padding, buffers, d, t,
+                    padding, 0, count + 2 * radius, images[0], images[1],
                 )  # fmt: skip
             for m in range(2):
                 mean = ring[m * slots + loaded % slots]
-                square = ring[(m + 2) * slots + loaded % slots, :wide]
-                _moments_across(extent, window, images[m], mean, square)
+                square = ring[(m + 2) * slots + loaded % slots]
+                _moments_across(extent, window, images[m], wide, mean, square)
             loaded += 1
         for k in range(2):
-            _fill(taps.dtype.type(0), taps[k, :slots])
+            _fill(taps.dtype.type(0), slots, taps[k])
             _add_taps(window, i + k, i - slots, i + slots, taps.dtype.type(1), taps[k])
         at = (i - top) * wide
         for m in range(4):
             out = slabs[m * slots + slot, at : at + 2 * wide]
-            _sum_down(extent, taps, ring[m * slots : (m + 1) * slots], out, out[wide:])
+            _sum_down(extent, taps, ring, m * slots, wide, out, out[wide:])
 
 
 @_kernel
@@ -588,32 +538,32 @@ def _derivatives_of_slice(
     column ``left``.
     """
     radius, slots = len(extent) // 2, len(extent) + 1
-    taps, source, ring = rows[:2], rows[6], rows[8 : 8 + slots]
+    taps, source, ring = rows[:2], rows[4], rows[6 : 6 + slots]
     zero, one = rows.dtype.type(0), rows.dtype.type(1)
     shift = first - left + radius
     for m in range(maps.shape[0]):
-        _fill(zero, source)
+        _fill(zero, rows.shape[1], source)
         for k in range(slots):
-            _fill(zero, ring[k])
+            _fill(zero, rows.shape[1], ring[k])
         for i in range(begin, bottom + radius, 2):
             for k in range(2):
                 if i + k < min(height - inset, bottom + radius):
                     at = (i + k - begin) * wide
                     _copy(maps[m, at : at + count], source[shift : shift + count])
                     across = ring[(i + k) % slots]
-                    _sum_across(extent, window, source, across[:columns])
+                    _sum_across(extent, window, source, columns, across)
                     if padding == SYMMETRIC:
-                        _mirror_columns(window, source, left, right, width, across)
+                        _mirror_columns(window, source, 0, left, right, width, across)
             if i + 1 - radius < top:
                 continue
             for k in range(2):
-                _fill(zero, taps[k, :slots])
+                _fill(zero, slots, taps[k])
                 _add_images(
                     window, i + k - radius, height, inset, height - inset, padding, one, taps[k]
                 )
             at = (i - radius - top + 1) * columns
             out = slabs[m * slots + slot, at : at + 2 * columns]
-            _sum_down(extent, taps, ring, out, out[columns:])
+            _sum_down(extent, taps, ring, 0, columns, out, out[columns:])
 
 
 @_entry
@@ -643,7 +593,7 @@ def march_volume(
     ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     levels_d, levels_t, inside, values = rest[20], rest[21], rest[22], rest[23]
-    taps, buffers, line = rows[:2], rows[2:4], rows[7]
+    taps, line = rows[:2], rows[5]
 
     for index in range(tasks.shape[0]):
         volume, part, front, back = (
@@ -663,15 +613,15 @@ def march_volume(
         own_end = max(min(right - first, count), own_begin)
 
         middle = volume * depth + (front + back) // 2
-        level_d = kind(_level(x, y, middle, top, bottom, left, right, -1.0, 0.0))
-        level_t = kind(_level(x, y, middle, top, bottom, left, right, 1.0, 2 * low))
-        _fill(level_d, levels_d[:area])
-        _fill(level_t, levels_t[:area])
-        _fill(zero, inside[:area])
+        d_base, t_base = _levels(x, y, middle, top, bottom, left, right, low)
+        level_d, level_t = kind(d_base), kind(t_base)
+        _fill(level_d, area, levels_d)
+        _fill(level_t, area, levels_t)
+        _fill(zero, area, inside)
         for i in range(end - begin):
-            _fill(one, inside[i * wide : i * wide + count])
+            _fill(one, count, inside[i * wide :])
         for k in range(maps * slots):
-            _fill(zero, grad_ring[k, :grad_area])
+            _fill(zero, grad_area, grad_ring[k])
 
         total = 0.0
         start = max(front - reach, inset)
@@ -687,11 +637,11 @@ def march_volume(
                 loaded += 1
             if z < map_back:
                 for i in range(2):
-                    _fill(zero, taps[i, :slots])
+                    _fill(zero, slots, taps[i])
                     _add_taps(window, z + i, z - size, z + slots, one, taps[i])
                 for m in range(4):
-                    sums = ring[m * slots : (m + 1) * slots]
-                    _sum_down(extent, taps, sums, moments[2 * m], moments[2 * m + 1, :area])
+                    upper, lower = moments[2 * m], moments[2 * m + 1]
+                    _sum_down(extent, taps, ring, m * slots, area, upper, lower)
             for k in range(2):
                 here = z + k
                 if here >= min(map_back, back + reach):
@@ -699,22 +649,22 @@ def march_volume(
                 if want:
                     _derivatives(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], levels_d,
-                        levels_t, c1, c2, contrast, sign, inside, source[3], source[0], source[1],
-                        source[2], values[:area],
+                        levels_t, c1, c2, contrast, sign, inside, area, source[3], source[0],
+                        source[1], source[2], values,
                     )  # fmt: skip
                 else:
                     _similarity(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], levels_d,
-                        levels_t, c1, c2, contrast, values[:area],
+                        levels_t, c1, c2, contrast, area, values,
                     )  # fmt: skip
                 for i in range(begin, end):
                     at = (i - begin) * wide
                     if not equal:
                         weights = weight[volume // channels, here - inset, i - inset]
                         weights = weights[first - inset : first - inset + count]
-                        _weigh(weights, values[at : at + count])
+                        _weigh(weights, values[at:])
                         for m in range(maps):
-                            _weigh(weights, source[m, at : at + count])
+                            _weigh(weights, source[m, at:])
                     if front <= here < back and top <= i < bottom:
                         total += _total(values[at + own_begin : at + own_end])
                 if want:
@@ -726,11 +676,11 @@ def march_volume(
             if not want or z + 1 - reach < front:
                 continue
             for i in range(2):
-                _fill(zero, taps[i, :slots])
+                _fill(zero, slots, taps[i])
                 _add_images(window, z + i - reach, depth, inset, map_back, padding, scale, taps[i])
             for m in range(maps):
-                sums = grad_ring[m * slots : (m + 1) * slots]
-                _sum_down(extent, taps, sums, grad_sums[2 * m], grad_sums[2 * m + 1, :grad_area])
+                upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
+                _sum_down(extent, taps, grad_ring, m * slots, grad_area, upper, lower)
             for k in range(2):
                 done = z + k - reach
                 if not front <= done < back:
@@ -738,21 +688,20 @@ def march_volume(
                 plane = volume * depth + done
                 for i in range(top, bottom):
                     at = (i - top + 1) * columns
-                    d, t = rows[4, : right - left], rows[5, : right - left]
                     _load(
-                        x, y, plane, height, width, i, left, low, level_d, level_t, padding,
-                        buffers, d, t,
+                        x, y, plane, height, width, i, left, low, level_d, level_t, padding, 0,
+                        right - left, rows[2], rows[3],
                     )  # fmt: skip
-                    for wanted in (X, Y):
+                    for wanted in range(X, Y + 1):
                         if not want & wanted:
                             continue
                         _finish(
                             grad_sums[k, at:], grad_sums[6 + k, at:], grad_sums[2 + k, at:],
-                            grad_sums[4 + k, at:], d, t, kind(1 if wanted == X else -1),
-                            want == X + Y, line[: right - left],
+                            grad_sums[4 + k, at:], rows[2], rows[3], kind(1 if wanted == X else -1),
+                            want == X + Y, right - left, line,
                         )  # fmt: skip
                         image = grad_x if wanted == X else grad_y
-                        _store(image, plane, i, left, line[: right - left])
+                        _store(image, plane, i, left, right - left, line)
         out[volume, part] = total
 
 
@@ -791,37 +740,32 @@ def _halve_row(row, out):
 
 
 @_entry
-def sweep(gradient, shape, scale, coarse, begin, end, rows):
+def sweep(gradient, shape, scale, coarse, begin, end, row):
     """Scales rows of a level's gradient and adds what the next coarser level sends back.
 
-    ``scale`` has a number for each plane; ``coarse`` is ``(planes, h, w)``, empty for none.
+    ``scale`` has a number for each plane; ``coarse`` is ``(planes, h, w)``.
     """
     height, width = shape[2], shape[3]
     kind = coarse.dtype.type
-    row, out = rows[0, :width], rows[1, :width]
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
-        _gather(gradient, _place(gradient, plane, i, 0), row)
-        if coarse.shape[0] == 0:
-            _scale(row, scale[plane], out)
+        start = _place(gradient, plane, i, 0)
+        share = kind(0.5 if i == height - 1 and height % 2 else 0.25)
+        if gradient.column == 1:
+            here = gradient.flat[start : start + width]
+            _scale_and_spread(coarse[plane, i // 2], share, scale[plane], here)
         else:
-            share = kind(0.5 if i == height - 1 and height % 2 else 0.25)
-            _scale_and_spread(row, scale[plane], coarse[plane, i // 2], share, out)
-        _store(gradient, plane, i, 0, out)
+            _gather(gradient, start, row[:width])
+            _scale_and_spread(coarse[plane, i // 2], share, scale[plane], row[:width])
+            _store(gradient, plane, i, 0, width, row)
 
 
 @_kernel
-def _scale(a, factor, out):
-    for j in range(out.shape[0]):
-        out[j] = a[j] * factor
-
-
-@_kernel
-def _scale_and_spread(a, factor, coarse, share, out):
-    for j in range(out.shape[0] // 2):
+def _scale_and_spread(coarse, share, factor, a):
+    for j in range(a.shape[0] // 2):
         sent = coarse[j] * share
-        out[2 * j] = a[2 * j] * factor + sent
-        out[2 * j + 1] = a[2 * j + 1] * factor + sent
-    if out.shape[0] % 2:
-        out[-1] = a[-1] * factor + coarse[-1] * (share + share)
+        a[2 * j] = a[2 * j] * factor + sent
+        a[2 * j + 1] = a[2 * j + 1] * factor + sent
+    if a.shape[0] % 2:
+        a[-1] = a[-1] * factor + coarse[-1] * (share + share)
