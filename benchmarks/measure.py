@@ -85,15 +85,17 @@ def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
     return forward_and_backward
 
 
-def check(run: Step, target: Expected, deviation: str) -> dict[str, float | None]:
+def check(
+    value: float, gradient: Tensor | None, target: Expected, deviation: str
+) -> dict[str, float | None]:
     """Errors of value and gradient; raises if they are beyond what is allowed."""
-    value, gradient = run()
     errors: dict[str, float | None] = {
-        "value_error": abs(value.item() - target.value),
+        "value_error": abs(value - target.value),
         "gradient_error": None,
     }
     if gradient is not None:
-        difference = (gradient - target.gradient).norm() / target.gradient.norm()
+        exact = target.gradient.cpu()
+        difference = (gradient - exact).norm() / exact.norm()
         errors["gradient_error"] = difference.item()
     limits = {
         "value_error": DEVIATION_LIMIT if deviation else VALUE_TOLERANCE,
@@ -154,44 +156,102 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"
 
 
-def peak_memory(contender: Contender, case: Case, device: str, *, warm_up: bool) -> int:
-    """Bytes that a step needs at its peak, by `MEMORY_METHOD`.
+class WorkerError(Exception):
+    """What a worker could not do, and why, in one line."""
 
-    Raises:
-        RuntimeError: the process failed; with its reason.
+
+class Worker:
+    """A contender in a case, in a process of its own.
+
+    What others leave behind would show in its times otherwise: a step that allocates many images
+    is two to three times as fast where another has made the allocator keep its pages.
     """
-    # Children of a server that has imported torch and run nothing start in milliseconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, contender, case, device, torch.get_num_threads(), warm_up)
-    child = context.Process(target=_report_peak, args=arguments)
-    child.start()
-    sender.close()
-    try:
-        result: Any = receiver.recv()
-    except EOFError:
-        result = None
-    child.join()
-    if isinstance(result, int):
-        return result
-    raise RuntimeError(result or f"the process ended with code {child.exitcode}")
+
+    def __init__(self, contender: Contender, case: Case, device: str) -> None:
+        # Children of a server that has imported torch and run nothing start in milliseconds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._connection, theirs = context.Pipe()
+        arguments = (theirs, contender, case, device, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def prepare(self) -> tuple[str, str]:
+        """Makes the contender ready; its settings and its deviation."""
+        return self._ask("prepare")
+
+    def result(self) -> tuple[float, Tensor | None]:
+        """The similarity and the gradient."""
+        value, gradient = self._ask("result")
+        return value, None if gradient is None else torch.from_numpy(gradient)
+
+    def seconds(self, calls: int) -> float:
+        """Time of one step, the mean of ``calls`` in a row."""
+        return self._ask("seconds", calls)
+
+    def peak(self, *, warm_up: bool) -> int:
+        """Bytes that a step needs at its peak, by `MEMORY_METHOD`: the first thing to be asked."""
+        return self._ask("peak", warm_up)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
+        self._process.join()
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((question, arguments))
+            succeeded, answer = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise WorkerError(f"the process ended with code {self._process.exitcode}") from None
+        if not succeeded:
+            raise WorkerError(answer)
+        return answer
 
 
-def _report_peak(
-    sender: Connection, contender: Contender, case: Case, device: str, threads: int, warm_up: bool
+def _serve(
+    connection: Connection, contender: Contender, case: Case, device: str, threads: int
 ) -> None:
-    try:
-        configure(device, threads)
-        if device == "cpu":
+    configure(device, threads)
+    served = _Served(contender, case, device)
+    with memory_limit(device), contextlib.suppress(EOFError):
+        while True:
+            question, arguments = connection.recv()
+            try:
+                answer = True, getattr(served, question)(*arguments)
+            except Exception as error:
+                answer = False, reason(error)
+            connection.send(answer)
+
+
+class _Served:
+    """What a `Worker` asks for, in its process."""
+
+    def __init__(self, contender: Contender, case: Case, device: str) -> None:
+        self.contender, self.case, self.device = contender, case, device
+
+    def prepare(self) -> tuple[str, str]:
+        call = self.contender.build(self.case, self.device)
+        self.step = step(call, self.case, *images(self.case.shape, self.device))
+        return call.settings, call.deviation
+
+    def result(self) -> tuple[float, Any]:
+        value, gradient = self.step()
+        return value.item(), None if gradient is None else gradient.cpu().numpy()
+
+    def seconds(self, calls: int) -> float:
+        return seconds(self.step, calls, self.device)
+
+    def peak(self, warm_up: bool) -> int:
+        if self.device == "cpu":
             # Free blocks would hide what a step needs: let glibc give back those of 64 KiB or more.
             _libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
-        run = step(contender.build(case, device), case, *images(case.shape, device))
+        self.prepare()
         if warm_up:
-            run()
-        sender.send(_peak_cuda(run) if device == "cuda" else _peak_resident(run))
-    except Exception as error:
-        sender.send(reason(error))
+            self.step()
+        return _peak_cuda(self.step) if self.device == "cuda" else _peak_resident(self.step)
 
 
 def _peak_cuda(run: Step) -> int:

@@ -103,10 +103,11 @@ def _conditions(result: Result) -> str:
     versions = ", ".join(
         f"{name} {version}" for name, version in environment["versions"].items() if version
     )
+    variables = "".join(f"; {name}={value}" for name, value in environment["variables"].items())
     return "\n".join(
         [
             f"Commit {environment['commit']}, {environment['date']}; {environment['processor']}, "
-            f"{environment['threads']} torch threads; Python {environment['python']}; {versions}.",
+            f"{environment['threads']} torch threads; Python {environment['python']}; {versions}{variables}.",
             "",
             f"* Computed: {method['definition']}.",
             f"* Checked {method['check']}: {method['value_tolerance']:g} and "

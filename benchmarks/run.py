@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import random
 import re
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,9 @@ MULTIPLY_ADDS = 154 + 40
 maps back; and about 40 for the formulas in between."""
 
 OTHER_DISTRIBUTIONS = ("torch", "numpy", "numba", "triton")
+
+VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "GOMP_", "NUMBA_", "TORCH")
+"""Beginnings of the names of what in the environment changes the numbers."""
 
 Row = dict[str, Any]
 
@@ -87,40 +92,40 @@ def _compare(
     order: random.Random,
     progress: tqdm[Any],
 ) -> dict[str, Any]:
-    x, y = images(case.shape, options.device)
     expected = measure.expected(case._replace(backward=True), options.device)
     rows: dict[str, Row] = {}
-    steps: dict[str, measure.Step] = {}
+    workers: dict[str, measure.Worker] = {}
     for contender in contenders:
         row = rows[contender.name] = {"contender": contender.name, "error": None}
-        try:
-            call = contender.build(case, options.device)
-            row |= {"settings": call.settings, "deviation": call.deviation}
-            step = measure.step(call, case, x, y)
-            row |= measure.check(step, expected, call.deviation)
+        worker = workers[contender.name] = measure.Worker(contender, case, options.device)
+        with _recorded(row):
+            row["settings"], row["deviation"] = worker.prepare()
+            row |= measure.check(*worker.result(), expected, row["deviation"])
             row |= {"calls": 0, "times_ms": []}
-            steps[contender.name] = step
-        except Exception as error:
-            row["error"] = measure.reason(error)
         progress.update()
 
+    racing = [name for name, row in rows.items() if row["error"] is None]
     for _ in range(options.rounds + 1):
-        turns = list(steps)
-        order.shuffle(turns)
-        for name in turns:
-            try:
-                if not _take_turn(rows[name], steps[name], options):
-                    del steps[name]
-            except Exception as error:
-                rows[name]["error"] = measure.reason(error)
-                del steps[name]
+        order.shuffle(racing)
+        for name in list(racing):
+            row, again = rows[name], False
+            with _recorded(row):
+                again = _take_turn(row, workers[name], options)
+            if not again:
+                racing.remove(name)
         progress.update()
 
     for contender in contenders:
         row = rows[contender.name]
+        workers[contender.name].close()
         if row["error"] is None:
             median = row["median_ms"] = statistics.median(row["times_ms"])
-            row |= _memory(contender, case, options.device, median / 1000)
+            worker = measure.Worker(contender, case, options.device)
+            with _recorded(row, "memory_error"):
+                peak = worker.peak(warm_up=median < 1000 * measure.LONG_STEP)
+                row["peak_megabytes"] = peak / 1e6
+                row["peak_gradients"] = peak / (4 * case.pixels)
+            worker.close()
         progress.update()
 
     ours = rows.get(OURS.name, {}).get("median_ms")
@@ -137,15 +142,23 @@ def _compare(
     }
 
 
-def _take_turn(row: Row, step: measure.Step, options: Options) -> bool:
+@contextlib.contextmanager
+def _recorded(row: Row, name: str = "error") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        row[name] = str(error) if isinstance(error, measure.WorkerError) else measure.reason(error)
+
+
+def _take_turn(row: Row, worker: measure.Worker, options: Options) -> bool:
     """Adds a time to the row; whether the contender gets another turn."""
     calls = row["calls"]
     if calls:
         if calls > 1:
-            step()  # caches and threads are still another contender's
-        taken = measure.seconds(step, calls, options.device)
+            worker.seconds(1)  # caches and cores are still another contender's
+        taken = worker.seconds(calls)
     else:
-        taken = measure.seconds(step, 1, options.device)
+        taken = worker.seconds(1)
         row["calls"] = math.ceil(TURN / taken)
     times, turn = row["times_ms"], row["calls"] * taken
     in_budget = (len(times) + 2) * turn <= options.budget
@@ -153,16 +166,6 @@ def _take_turn(row: Row, step: measure.Step, options: Options) -> bool:
         return True  # it was too short for a turn, and has told how many calls make one
     times.append(taken * 1000)
     return in_budget and len(times) < options.rounds
-
-
-def _memory(contender: Contender, case: Case, device: str, seconds: float) -> Row:
-    try:
-        warm_up = seconds < measure.LONG_STEP
-        peak = measure.peak_memory(contender, case, device, warm_up=warm_up)
-    except Exception as error:
-        return {"memory_error": measure.reason(error)}
-    gradient = 4 * case.pixels
-    return {"peak_megabytes": peak / 1e6, "peak_gradients": peak / gradient}
 
 
 def one_thread_cost(shape: tuple[int, ...], repeats: int = 9) -> dict[str, Any]:
@@ -206,6 +209,7 @@ def environment(device: str, contenders: Sequence[Contender]) -> dict[str, Any]:
         "device": device_name(device),
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "python": platform.python_version(),
         "system": platform.platform(),
         "cuda": torch.version.cuda if device == "cuda" else None,
@@ -260,9 +264,10 @@ def method(options: Options) -> dict[str, Any]:
         "population variance; gradient with respect to the first image; float32",
         "check": "before it is timed: value (absolute) and gradient (norm of the difference over "
         "norm) against the reference path in float64",
-        "time": "rounds in which each contender has one turn, in shuffled order; a turn repeats "
-        f"the step for at least {TURN} s, after one that is not timed; a contender gets no further "
-        f"turn in a case once it has had {options.budget} s of them; medians of turns",
+        "time": "each contender in a process of its own; rounds in which each has one turn, in "
+        f"shuffled order; a turn repeats the step for at least {TURN} s, after one that is not "
+        f"timed; a contender gets no further turn in a case once it has had {options.budget} s of "
+        "them; medians of turns",
         "memory": measure.MEMORY_METHOD[options.device],
     }
 
@@ -288,8 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "environment": environment(how.device, CONTENDERS),
         "method": method(how),
     }
-    with measure.memory_limit(how.device):
-        result["cases"] = compare(cases, CONTENDERS, how)
+    result["cases"] = compare(cases, CONTENDERS, how)
     result["cost"] = one_thread_cost(COST_SHAPE) if how.device == "cpu" else None
 
     name = re.sub(r"[^a-z0-9]+", "-", device_name(how.device).lower()).strip("-")

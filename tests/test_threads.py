@@ -1,5 +1,6 @@
 """Shares of work on torch's OpenMP threads, and on a pool where there are none."""
 
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -65,6 +66,27 @@ def test_little_work_stays_on_the_calling_thread(two_threads):
     ran_on = []
     threads.in_threads(lambda *_: ran_on.append(threading.get_native_id()), 100, 8191)
     assert ran_on == [threading.get_native_id()]
+
+
+def say_whether_openmp_runs(queue):
+    queue.put(threads._openmp() is not None)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="OpenMP is used on Linux alone")
+# Newer Pythons warn of a fork beside threads: that it works is what is tested.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("method", "runs"), [("fork", False), ("forkserver", True), ("spawn", True)]
+)
+def test_openmp_rests_in_a_process_forked_beside_its_threads(method, runs):
+    torch.rand(1_000_000).relu()  # has started them, here
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload([__name__])
+    queue = context.Queue()
+    process = context.Process(target=say_whether_openmp_runs, args=(queue,))
+    process.start()
+    assert queue.get(timeout=120) is runs
+    process.join()
 
 
 AT_THE_END = """

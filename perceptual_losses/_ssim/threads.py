@@ -75,15 +75,21 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 _forked = False
+_threads = 1
+
+
+def _before_fork() -> None:
+    global _threads
+    _threads = len(os.listdir("/proc/self/task")) if sys.platform.startswith("linux") else 1
 
 
 def _after_fork() -> None:
     """Threads do not live on in a forked process, and OpenMP would wait for its own for ever."""
     global _forked
-    _forked = True
+    _forked = _forked or _threads > 1
     _openmp.cache_clear()
     _pool.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
