@@ -107,7 +107,8 @@ def _conditions(result: Result) -> str:
     return "\n".join(
         [
             f"Commit {environment['commit']}, {environment['date']}; {environment['processor']}, "
-            f"{environment['threads']} torch threads; Python {environment['python']}; {versions}{variables}.",
+            f"{environment['threads']} torch threads; Python {environment['python']}; {versions}"
+            f"{variables}.",
             "",
             f"* Computed: {method['definition']}.",
             f"* Checked {method['check']}: {method['value_tolerance']:g} and "
