@@ -142,6 +142,32 @@ def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float
             )
 
 
+def colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
+    """Refuses what is no batch of grey or colour images."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name} is {_describe(image)}: pass a torch.Tensor")
+    if image.is_complex():
+        raise TypeError(f"{name} is {image.dtype}: pass real values, such as its abs()")
+    shape = tuple(image.shape)
+    if image.dim() != 4:
+        raise ValueError(
+            f"{name} has shape {shape}: pass images (N, C, H, W); unsqueeze(0) adds a missing "
+            "batch dimension"
+        )
+    if image.shape[0] == 0:
+        raise ValueError(f"{name} has shape {shape}, which holds no image: pass at least one")
+    if image.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} has shape {shape} with {image.shape[1]} channels: the networks know images of "
+            "3 channels, and 1 that is repeated; pass those that are colours"
+        )
+    if _counts(image) and low_and_length(data_range)[1] == 1:
+        raise ValueError(
+            f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
+            "images, data_range=255 for uint8"
+        )
+
+
 def _counts(image: Tensor) -> bool:
     return not image.is_floating_point() and image.dtype != torch.bool
 
@@ -260,7 +286,7 @@ def fit_levels(
 def _warn(text: str) -> None:
     # A compiled call says nothing: a warning would break the graph.
     if not torch.compiler.is_compiling():
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warnings.warn(text, UserWarning, stacklevel=5)
 
 
 def _describe(value: Any) -> str:

@@ -152,21 +152,21 @@ def _share(weight: float) -> float:
 def _mix(
     weight: float, structural: SSIMLoss | MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | None
 ) -> Tensor:
-    # First, because it checks the arguments.
-    structural_term: Tensor = structural(x, y, mask=mask)
-    _, length = _arguments.low_and_length(structural.options["data_range"])
-    l1 = _l1(x, y, mask, length)
-    if structural.options["reduction"] == "mean":
-        l1 = l1.mean()
-    return (1 - weight) * l1 + weight * structural_term
+    options = structural.options
+    # Without a mask, both terms in one pass over the images.
+    similarity, distance = structural.terms(x, y, mask=mask, distance=mask is None, **options)
+    if distance is None:
+        distance = _masked_distance(x, y, mask)
+    _, length = _arguments.low_and_length(options["data_range"])
+    terms = (1 - weight) / length * distance.mean(1) + weight * (1 - similarity.mean(1))
+    return terms if options["reduction"] == "none" else terms.mean()
 
 
-def _l1(x: Tensor, y: Tensor, mask: Tensor | None, length: float) -> Tensor:
-    """Mean of ``|x - y| / length`` for each image."""
+def _masked_distance(x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Weighted mean of ``|x - y|`` for each image, ``(N, 1)``."""
     dtype = _ssim.compute_dtype(x, y)
-    distance = (x.to(dtype) - y.to(dtype)).abs() / length
     weights = _arguments.mask_weights(mask, x, y)
-    if weights is None:
-        return distance.flatten(1).mean(1)
+    assert weights is not None
+    distance = (x.to(dtype) - y.to(dtype)).abs().mean(1, keepdim=True)
     total = weights.flatten(1).sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
-    return (distance.mean(1, keepdim=True) * weights).flatten(1).sum(1) / total
+    return ((distance * weights).flatten(1).sum(1) / total)[:, None]

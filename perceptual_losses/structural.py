@@ -94,7 +94,10 @@ def ssim(
         >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
         tensor([ 1.0000, -0.8262])
     """
-    definition = _arguments.settings(
+    similarity, _ = ssim_terms(
+        x,
+        y,
+        mask=mask,
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -104,11 +107,7 @@ def ssim(
         reduction=reduction,
         backend=backend,
     )
-    _arguments.images(x, y, definition, data_range)
-    pixel_weights = _arguments.mask_weights(mask, x, y)
-    weights = () if pixel_weights is None else (_normalized(pixel_weights, definition),)
-    (similarity,) = _ssim.means(x, y, definition, weights, levels=1, backend=backend)
-    return _reduce(similarity, reduction)
+    return reduce(similarity, reduction)
 
 
 def ssim_map(
@@ -232,29 +231,76 @@ def ms_ssim(
         >>> ms_ssim(small, small, levels=3).item()
         1.0
     """
-    definition = _arguments.settings(
+    similarity, _ = ms_ssim_terms(
+        x,
+        y,
+        mask=mask,
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
         k1=k1,
         k2=k2,
         padding=padding,
+        weights=weights,
+        levels=levels,
+        normalize=normalize,
         reduction=reduction,
         backend=backend,
     )
+    return reduce(similarity, reduction)
+
+
+def ssim_terms(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None,
+    distance: bool = False,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """SSIM, and in the same pass the mean of ``|x - y|`` if asked for; each ``(N, C)``."""
+    definition = _arguments.settings(**options)
+    _arguments.images(x, y, definition, options["data_range"])
+    pixel_weights = _arguments.mask_weights(mask, x, y)
+    weights = () if pixel_weights is None else (_normalized(pixel_weights, definition),)
+    similarity, *rest = _ssim.means(
+        x, y, definition, weights, levels=1, distance=distance, backend=options["backend"]
+    )
+    return similarity, rest[0] if distance else None
+
+
+def ms_ssim_terms(
+    x: Tensor,
+    y: Tensor,
+    *,
+    mask: Tensor | None,
+    distance: bool = False,
+    weights: Any,
+    levels: Any,
+    normalize: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`ssim_terms` for MS-SSIM."""
+    definition = _arguments.settings(**options)
     exponents = _level_options(weights, levels, normalize)
-    _arguments.images(x, y, definition, data_range)
-    exponents = _arguments.fit_levels(exponents, levels, x, window_size)
+    _arguments.images(x, y, definition, options["data_range"])
+    exponents = _arguments.fit_levels(exponents, levels, x, options["window_size"])
     pixel_weights = _arguments.mask_weights(mask, x, y)
     map_weights: list[Tensor] = []
     while pixel_weights is not None and len(map_weights) < len(exponents):
         map_weights.append(_normalized(pixel_weights, definition))
         pixel_weights = _ssim.halve(pixel_weights)
-    means = _ssim.means(x, y, definition, map_weights, levels=len(exponents), backend=backend)
+    means = _ssim.means(
+        *(x, y, definition, map_weights),
+        levels=len(exponents),
+        distance=distance,
+        backend=options["backend"],
+    ).unbind()
+    # The distance, if there is one, comes last and has no exponent.
     powers = [
-        _power(mean, exponent, normalize) for mean, exponent in zip(means, exponents, strict=True)
+        _power(mean, exponent, normalize) for mean, exponent in zip(means, exponents, strict=False)
     ]
-    return _reduce(functools.reduce(torch.mul, powers), reduction)
+    return functools.reduce(torch.mul, powers), means[-1] if distance else None
 
 
 class SSIMLoss(nn.Module):
@@ -300,6 +346,8 @@ class SSIMLoss(nn.Module):
             "backend": backend,
         }
         _arguments.settings(**self.options)
+
+    terms = staticmethod(ssim_terms)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return 1 - ssim(x, y, mask=mask, **self.options)
@@ -362,6 +410,8 @@ class MSSSIMLoss(nn.Module):
         _level_options(**level_options)
         self.options: dict[str, Any] = {**ssim_options, **level_options}
 
+    terms = staticmethod(ms_ssim_terms)
+
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return 1 - ms_ssim(x, y, mask=mask, **self.options)
 
@@ -400,7 +450,7 @@ def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:
     return mean**exponent
 
 
-def _reduce(values: Tensor, reduction: str) -> Tensor:
+def reduce(values: Tensor, reduction: str) -> Tensor:
     """Over channels, and over images if asked for."""
     values = values.mean(1)
     return values if reduction == "none" else values.mean()

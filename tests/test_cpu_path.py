@@ -1,5 +1,6 @@
 """What is particular to the CPU path: tasks, threads, processes, its operation, its absence."""
 
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -9,7 +10,15 @@ import threading
 import pytest
 import torch
 
-from perceptual_losses import MSSSIMLoss, SSIMLoss, _ssim, ms_ssim, ssim
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    _ssim,
+    ms_ssim,
+    ssim,
+)
 from perceptual_losses._ssim import contract, cpu
 
 
@@ -199,6 +208,59 @@ def test_in_other_processes(method):
     assert process.exitcode == 0
 
 
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "one image": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_the_mixes_in_one_pass(loss, layout):
+    x, y = pair(2, 3, 177, 183)
+    y[..., :20] = x[..., :20]
+    x, y = LAYOUTS[layout](x), y
+    fast = step(loss(backend="numba"), x, y)
+    plain = step(loss(backend="reference"), x, y)
+    exact = step(loss(backend="reference"), x.double(), y.double())
+    for got, rough, true in zip(fast, plain, exact, strict=True):
+        assert (got - true).norm() <= 2 * (rough - true).norm() + 6e-8 * true.norm()
+
+
+def test_the_mix_of_volumes_in_one_pass():
+    x, y = pair(2, 1, 12, 13, 14, dtype=torch.float64)
+    fast, exact = (step(L1SSIMLoss(0.5, backend=b), x, y) for b in ("numba", "reference"))
+    for got, true in zip(fast, exact, strict=True):
+        assert (got - true).norm() < 1e-13 * true.norm()
+
+
+def test_what_the_distance_of_the_mixes_sees():
+    """Its gradient is the sign of the difference: zero where there is none, NaN where that is."""
+    x, y = pair(1, 1, 14, 15, dtype=torch.float64)
+    y[0, 0, 3] = x[0, 0, 3]
+    _, gradient, opposite = step(L1SSIMLoss(0, backend="numba"), x, y)
+    assert torch.equal(gradient, (x - y).sign() / x.numel())
+    assert torch.equal(opposite, -gradient)
+    x[0, 0, 5, 6] = float("nan")
+    value, gradient, _ = step(L1SSIMLoss(0.5, backend="numba"), x, y)
+    assert value.isnan()
+    assert gradient[0, 0, 5, 6].isnan()
+
+
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_the_mixes_a_second_time(loss):
+    x, y = pair(1, 2, 176, 178, dtype=torch.float64)
+    x.requires_grad_()
+    y.requires_grad_()
+    value = loss(backend="numba")(x, y)
+    first = [grad.clone() for grad in torch.autograd.grad(value, (x, y), retain_graph=True)]
+    second = torch.autograd.grad(3 * value, (x, y))
+    for once, thrice in zip(first, second, strict=True):
+        assert (thrice - 3 * once).norm() < 1e-12 * once.norm()
+
+
 @pytest.mark.parametrize("function", [ssim, ms_ssim])
 def test_a_second_backward_through_the_same_graph(function):
     x, y = pair(1, 2, 176, 178)
@@ -222,23 +284,27 @@ def test_an_image_against_itself_has_second_derivatives():
 @pytest.mark.parametrize("want", [0, contract.X, contract.Y, contract.X + contract.Y])
 @pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_operation_is_a_good_citizen(want, levels, masked):
+@pytest.mark.parametrize("distance", [False, True])
+def test_the_operation_is_a_good_citizen(want, levels, masked, distance):
     x, y = pair(2, 2, 15, 17)
     weights = [torch.rand(2, 1, 11, 13), torch.rand(2, 1, 4, 5)][:levels] if masked else []
     arguments = (x, y, weights, [0.1, 0.2, 0.4, 0.2, 0.1], 0.0, 1e-4, 9e-4, "valid")
     torch.library.opcheck(
-        torch.ops.perceptual_losses.ssim_means.default, (*arguments, levels, want, "numba")
+        torch.ops.perceptual_losses.ssim_means.default,
+        (*arguments, levels, distance, want, "numba"),
     )
 
 
 def test_the_sweep_is_a_good_citizen():
     gradients = [torch.rand(2, 2, 15, 17), torch.rand(2, 2, 8, 9)]
-    for levels in (1, 2):
+    images = [torch.rand(2, 2, 15, 17) for _ in range(2)]
+    for levels, distance in itertools.product((1, 2), (False, True)):
         torch.library.opcheck(
             torch.ops.perceptual_losses.ssim_sweep.default,
             (
                 [gradient.clone() for gradient in gradients[:levels]],
-                torch.rand(levels, 2, 2),
+                torch.rand(levels + distance, 2, 2),
+                images * distance,
                 "numba",
             ),
         )

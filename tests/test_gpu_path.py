@@ -124,7 +124,7 @@ def expected(x, y, settings, weights=(), levels=1):
         # The contrast-structure factor is all levels' but the last one's.
         count = min(levels - j, 2)
         here = [weight.double() for weight in weights[j : j + count]]
-        mean = reference.means(x, y, settings, here, count)[0]
+        mean = reference.means(x, y, settings, here, count, False)[0]
         gradients = torch.autograd.grad(mean.sum(), (x, y))
         means.append(mean.detach())
         of_x.append(gradients[0])
@@ -135,7 +135,7 @@ def expected(x, y, settings, weights=(), levels=1):
 
 def run(x, y, settings, weights=(), levels=1, want=BOTH):
     window, low, c1, c2, padding = settings
-    return gpu.means(x, y, list(weights), list(window), low, c1, c2, padding, levels, want)
+    return gpu.means(x, y, list(weights), list(window), low, c1, c2, padding, levels, False, want)
 
 
 def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
@@ -302,7 +302,7 @@ def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
     x, y = 200 + 0.1 * (x - 0.5), level + 0.1 * (y - 0.5)
     chosen = settings(low=0.0, length=length)
     images = x.clone().requires_grad_(), y.clone().requires_grad_()
-    plain = reference.means(*images, chosen, [], 1)[0]
+    plain = reference.means(*images, chosen, [], 1, False)[0]
     plain_gradients = torch.autograd.grad(plain.sum(), images)
     means, of_x, of_y = run(x, y, chosen)
     true, true_x, true_y = expected(x, y, chosen)
@@ -358,7 +358,7 @@ def check_the_sweep(tiles, shape, levels):
     (exact,) = torch.autograd.grad(total, image)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.01)):
         fine = gradients[0].to(dtype, copy=True, memory_format=torch.channels_last)
-        gpu.sweep([fine, *gradients[1:]], scale)
+        gpu.sweep([fine, *gradients[1:]], scale, [])
         assert (fine - exact).norm() < tolerance * exact.norm()
 
 
@@ -420,12 +420,25 @@ def check_autograd(tiles):
 def check_the_operations_are_good_citizens(tiles):
     tiles(16, 1, 8)
     x, y = pair(1, 2, 9, 11)
-    arguments = (x, y, [], list(settings().window), 0.0, 1e-4, 9e-4, "valid", 2, BOTH, "triton")
+    arguments = (
+        x,
+        y,
+        [],
+        list(settings().window),
+        0.0,
+        1e-4,
+        9e-4,
+        "valid",
+        2,
+        True,
+        BOTH,
+        "triton",
+    )
     torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
     gradients = [torch.rand(1, 2, 9, 11), torch.rand(1, 2, 5, 6)]
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_sweep.default,
-        (gradients, torch.rand(2, 1, 2), "triton"),
+        (gradients, torch.rand(3, 1, 2), [x, y], "triton"),
     )
 
 
@@ -574,8 +587,8 @@ def test_compiles_without_spills(launches, tmp_path, monkeypatch, capability, ca
 def test_the_small_kernels_compile(launches, tmp_path, capability):
     x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
     _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
-    gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"))
-    gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"))
+    gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [])
+    gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [])
     for kernel, *rest in launches:
         if kernel.__name__ != "march":
             cubin = compiled(kernel, *rest, capability).asm["cubin"]

@@ -27,6 +27,7 @@ def means(
     weights: Sequence[Tensor],
     *,
     levels: int,
+    distance: bool = False,
     backend: str,
 ) -> Tensor:
     """The mean over each plane of the SSIM map at one level, or of its factors at several.
@@ -38,16 +39,18 @@ def means(
         weights: for each level one weight for each map value, ``(N, 1, H', W')``, summing to one
             for each image; empty for the plain mean.
         levels: how many. Each has `halve` of the images of the one before.
+        distance: whether the mean over each plane of ``|x - y|`` follows.
         backend: one of `BACKENDS`.
 
     Returns:
         ``(levels, N, C)``: the mean of the contrast-structure factor, but at the last level that
-        of SSIM; in `compute_dtype` and differentiable with respect to ``x`` and ``y``.
+        of SSIM; and with ``distance`` one more, that of ``|x - y|``. In `compute_dtype` and
+        differentiable with respect to ``x`` and ``y``.
     """
     path = _path(x, y, settings, backend)
     if path == "reference":
-        return reference.means(x, y, settings, weights, levels)
-    return op.means(x, y, settings, weights, levels, path)
+        return reference.means(x, y, settings, weights, levels, distance)
+    return op.means(x, y, settings, weights, levels, distance, path)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Tensor:
@@ -87,5 +90,5 @@ def _warn(reason: str, device: str, package: str) -> None:
         f"{reason}: {device} runs the reference path, which is many times slower. Install "
         f"{package}, or pass backend='reference' to choose it.",
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=6,
     )

@@ -70,6 +70,7 @@ def means(
     c2: float,
     padding: str,
     levels: int,
+    distance: bool,
     want: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     kernels = _kernels()
@@ -94,7 +95,8 @@ def means(
         constants = low, c1, c2
         modes = getattr(kernels, padding.upper()), contrast, want
         found.append(_march(kernels, x, y, *gradients, weight, window, constants, modes))
-    return torch.stack(found[::-1]), grad_x[::-1], grad_y[::-1]
+    last_row = [_distance(kernels, x, y)] if distance else []
+    return torch.stack(found[::-1] + last_row), grad_x[::-1], grad_y[::-1]
 
 
 def _march(
@@ -189,8 +191,21 @@ def _halve(kernels: Any, *images: Tensor) -> tuple[Tensor, ...]:
     return halves
 
 
-def sweep(gradients: list[Tensor], scale: Tensor) -> None:
-    _multiply(gradients[-1], scale[-1])
+def _distance(kernels: Any, x: Tensor, y: Tensor) -> Tensor:
+    """The mean of ``|x - y|`` over each plane, a volume's slices being one."""
+    images, (height, width) = [_image(kernels, image) for image in (x, y)], x.shape[-2:]
+    sums = np.empty(x.numel() // width)
+    in_threads(
+        lambda begin, end, share: kernels.distance(*images, height, width, begin, end, sums),
+        len(sums),
+        x.numel() // LIGHT,
+    )
+    mean = sums.reshape(*x.shape[:2], -1).sum(2) / math.prod(x.shape[2:])
+    return torch.from_numpy(mean).to(x.dtype)
+
+
+def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
+    _multiply(gradients[-1], scale[len(gradients) - 1])
     for level in reversed(range(len(gradients) - 1)):
         if gradients[level].dim() == 5:
             _multiply(gradients[level], scale[level])
@@ -198,6 +213,23 @@ def sweep(gradients: list[Tensor], scale: Tensor) -> None:
             gradients[level].data.add_(spread(gradients[level + 1], gradients[level].shape))
         else:
             _sweep_level(gradients[level], scale[level], gradients[level + 1])
+    if images:
+        x, y = images
+        _add_sign(gradients[0], x, y, scale[-1])
+
+
+def _add_sign(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:
+    """Adds the gradient of the distance with respect to ``x``."""
+    kernels = _kernels()
+    images, (height, width) = [_image(kernels, image) for image in (gradient, x, y)], x.shape[-2:]
+    shares = (scale / math.prod(x.shape[2:])).flatten()
+    # Of each plane, a volume's slices in turn.
+    scales = shares.repeat_interleave(math.prod(x.shape[2:-2])).numpy()
+    in_threads(
+        lambda begin, end, share: kernels.add_sign(*images, scales, height, width, begin, end),
+        x.numel() // width,
+        x.numel() // LIGHT,
+    )
 
 
 def _multiply(gradient: Tensor, scale: Tensor) -> None:

@@ -769,3 +769,55 @@ def _scale_and_spread(coarse, share, factor, a):
         a[2 * j + 1] = a[2 * j + 1] * factor + sent
     if a.shape[0] % 2:
         a[-1] = a[-1] * factor + coarse[-1] * (share + share)
+
+
+@_entry
+def distance(x, y, height, width, begin, end, out):
+    """Sums of ``|x - y|`` over rows ``begin`` to ``end`` of all planes."""
+    for index in range(begin, end):
+        plane = index // height
+        i = index - plane * height
+        x_at, y_at = _place(x, plane, i, 0), _place(y, plane, i, 0)
+        if x.column == 1 and y.column == 1:
+            out[index] = _sum_of_distances(x.flat[x_at : x_at + width], y.flat[y_at:])
+        else:
+            total = 0.0
+            for j in range(width):
+                total += abs(x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column])
+            out[index] = total
+
+
+@_kernel
+def _sum_of_distances(x, y):
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        total += abs(x[j] - y[j])
+    return total
+
+
+@_entry
+def add_sign(gradient, x, y, scale, height, width, begin, end):
+    """Adds ``scale`` of each plane times the sign of ``x - y`` to rows of the gradient."""
+    for index in range(begin, end):
+        plane = index // height
+        i = index - plane * height
+        at, x_at, y_at = (
+            _place(gradient, plane, i, 0),
+            _place(x, plane, i, 0),
+            _place(y, plane, i, 0),
+        )
+        if gradient.column == 1 and x.column == 1 and y.column == 1:
+            _add_signs(x.flat[x_at:], y.flat[y_at:], scale[plane], gradient.flat[at : at + width])
+        else:
+            for j in range(width):
+                d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
+                step = scale[plane] if d > 0 else (-scale[plane] if d < 0 else d)
+                gradient.flat[at + j * gradient.column] += step
+
+
+@_kernel
+def _add_signs(x, y, scale, out):
+    for j in range(out.shape[0]):
+        d = x[j] - y[j]
+        # Zero and NaN are their own signs.
+        out[j] += scale if d > 0 else (-scale if d < 0 else d)

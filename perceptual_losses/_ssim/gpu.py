@@ -138,6 +138,7 @@ def means(
     c2: float,
     padding: str,
     levels: int,
+    distance: bool,
     want: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Each level's mean over each plane, and its gradients with respect to the level's images.
@@ -154,15 +155,18 @@ def means(
         padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
         levels: means of the contrast-structure factor, each level's images half the size, and the
             mean of SSIM at the last level.
+        distance: whether the mean of ``|x - y|`` follows.
         want: which gradients, `X` and `Y` or their sum; 0 for none.
 
     Returns:
-        The means ``(levels, N, C)``, and the gradients with respect to each level's x and to its y,
-        empty lists if not wanted.
+        The means ``(levels, N, C)``, or one more, and the gradients with respect to each level's x
+        and to its y, empty lists if not wanted.
     """
     if want == Y:
         # SSIM is symmetric, and so the kernels have no third way.
-        value, gradients, _ = means(y, x, weights, window, low, c1, c2, padding, levels, X)
+        value, gradients, _ = means(
+            *(y, x, weights, window, low, c1, c2, padding, levels, distance, X)
+        )
         return value, [], gradients
     n, c = x.shape[:2]
     settings = Settings(tuple(window), low, c1, c2, padding)
@@ -190,15 +194,20 @@ def means(
         value = torch.empty([levels, n, c], dtype=torch.float32, device=x.device)
         block = 1 << (most - 1).bit_length()
         _launch(_kernels().mean, levels * n * c, 1, sums, value, most, COUNT=block)
+        if distance:
+            apart = (x.float() - y.float()).abs().flatten(2).mean(2)
+            value = torch.cat([value, apart[None]])
     return value, of_x, of_y
 
 
-def sweep(gradients: list[Tensor], scale: Tensor) -> None:
+def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
     """Makes the first of the levels' gradients the whole one, in place.
 
     Args:
         gradients: of each level's mean with respect to its images, from `means`.
-        scale: ``(levels, N, C)``, of the value with respect to the means.
+        scale: ``(levels, N, C)``, of the value with respect to the means, or one more with
+            respect to the mean distance of the images.
+        images: between which the distance is, that of the gradient first; or none.
     """
     fine, *coarse = gradients
     n, c, height, width = fine.shape
@@ -211,6 +220,11 @@ def sweep(gradients: list[Tensor], scale: Tensor) -> None:
             ROWS=ROWS,
             LANES=COLUMNS,
         )
+        if images:
+            x, y = images
+            share = scale[-1][..., None, None] / (height * width)
+            # As the kernels write: autograd does not see it.
+            fine.data.add_((x.float() - y.float()).sign() * share)
 
 
 class _Cover(NamedTuple):

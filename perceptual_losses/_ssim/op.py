@@ -4,6 +4,7 @@ The kernels give the means and their derivatives in one pass, so that the backwa
 multiplication. Second derivatives are those of the reference path.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +20,13 @@ SWEEP = "perceptual_losses::ssim_sweep"
 torch.library.define(
     MEANS,
     "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, int want, str path) -> (Tensor means, Tensor[] gradients)",
+    "str padding, int levels, bool distance, int want, str path) "
+    "-> (Tensor means, Tensor[] gradients)",
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
-torch.library.define(SWEEP, "(Tensor(a!)[] gradients, Tensor scale, str path) -> ()")
+torch.library.define(
+    SWEEP, "(Tensor(a!)[] gradients, Tensor scale, Tensor[] images, str path) -> ()"
+)
 
 PATHS = {"numba": cpu, "triton": gpu}
 
@@ -32,8 +36,10 @@ def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     return found, [*grad_x, *grad_y]
 
 
-def _sweep_in_place(gradients: list[Tensor], scale: Tensor, path: str) -> None:
-    PATHS[path].sweep(gradients, scale)
+def _sweep_in_place(
+    gradients: list[Tensor], scale: Tensor, images: list[Tensor], path: str
+) -> None:
+    PATHS[path].sweep(gradients, scale, images)
 
 
 # By name and not by device: in Triton's interpreter CPU tensors have two paths.
@@ -51,6 +57,7 @@ def _fake_means(
     c2: float,
     padding: str,
     levels: int,
+    distance: bool,
     want: int,
     path: str,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -61,15 +68,21 @@ def _fake_means(
             gradients.append(torch.empty_like(image))
             for _ in range(levels - 1):
                 gradients.append(image.new_empty(halved(gradients[-1].shape), dtype=dtype))
-    return x.new_empty([levels, *x.shape[:2]], dtype=dtype), gradients
+    return x.new_empty([levels + distance, *x.shape[:2]], dtype=dtype), gradients
 
 
 torch.library.register_fake(MEANS, _fake_means)
-torch.library.register_fake(SWEEP, lambda gradients, scale, path: None)
+torch.library.register_fake(SWEEP, lambda gradients, scale, images, path: None)
 
 
 def means(
-    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int, path: str
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weights: Sequence[Tensor],
+    levels: int,
+    distance: bool,
+    path: str,
 ) -> Tensor:
     """The contract's `means`, on a fast path."""
     if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
@@ -79,10 +92,10 @@ def means(
     want = X * (grad and x.requires_grad) + Y * (grad and y.requires_grad)
     if want:
         out: Tensor = _Means.apply(  # type: ignore[no-untyped-call]
-            x, y, settings, levels, want, path, *weights
+            x, y, settings, levels, distance, want, path, *weights
         )
         return out
-    return _run(x, y, settings, weights, levels, want, path)[0]
+    return _run(x, y, settings, weights, levels, distance, want, path)[0]
 
 
 def _run(
@@ -91,13 +104,14 @@ def _run(
     settings: Settings,
     weights: Sequence[Tensor],
     levels: int,
+    distance: bool,
     want: int,
     path: str,
 ) -> tuple[Tensor, list[Tensor]]:
     window, low, c1, c2, padding = settings
     out: tuple[Tensor, list[Tensor]]
     out = torch.ops.perceptual_losses.ssim_means(
-        x, y, list(weights), list(window), low, c1, c2, padding, levels, want, path
+        x, y, list(weights), list(window), low, c1, c2, padding, levels, distance, want, path
     )
     return out
 
@@ -110,16 +124,17 @@ class _Means(torch.autograd.Function):
         y: Tensor,
         settings: Settings,
         levels: int,
+        distance: bool,
         want: int,
         path: str,
         *weights: Tensor,
     ) -> Tensor:
-        found, gradients = _run(x, y, settings, weights, levels, want, path)
+        found, gradients = _run(x, y, settings, weights, levels, distance, want, path)
         if torch.compiler.is_compiling():
             # torch 2.7 takes elements of a list for others that are named alike in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
         ctx.save_for_backward(x, y, *weights, *gradients)
-        ctx.options = settings, levels, want, path
+        ctx.options = settings, levels, distance, want, path
         # As lengths and not from `levels`, which is a symbol under torch.compile(dynamic=True).
         ctx.counts = len(weights), len(gradients) // 2 if want == X + Y else len(gradients)
         ctx.spent = False
@@ -127,39 +142,48 @@ class _Means(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        settings, levels, want, path = ctx.options
+        settings, levels, distance, want, path = ctx.options
         x, y, *saved = ctx.saved_tensors
         masks, of_one = ctx.counts
         weights, gradients = saved[:masks], saved[masks:]
-        nothing = (None,) * (4 + len(weights))
+        nothing = (None,) * (5 + len(weights))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            wanted = _reference_gradients(x, y, settings, weights, levels, want, scale)
+            wanted = _reference_gradients(x, y, settings, weights, levels, distance, want, scale)
             return *wanted, *nothing
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            _, gradients = _run(x, y, settings, weights, levels, want, path)
+            _, gradients = _run(x, y, settings, weights, levels, False, want, path)
         ctx.spent = not torch.compiler.is_compiling()
         return (
-            _sweep(gradients[:of_one], scale, path) if want & X else None,
-            _sweep(gradients[len(gradients) - of_one :], scale, path) if want & Y else None,
+            _sweep(gradients[:of_one], scale, [x, y] * distance, path) if want & X else None,
+            _sweep(gradients[-of_one:], scale, [y, x] * distance, path) if want & Y else None,
             *nothing,
         )
 
 
-def _sweep(gradients: list[Tensor], scale: Tensor, path: str) -> Tensor:
-    """The gradient of the finest image, from those of the levels' means by their own images."""
+def _sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], path: str) -> Tensor:
+    """The gradient of the finest image, from those of the levels' means by their own images.
+
+    ``images``, of which the gradient is that of the first, where the mean of their distance has a
+    scale too.
+    """
     if torch.compiler.is_compiling():
-        return _swept(gradients, scale)
-    torch.ops.perceptual_losses.ssim_sweep(gradients, scale, path)
+        return _swept(gradients, scale, images)
+    torch.ops.perceptual_losses.ssim_sweep(gradients, scale, images, path)
     return gradients[0]
 
 
-def _swept(gradients: list[Tensor], scale: Tensor) -> Tensor:
+def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> Tensor:
     """What the kernel does in place, for the compiler to fuse."""
     factors = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
-    total = gradients[-1] * factors[-1]
-    for level in reversed(range(len(gradients) - 1)):
+    levels = len(gradients)
+    total = gradients[-1] * factors[levels - 1]
+    for level in reversed(range(levels - 1)):
         total = gradients[level] * factors[level] + spread(total, gradients[level].shape)
+    if images:
+        x, y = images
+        pixels = math.prod(x.shape[2:])
+        total = total + (x.to(scale.dtype) - y.to(scale.dtype)).sign() * (factors[-1] / pixels)
     return total.to(gradients[0].dtype)
 
 
@@ -169,12 +193,13 @@ def _reference_gradients(
     settings: Settings,
     weights: Sequence[Tensor],
     levels: int,
+    distance: bool,
     want: int,
     scale: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     # Views, so that an image compared with itself stays two inputs.
     x, y = x.view_as(x), y.view_as(y)
-    found = reference.means(x, y, settings, weights, levels)
+    found = reference.means(x, y, settings, weights, levels, distance)
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
     gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=True))
     return next(gradients) if want & X else None, next(gradients) if want & Y else None

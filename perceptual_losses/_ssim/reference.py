@@ -31,10 +31,11 @@ from .contract import Settings, compute_dtype
 
 
 def means(
-    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int
+    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int, distance: bool
 ) -> Tensor:
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
+    last_row = [(x - y).abs().flatten(2).mean(2)] if distance else []
     found = []
     for level in range(levels):
         luminance, contrast_structure = _factors(x, y, settings)
@@ -43,7 +44,7 @@ def means(
         found.append(_mean(values, weights[level] if weights else None))
         if not last:
             x, y = halve(x), halve(y)
-    return torch.stack(found)
+    return torch.stack(found + last_row)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings) -> Tensor:
