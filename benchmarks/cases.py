@@ -20,7 +20,7 @@ class Case(NamedTuple):
     """One comparison.
 
     Attributes:
-        metric: ``"SSIM"`` or ``"MS-SSIM"``.
+        metric: ``"SSIM"``, ``"MS-SSIM"``, ``"VGG"`` or ``"LPIPS"``.
         shape: of both images, float32.
         backward: whether the gradient with respect to the first image is computed too.
         weights: of the levels of MS-SSIM; ``None`` for the paper's five.
@@ -49,7 +49,9 @@ class Case(NamedTuple):
     @property
     def odd_levels(self) -> bool:
         """Whether halving meets an odd side, where packages differ."""
-        halvings = 0 if self.metric == "SSIM" else len(self.weights or MS_SSIM_WEIGHTS) - 1
+        if self.metric != "MS-SSIM":
+            return False
+        halvings = len(self.weights or MS_SSIM_WEIGHTS) - 1
         return any(side % 2**halvings for side in self.shape[2:])
 
 
@@ -77,4 +79,6 @@ CASES = (
         Case("MS-SSIM", shape, backward, THREE_WEIGHTS if min(shape[2:]) < 161 else None)
         for shape, backward in itertools.product(IMAGES, [False, True])
     ),
+    Case("VGG", (4, 3, 224, 224), backward=True),
+    Case("LPIPS", (4, 3, 224, 224), backward=True),
 )

@@ -1,5 +1,7 @@
 """The packages, called as their users call them, with the settings that compute the same thing:
 Gaussian window of 11 pixels and sigma 1.5, inside the image alone; range 1; population variance.
+For features VGG-16 with the same random weights for all, and the mean squared distance at relu3_3
+or LPIPS with its calibrated linear weights.
 
 A package is imported when it is built, so that one that is missing or broken costs its own rows
 only. What a package does not have is an exception with the reason.
@@ -8,6 +10,7 @@ only. What a package does not have is an exception with the reason.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,12 +42,14 @@ class Contender(NamedTuple):
         distribution: what pip calls it.
         build: makes it ready for a case on a device, or raises.
         devices: where it is offered.
+        metrics: for which it is offered.
     """
 
     name: str
     distribution: str
     build: Callable[[Case, str], Call]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    metrics: tuple[str, ...] = ("SSIM", "MS-SSIM")
 
 
 def _text(target: Any, options: dict[str, Any]) -> str:
@@ -65,9 +70,107 @@ def _weights(name: str, case: Case, convert: Callable[..., Any] = tuple) -> dict
     return {} if case.weights is None else {name: convert(case.weights)}
 
 
+FEATURES = ("VGG", "LPIPS")
+
+_FEATURE_SETTINGS = {
+    "VGG": "perceptual_losses.VGGLoss({'relu3_3': 1.0}, distance='l2')",
+    "LPIPS": "perceptual_losses.LPIPSLoss()",
+}
+
+
+def feature_loss(metric: str, **options: Any) -> torch.nn.Module:
+    """Our loss for a metric of `FEATURES`."""
+    import perceptual_losses
+
+    if metric == "VGG":
+        return perceptual_losses.VGGLoss({"relu3_3": 1.0}, distance="l2", weights=_vgg(), **options)
+    return perceptual_losses.LPIPSLoss(weights=_vgg(), **options)
+
+
+def _vgg() -> torch.nn.Sequential:
+    """The features of torchvision's VGG-16: random, for there are no trained ones offline."""
+    from torchvision.models import vgg
+
+    generator = torch.Generator().manual_seed(0)
+    network = vgg.make_layers(vgg.cfgs["D"])
+    for module in network:
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, generator=generator)
+            torch.nn.init.zeros_(module.bias)
+    return network.eval()
+
+
+def _in_bfloat16(case: Case, device: str) -> Call:
+    loss = feature_loss(case.metric, dtype=torch.bfloat16).to(device)
+    settings = f"{_FEATURE_SETTINGS[case.metric][:-1]}, dtype=torch.bfloat16)"
+    return Call(loss, settings.replace("(, ", "("), "computes in bfloat16")
+
+
+def _cached(case: Case, device: str) -> Call:
+    loss = feature_loss(case.metric).to(device)
+    features = functools.cache(loss.features)
+    return Call(lambda x, y: loss(x, features(y)), "loss(x, features), features = loss.features(y)")
+
+
+def _pasted(case: Case, device: str) -> Call:
+    """What people paste: the network twice, whole, with a graph for both images."""
+    if case.metric == "LPIPS":
+        raise NotImplementedError("nobody pastes it")
+    network = _vgg().to(device)
+    colours = {"device": device, "dtype": torch.float32}
+    mean = torch.tensor([0.485, 0.456, 0.406], **colours)[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225], **colours)[:, None, None]
+
+    def features(image: Tensor) -> Tensor:
+        found = image
+        image = (image - mean) / deviation
+        for index, module in enumerate(network):
+            image = module(image)
+            if index == 15:
+                found = image
+        return found
+
+    return Call(
+        lambda x, y: torch.nn.functional.mse_loss(features(x), features(y)),
+        "mse_loss(features(x)[15], features(y)[15]), features through all of vgg16().features",
+    )
+
+
+def _piq_features(case: Case, device: str) -> Call:
+    import piq
+
+    if case.metric == "LPIPS":
+        raise NotImplementedError("downloads the weights of LPIPS when it is constructed")
+    loss = piq.ContentLoss(_vgg(), layers=("15",), weights=[1 / 256])
+    return Call(
+        loss.to(device), "piq.ContentLoss(vgg16().features, layers=('15',), weights=[1/256])"
+    )
+
+
+def _lpips(case: Case, device: str) -> Call:
+    import lpips
+
+    if case.metric == "VGG":
+        raise NotImplementedError("has no content loss")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about how it is called
+        loss = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    ours = iter(module for module in _vgg() if isinstance(module, torch.nn.Conv2d))
+    for module in loss.net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.load_state_dict(next(ours).state_dict())
+    loss.to(device)
+    call = functools.partial(loss, normalize=True)
+    return Call(
+        lambda x, y: call(x, y).mean(), "lpips.LPIPS(net='vgg')(..., normalize=True).mean()"
+    )
+
+
 def _own(backend: str, case: Case, device: str) -> Call:
     import perceptual_losses
 
+    if case.metric in FEATURES:
+        return Call(feature_loss(case.metric).to(device), _FEATURE_SETTINGS[case.metric])
     if case.metric == "SSIM":
         return _function(perceptual_losses.ssim, backend=backend)
     return _function(perceptual_losses.ms_ssim, **_weights("weights", case), backend=backend)
@@ -172,7 +275,12 @@ def _splatting(function: Callable[..., Tensor], case: Case) -> Call:
     return _function(function, padding="valid", train=case.backward)
 
 
-OURS = Contender("perceptual-losses", "perceptual-losses", functools.partial(_own, "auto"))
+OURS = Contender(
+    "perceptual-losses",
+    "perceptual-losses",
+    functools.partial(_own, "auto"),
+    metrics=("SSIM", "MS-SSIM", *FEATURES),
+)
 
 CONTENDERS = (
     OURS,
@@ -189,4 +297,9 @@ CONTENDERS = (
     Contender("frame-analytics", "frame-analytics", _frame_analytics),
     Contender("fused-ssim", "fused-ssim", _fused_ssim, ("cuda",)),
     Contender("fussim", "fussim", _fussim, ("cuda",)),
+    Contender("perceptual-losses, bfloat16", "perceptual-losses", _in_bfloat16, metrics=FEATURES),
+    Contender("perceptual-losses, target kept", "perceptual-losses", _cached, metrics=FEATURES),
+    Contender("lpips", "lpips", _lpips, metrics=FEATURES),
+    Contender("piq, ContentLoss", "piq", _piq_features, metrics=FEATURES),
+    Contender("as it is pasted", "torchvision", _pasted, metrics=FEATURES),
 )

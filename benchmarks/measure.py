@@ -20,10 +20,10 @@ import perceptual_losses
 from perceptual_losses.structural import MS_SSIM_WEIGHTS
 
 from .cases import Case, images
-from .contenders import Call, Contender
+from .contenders import FEATURES, Call, Contender, feature_loss
 
 VALUE_TOLERANCE = 2e-5
-"""Of a similarity, absolute: float32 moments and float32 windows."""
+"""Of a similarity, absolute, or of a larger value, relative: float32 moments and windows."""
 
 GRADIENT_TOLERANCE = 1e-4
 """Of a gradient: the norm of the difference over the norm."""
@@ -62,7 +62,9 @@ def expected(case: Case, device: str) -> Expected:
     """The numbers to reach; kept for the next case, which mostly is the same without backward."""
     x, y = (image.double() for image in images(case.shape, device))
     x.requires_grad_()
-    if case.metric == "SSIM":
+    if case.metric in FEATURES:
+        value = feature_loss(case.metric).to(x)(x, y)
+    elif case.metric == "SSIM":
         value = perceptual_losses.ssim(x, y, backend="reference")
     else:
         weights = case.weights or MS_SSIM_WEIGHTS
@@ -90,7 +92,7 @@ def check(
 ) -> dict[str, float | None]:
     """Errors of value and gradient; raises if they are beyond what is allowed."""
     errors: dict[str, float | None] = {
-        "value_error": abs(value - target.value),
+        "value_error": abs(value - target.value) / max(1, abs(target.value)),
         "gradient_error": None,
     }
     if gradient is not None:

@@ -114,7 +114,7 @@ def _conditions(result: Result) -> str:
             f"* Checked {method['check']}: {method['value_tolerance']:g} and "
             f"{method['gradient_tolerance']:g}. Where a definition differs the remark says by how "
             f"much, up to {method['deviation_limit']:g} of the value.",
-            f"* Time: {method['rounds']} {method['time']}.",
+            f"* Time: {method['time']}; {method['rounds']} rounds at most.",
             f"* To ours: the contender's time over that of {OURS.name}; below 1x it is faster.",
             f"* Memory: {method['memory']}; beside the images, in units of the gradient's size.",
         ]

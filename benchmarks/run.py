@@ -81,7 +81,9 @@ def compare(
     with tqdm(total=updates, unit="step", dynamic_ncols=True) as progress:
         for case in cases:
             progress.set_description(case.name)
-            results.append(_compare(case, contenders, options, order, progress))
+            offered = [contender for contender in contenders if case.metric in contender.metrics]
+            results.append(_compare(case, offered, options, order, progress))
+            progress.update(2 * (len(contenders) - len(offered)))
     return results
 
 
@@ -261,7 +263,9 @@ def method(options: Options) -> dict[str, Any]:
         "gradient_tolerance": measure.GRADIENT_TOLERANCE,
         "deviation_limit": measure.DEVIATION_LIMIT,
         "definition": "Gaussian window of 11 pixels and sigma 1.5 inside the image, range 1, "
-        "population variance; gradient with respect to the first image; float32",
+        "population variance; VGG is the mean squared distance at relu3_3 of VGG-16 with the same "
+        "random weights for all, LPIPS the distance of five layers with its calibrated linear "
+        "weights; gradient with respect to the first image; float32",
         "check": "before it is timed: value (absolute) and gradient (norm of the difference over "
         "norm) against the reference path in float64",
         "time": "each contender in a process of its own; rounds in which each has one turn, in "

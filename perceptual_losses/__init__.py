@@ -1,5 +1,6 @@
 """Differentiable perceptual losses for PyTorch."""
 
+from .features import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
 from .mixed import L1MSSSIMLoss, L1SSIMLoss
 from .structural import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
 
@@ -9,9 +10,13 @@ __all__ = [
     "MS_SSIM_WEIGHTS",
     "L1MSSSIMLoss",
     "L1SSIMLoss",
+    "LPIPSLoss",
     "MSSSIMLoss",
     "SSIMLoss",
+    "StyleLoss",
+    "VGGLoss",
     "ms_ssim",
     "ssim",
     "ssim_map",
+    "vgg_features",
 ]

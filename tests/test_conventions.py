@@ -13,14 +13,19 @@ import perceptual_losses
 from perceptual_losses import (
     L1MSSSIMLoss,
     L1SSIMLoss,
+    LPIPSLoss,
     MSSSIMLoss,
     SSIMLoss,
+    StyleLoss,
+    VGGLoss,
     ms_ssim,
     ssim,
     ssim_map,
+    vgg_features,
 )
 
 FUNCTIONS = [ssim, ssim_map, ms_ssim]
+FEATURES = [LPIPSLoss, StyleLoss, VGGLoss, vgg_features]
 LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
 OPTIONS = {"data_range": (-1, 1), "window_size": 9, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
 
@@ -33,7 +38,7 @@ def pair():
 
 def test_the_public_names():
     names = perceptual_losses.__all__
-    public = {taker.__name__ for taker in FUNCTIONS + LOSSES} | {"MS_SSIM_WEIGHTS"}
+    public = {taker.__name__ for taker in FUNCTIONS + LOSSES + FEATURES} | {"MS_SSIM_WEIGHTS"}
     assert set(names) == public
     assert len(names) == len(public)
     assert perceptual_losses.MS_SSIM_WEIGHTS == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -124,11 +129,11 @@ def test_losses_fall_while_images_come_closer(backend, pair, loss):
     assert x.shape == y.shape
 
 
-@pytest.mark.parametrize("taker", FUNCTIONS + LOSSES)
+@pytest.mark.parametrize("taker", FUNCTIONS + LOSSES + FEATURES)
 def test_docstrings_say_what_a_user_needs(taker):
     text = inspect.getdoc(taker)
     assert "Example" in text
-    assert "identical" in text or taker is ssim_map
+    assert "identical" in text or taker in (ssim_map, vgg_features)
     assert ">>>" in text
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torchvision.models import vgg
 
 
 def blocks(root):
@@ -12,9 +13,10 @@ def blocks(root):
 
 def test_readme(root):
     x = torch.rand(4, 3, 192, 192, requires_grad=True)
-    names = {"x": x, "y": torch.rand(4, 3, 192, 192)}
+    vgg16, vgg19 = (vgg.make_layers(vgg.cfgs[name]).state_dict() for name in "DE")
+    names = {"x": x, "y": torch.rand(4, 3, 192, 192), "vgg16": vgg16, "vgg19": vgg19}
     found = blocks(root)
-    assert len(found) == 3
+    assert len(found) == 4
     for code in found:
         exec(code, names)
     assert x.grad.abs().max() > 0

@@ -1,0 +1,574 @@
+"""Losses on what a frozen network sees in images: content, style and the calibrated distance."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import _arguments, _backbone
+from ._backbone import Extractor, Weights
+
+Features = dict[str, Tensor]
+
+
+class Preset(NamedTuple):
+    """The layers of a paper, with their weights.
+
+    Attributes:
+        backbone: the paper's network.
+        distance: the paper's distance of features.
+        layers: names and weights.
+    """
+
+    backbone: str
+    distance: str
+    layers: dict[str, float]
+
+
+VGG_PRESETS = {
+    # Johnson, Alahi and Fei-Fei 2016, for content and for super-resolution.
+    "johnson": Preset("vgg16", "l2", {"relu2_2": 1.0}),
+    # Hou, Shen, Sun and Qiu 2017, whose squared distance has a half before it.
+    "dfc-123": Preset("vgg19", "l2", {"relu1_1": 0.5, "relu2_1": 0.5, "relu3_1": 0.5}),
+    "dfc-345": Preset("vgg19", "l2", {"relu3_1": 0.5, "relu4_1": 0.5, "relu5_1": 0.5}),
+    # Ledig et al. 2017, who divide the features by 12.75.
+    "srgan": Preset("vgg19", "l2", {"relu5_4": 1 / 12.75**2}),
+    # Wang et al. 2018: before the activation.
+    "esrgan": Preset("vgg19", "l1", {"conv5_4": 1.0}),
+}
+"""What `VGGLoss` knows by name."""
+
+_johnson = dict.fromkeys(["relu1_2", "relu2_2", "relu3_3", "relu4_3"], 1.0)
+
+STYLE_PRESETS = {
+    # Johnson, Alahi and Fei-Fei 2016.
+    "johnson": Preset("vgg16", "l2", _johnson),
+    # Gatys, Ecker and Bethge 2016: a fifth each, and a quarter of the squared distance.
+    "gatys": Preset("vgg19", "l2", {f"relu{block}_1": 0.05 for block in range(1, 6)}),
+}
+"""What `StyleLoss` knows by name."""
+
+LPIPS_LAYERS = {
+    "vgg16": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
+    "alexnet": ("relu1", "relu2", "relu3", "relu4", "relu5"),
+}
+"""What the linear weights of `LPIPSLoss` were calibrated on."""
+
+
+def vgg_features(
+    layers: list[str] | tuple[str, ...],
+    *,
+    backbone: str = "vgg16",
+    weights: Weights = "imagenet",
+    data_range: float | tuple[float, float] = 1.0,
+    dtype: torch.dtype | None = None,
+    checkpointing: bool = False,
+) -> Extractor:
+    r"""A frozen network, cut after the deepest layer asked for: images in, features by name out.
+
+    The network stays as it was trained whatever is done to the model around it: it has no
+    parameters, adds nothing to a state dict, ignores ``.train()``, and moves with ``.to()``.
+    Gradients flow to the images, at no cost where the images need none.
+
+    Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition",
+    ICLR 2015.
+
+    Args:
+        layers: names: ``"conv3_2"`` is the output of the second convolution of the third block, as
+            it is before anything follows; ``"relu3_2"`` and ``"pool3"`` come after it, and with
+            a ``_bn`` backbone ``"norm3_2"`` in between. AlexNet has ``"conv1"`` to ``"conv5"``,
+            ``"relu1"`` to ``"relu5"``, ``"pool1"``, ``"pool2"`` and ``"pool5"``.
+        backbone: ``"vgg16"``, ``"vgg19"``, ``"vgg16_bn"``, ``"vgg19_bn"`` or ``"alexnet"``.
+        weights: ``"imagenet"``: torchvision's, fetched by the first call or by ``.load()`` and kept
+            in torch's cache; a path or a state dict of torchvision's whole model or of its
+            ``features``; such a module; or ``None`` for random ones, with a warning. Only
+            ``"imagenet"`` touches the network.
+        data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``; ImageNet's
+            normalisation follows inside.
+        dtype: that the network computes in, also under autocast: ``torch.bfloat16`` is several
+            times as fast where the hardware has it. ``None`` for float32, or what autocast and
+            ``.to()`` make of it.
+        checkpointing: keeps one block's activations at a time and computes them again in the
+            backward, for large images.
+
+    Returns:
+        A module. Called with images ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey ones, it gives a
+        dict of features ``(N, C', H', W')``, in the order of ``layers``.
+
+    Raises:
+        ValueError: an unknown layer or backbone, weights of another network, images with other
+            channels or too small; with what to pass instead.
+        RuntimeError: ImageNet's weights cannot be fetched; with where to put the file.
+
+    Example:
+        >>> import torch, warnings
+        >>> warnings.simplefilter("ignore")
+        >>> extract = vgg_features(["relu1_2", "conv2_1"], weights=None)
+        >>> features = extract(torch.rand(2, 3, 32, 32))
+        >>> {name: tuple(value.shape) for name, value in features.items()}
+        {'relu1_2': (2, 64, 32, 32), 'conv2_1': (2, 128, 16, 16)}
+        >>> len(list(extract.parameters())), len(extract.state_dict())
+        (0, 0)
+    """
+    return Extractor(
+        layers,
+        backbone=backbone,
+        weights=weights,
+        data_range=data_range,
+        dtype=dtype,
+        checkpointing=checkpointing,
+    )
+
+
+class _FeatureLoss(nn.Module):
+    """A weighted sum of distances between the features of two batches, for each image."""
+
+    _places = True
+    """Whether features are compared place by place."""
+
+    def __init__(self, extractor: Extractor, reduction: str) -> None:
+        super().__init__()
+        _arguments.choice("reduction", reduction, _arguments.REDUCTIONS)
+        self.extractor, self.reduction = extractor, reduction
+
+    def load(self) -> None:
+        """Fetches ImageNet's weights now, which otherwise the first call does."""
+        self.extractor.load()
+
+    def features(self, y: Tensor) -> Features:
+        """What the loss compares, of one batch: to be computed once for a target and passed as
+        ``y`` as often as it is compared with.
+        """
+        self.extractor.check("y", y)
+        return self._compared(self.extractor(y))
+
+    def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
+        self.extractor.check("x", x)
+        target = dict(y) if isinstance(y, Mapping) else self._target(x, y)
+        if list(target) != list(self.extractor.layers):
+            raise ValueError(
+                f"y has features of {list(target)} and the loss compares "
+                f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
+            )
+        seen = self._compared(self.extractor(x))
+        distances = []
+        with torch.autocast(x.device.type, enabled=False):
+            for name, a in seen.items():
+                b = target[name]
+                if a.shape != b.shape:
+                    raise ValueError(
+                        f"the features {name} of x have shape {tuple(a.shape)} and those of y "
+                        f"{tuple(b.shape)}: pass images of equal shapes; nothing is broadcast"
+                    )
+                distances.append(self._distance(name, a, b))
+            per_image = torch.stack(distances).sum(0)
+        return per_image.mean() if self.reduction == "mean" else per_image
+
+    def _target(self, x: Tensor, y: Tensor) -> Features:
+        self.extractor.check("y", y)
+        same = x.shape == y.shape if self._places else x.shape[:2] == y.shape[:2]
+        if not same or x.device != y.device:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} on {x.device} and y {tuple(y.shape)} on {y.device}: "
+                "pass equal shapes on one device; nothing is broadcast"
+            )
+        return self.features(y)
+
+    def _compared(self, features: Features) -> Features:
+        return features
+
+    def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+class VGGLoss(_FeatureLoss):
+    r"""Distance between what VGG sees in two batches of images: 0 for identical ones; falls in
+    training.
+
+    .. math::
+        \sum_l w_l \frac{1}{C_l H_l W_l} \sum \left| \phi_l(x) - \phi_l(y) \right|^p
+
+    with :math:`p = 1` for ``distance="l1"`` and 2 for ``"l2"``: a mean over the elements of each
+    layer, the weighted sum over layers, the mean over images. At most what the features allow: it
+    has no unit.
+
+    Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
+    super-resolution", ECCV 2016.
+
+    Args:
+        layers: weights by names of layers as in `vgg_features`, or the layers, network and distance
+            of a paper: ``"johnson"`` (of that paper: relu2_2), ``"dfc-123"`` and ``"dfc-345"`` (Hou
+            et al. 2017, for VAEs), ``"srgan"`` (Ledig et al. 2017) or ``"esrgan"`` (Wang et al.
+            2018: before the activation).
+        backbone: as for `vgg_features`; the paper's, or ``"vgg16"``, by default.
+        weights: as for `vgg_features`, as are ``data_range``, ``dtype`` and ``checkpointing``. The
+            distance is computed in float32 or wider.
+        distance: ``"l1"`` or ``"l2"``, the squared one; the paper's, or ``"l1"``, by default.
+        data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
+        dtype: that the network computes in.
+        checkpointing: trades time for memory.
+        reduction: ``"mean"`` over images, or ``"none"``.
+
+    Shapes:
+        ``x`` and ``y``: ``(N, 3, H, W)`` or ``(N, 1, H, W)``; ``y`` may also be what ``features``
+        has given for a target; result: scalar, or ``(N,)`` with ``reduction="none"``.
+
+    Gradients flow to ``x`` and ``y``; a target that needs none is passed through the network
+    without a graph. Errors are those of `vgg_features`.
+
+    Example:
+        >>> import torch, warnings
+        >>> warnings.simplefilter("ignore")
+        >>> loss = VGGLoss({"relu1_2": 1.0, "relu2_2": 0.5}, weights=None)
+        >>> x, y = torch.rand(2, 1, 3, 32, 32)
+        >>> loss(x, x).item(), bool(loss(x, y) > 0)
+        (0.0, True)
+        >>> target = loss.features(y)
+        >>> bool(loss(x, target) == loss(x, y))
+        True
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, float] | str = "johnson",
+        *,
+        backbone: str | None = None,
+        weights: Weights = "imagenet",
+        distance: str | None = None,
+        data_range: float | tuple[float, float] = 1.0,
+        dtype: torch.dtype | None = None,
+        checkpointing: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        chosen = _chosen(layers, VGG_PRESETS, backbone, distance, "l1")
+        _arguments.choice("distance", chosen.distance, ("l1", "l2"))
+        extractor = Extractor(
+            list(chosen.layers),
+            backbone=chosen.backbone,
+            weights=weights,
+            data_range=data_range,
+            dtype=dtype,
+            checkpointing=checkpointing,
+        )
+        super().__init__(extractor, reduction)
+        self.layers, self.distance = chosen.layers, chosen.distance
+
+    def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        difference = _wide(a) - _wide(b)
+        powered = difference.abs() if self.distance == "l1" else difference.square()
+        return self.layers[name] * powered.mean((1, 2, 3))
+
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}, distance={self.distance!r}, {super().extra_repr()}"
+
+
+class StyleLoss(_FeatureLoss):
+    r"""Distance between the Gram matrices of VGG's features, which know textures and no places: 0
+    for identical images; falls in training.
+
+    .. math::
+        \sum_l w_l \left\| G_l(x) - G_l(y) \right\|_F^2, \qquad
+        G_l = \frac{\phi_l \phi_l^\top}{C_l H_l W_l}
+
+    with the features as a matrix of channels and places; the mean over images.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", CVPR 2016;
+    Johnson, Alahi and Fei-Fei, ECCV 2016.
+
+    Args:
+        layers: weights by names of layers, or the layers and network of a paper: ``"johnson"`` or
+            ``"gatys"``.
+        backbone: as for `VGGLoss`, as are all the options that follow.
+
+    Shapes:
+        as for `VGGLoss`, but that ``y`` may be of another height and width; ``features`` gives the
+        Gram matrices ``(N, C', C')``.
+
+    Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
+
+    Example:
+        >>> import torch, warnings
+        >>> warnings.simplefilter("ignore")
+        >>> loss = StyleLoss({"relu1_1": 1.0}, weights=None)
+        >>> x = torch.rand(1, 3, 32, 32)
+        >>> loss(x, x).item(), bool(loss(x, x.flip(3)) < loss(x, 0.5 * x))
+        (0.0, True)
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, float] | str = "johnson",
+        *,
+        backbone: str | None = None,
+        weights: Weights = "imagenet",
+        data_range: float | tuple[float, float] = 1.0,
+        dtype: torch.dtype | None = None,
+        checkpointing: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        chosen = _chosen(layers, STYLE_PRESETS, backbone, None, "l2")
+        extractor = Extractor(
+            list(chosen.layers),
+            backbone=chosen.backbone,
+            weights=weights,
+            data_range=data_range,
+            dtype=dtype,
+            checkpointing=checkpointing,
+        )
+        super().__init__(extractor, reduction)
+        self.layers = chosen.layers
+
+    _places = False
+
+    def _compared(self, features: Features) -> Features:
+        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
+            return {name: _gram(_wide(feature)) for name, feature in features.items()}
+
+    def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        return self.layers[name] * (a - b).square().sum((1, 2))
+
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}, {super().extra_repr()}"
+
+
+class LPIPSLoss(_FeatureLoss):
+    r"""Learned perceptual image patch similarity (LPIPS), a distance calibrated on people's
+    judgements: 0 for identical images; falls in training.
+
+    .. math::
+        \sum_l \frac{1}{H_l W_l} \sum_{h, w} \sum_c w_{l c}
+        \left( \frac{\phi_l(x)}{\|\phi_l(x)\|} - \frac{\phi_l(y)}{\|\phi_l(y)\|} \right)_{c h w}^2
+
+    with the norm over channels; the mean over images. It equals version 0.1 of the ``lpips``
+    package for the same weights, but where all features of a place are zero: there the gradient is
+    zero, not NaN.
+
+    Zhang, Isola, Efros, Shechtman and Wang, "The unreasonable effectiveness of deep features as a
+    perceptual metric", CVPR 2018.
+
+    Args:
+        backbone: ``"vgg16"``, which the authors advise for training, or ``"alexnet"``, for
+            measuring.
+        weights: of the network, as for `vgg_features`.
+        linear: the weights :math:`w`, which stay as they are: ``"lpips"`` for those in the
+            installed ``lpips`` package, a path to such a file, or its state dict.
+        data_range: as for `vgg_features`, as are ``dtype`` and ``checkpointing``.
+        dtype: that the network computes in.
+        checkpointing: trades time for memory.
+        reduction: ``"mean"`` over images, or ``"none"``.
+
+    Shapes:
+        as for `VGGLoss`.
+
+    Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
+
+    Example:
+        >>> import torch, warnings
+        >>> warnings.simplefilter("ignore")
+        >>> widths = {"relu1": 64, "relu2": 192, "relu3": 384, "relu4": 256, "relu5": 256}
+        >>> linear = {
+        ...     f"lin{i}.model.1.weight": torch.full((1, width, 1, 1), 0.1)
+        ...     for i, width in enumerate(widths.values())
+        ... }
+        >>> loss = LPIPSLoss("alexnet", weights=None, linear=linear)
+        >>> x, y = torch.rand(2, 1, 3, 64, 64)
+        >>> loss(x, x).item(), bool(loss(x, y) > 0)
+        (0.0, True)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "vgg16",
+        *,
+        weights: Weights = "imagenet",
+        linear: str | os.PathLike[str] | Mapping[str, Tensor] = "lpips",
+        data_range: float | tuple[float, float] = 1.0,
+        dtype: torch.dtype | None = None,
+        checkpointing: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        _arguments.choice("backbone", backbone, tuple(LPIPS_LAYERS))
+        found = _linear(linear, backbone)
+        extractor = Extractor(
+            LPIPS_LAYERS[backbone],
+            backbone=backbone,
+            weights=weights,
+            data_range=data_range,
+            dtype=dtype,
+            checkpointing=checkpointing,
+        )
+        super().__init__(extractor, reduction)
+        for name, weight in found.items():
+            self.register_buffer(name, weight, persistent=False)
+
+    def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        weight = self.get_buffer(name).flatten()
+        if torch.compiler.is_compiling():
+            return _calibrated(a, b, weight)
+        out: Tensor = _Calibrated.apply(a, b, weight)  # type: ignore[no-untyped-call]
+        return out
+
+
+def _chosen(
+    layers: Any,
+    presets: dict[str, Preset],
+    backbone: str | None,
+    distance: str | None,
+    default_distance: str,
+) -> Preset:
+    """The layers with their weights, and what belongs to them."""
+    if isinstance(layers, str):
+        if layers not in presets:
+            raise ValueError(
+                f"layers={layers!r} is unknown: pass one of {tuple(presets)}, or weights by names "
+                "of layers such as {'relu2_2': 1.0}"
+            )
+        preset = presets[layers]
+        for name, value, own in (
+            ("backbone", backbone, preset.backbone),
+            ("distance", distance, preset.distance),
+        ):
+            if value not in (None, own):
+                raise ValueError(
+                    f"layers={layers!r} is defined with {name}={own!r}, not {value!r}: leave "
+                    f"{name} out, or pass the layers {preset.layers}"
+                )
+        return preset
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"layers is of type {type(layers).__name__}: pass weights by names of layers such as "
+            f"{{'relu2_2': 1.0}}, or one of {tuple(presets)}"
+        )
+    weights = {name: _arguments.number(f"layers[{name!r}]", w) for name, w in layers.items()}
+    if any(weight < 0 for weight in weights.values()):
+        raise ValueError(f"layers={weights}: pass weights that are not negative")
+    return Preset(backbone or "vgg16", distance or default_distance, weights)
+
+
+def _linear(linear: Any, backbone: str) -> dict[str, Tensor]:
+    """LPIPS's weights by the names of the layers, ``(1, C, 1, 1)``."""
+    state = linear
+    file = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[backbone]
+    if isinstance(linear, str) and linear == "lpips":
+        package = importlib.util.find_spec("lpips")
+        if package is None or package.origin is None:
+            raise ValueError(
+                "linear='lpips' reads the calibrated weights in the lpips package, which is not "
+                "installed: pip install lpips, or pass the path of its weights/v0.1/"
+                f"{file}"
+            )
+        linear = Path(package.origin).parent / "weights" / "v0.1" / file
+    if isinstance(linear, (str, os.PathLike)):
+        state = _backbone.read_file("linear", linear)
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"linear is of type {type(state).__name__}: pass 'lpips', a path or a state dict"
+        )
+    channels = {
+        layer.name: layer.shape[0] for layer in _backbone.BACKBONES[backbone] if layer.shape
+    }
+    found = {}
+    for index, name in enumerate(LPIPS_LAYERS[backbone]):
+        key, shape = f"lin{index}.model.1.weight", (1, channels[f"conv{name[4:]}"], 1, 1)
+        weight = state.get(key)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
+            given = tuple(weight.shape) if isinstance(weight, Tensor) else "missing"
+            raise ValueError(
+                f"linear does not fit {backbone}: {key!r} is {given} and not {shape}: pass the "
+                "file of that network in lpips's weights/v0.1"
+            )
+        found[name] = weight.detach().to(torch.float32, copy=True)
+    if len(state) > len(found):
+        raise ValueError(
+            f"linear does not fit {backbone}: it has {len(state)} entries, not {len(found)}"
+        )
+    return found
+
+
+def _wide(feature: Tensor) -> Tensor:
+    wide: Tensor = feature.to(torch.promote_types(feature.dtype, torch.float32))
+    return wide
+
+
+def _gram(feature: Tensor) -> Tensor:
+    rows = feature.flatten(2)
+    return rows @ rows.mT / (rows.shape[1] * rows.shape[2])
+
+
+OFFSET = 1e-10
+"""What the lpips package adds to the length of features."""
+
+
+def _calibrated(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """LPIPS's distance of a layer's features, for each image."""
+    difference = _unit(a) - _unit(b)
+    weight = weight.to(difference.dtype)[:, None, None]
+    return (weight * difference.square()).sum(1).mean((1, 2))
+
+
+def _unit(feature: Tensor) -> Tensor:
+    """Features of length 1 at each place, or zero."""
+    feature = _wide(feature)
+    squared = feature.square().sum(1, keepdim=True)
+    # Twice, because the gradient of the branch that is not taken would be NaN all the same.
+    dark = squared == 0
+    length = torch.where(dark, torch.ones_like(squared), squared).sqrt()
+    return torch.where(dark, torch.zeros_like(feature), feature / (length + OFFSET))
+
+
+class _Calibrated(torch.autograd.Function):
+    """`_calibrated` with its gradient written out: a sixth of the passes over the features, which
+    on a CPU take as long as half of the network.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        wide_a, wide_b = _wide(a), _wide(b)
+        length_a, length_b = (
+            torch.linalg.vector_norm(feature, dim=1, keepdim=True) for feature in (wide_a, wide_b)
+        )
+        difference = wide_a / (length_a + OFFSET)
+        difference.addcdiv_(wide_b, length_b + OFFSET, value=-1)
+        ctx.save_for_backward(a, b, weight, length_a, length_b, difference)
+        values: Tensor = difference.square().movedim(1, -1) @ weight.to(difference.dtype)
+        return values.mean((1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b, weight, length_a, length_b, difference = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            # Views, so that features compared with themselves stay two inputs.
+            a, b = a.view_as(a), b.view_as(b)
+            inputs = [feature for feature, want in zip((a, b), wanted, strict=True) if want]
+            found = iter(
+                torch.autograd.grad(_calibrated(a, b, weight), inputs, grad, create_graph=True)
+            )
+            return *(next(found) if want else None for want in wanted), None
+        share = 2 / (difference.shape[2] * difference.shape[3]) * grad[:, None, None, None]
+        sent = difference * (weight.to(share.dtype)[:, None, None] * share)
+        gradients: list[Tensor | None] = []
+        for feature, length, sign, want in (
+            (a, length_a, 1, wanted[0]),
+            (b, length_b, -1, wanted[1]),
+        ):
+            if not want:
+                gradients.append(None)
+                continue
+            # Of f / (|f| + e): sent / (|f| + e) - f (f . sent) / (|f| (|f| + e)^2).
+            wide = _wide(feature)
+            inverse = torch.where(length > 0, sign / (length + OFFSET), 0.0)
+            along = (wide * sent).sum(1, keepdim=True)
+            along = torch.where(length > 0, along * inverse / (length * (length + OFFSET)), 0.0)
+            gradient = (sent * inverse).addcmul_(wide, along, value=-1)
+            gradients.append(gradient.to(feature.dtype))
+        return *gradients, None
