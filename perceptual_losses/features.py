@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -527,24 +527,22 @@ def _unit(feature: Tensor) -> Tensor:
 
 class _Calibrated(torch.autograd.Function):
     """`_calibrated` with its gradient written out: a sixth of the passes over the features, which
-    on a CPU take as long as half of the network.
+    on a CPU take as long as half of the network. Nothing of their size is kept but themselves.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-        wide_a, wide_b = _wide(a), _wide(b)
-        length_a, length_b = (
-            torch.linalg.vector_norm(feature, dim=1, keepdim=True) for feature in (wide_a, wide_b)
-        )
-        difference = wide_a / (length_a + OFFSET)
-        difference.addcdiv_(wide_b, length_b + OFFSET, value=-1)
-        ctx.save_for_backward(a, b, weight, length_a, length_b, difference)
-        values: Tensor = difference.square().movedim(1, -1) @ weight.to(difference.dtype)
-        return values.mean((1, 2))
+        ctx.save_for_backward(a, b, weight)
+        values = []
+        for some_a, some_b in _parts(a, b):
+            difference = _Units(some_a, some_b).difference
+            square = difference.square_().movedim(1, -1) @ weight.to(difference.dtype)
+            values.append(square.mean((1, 2)))
+        return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        a, b, weight, length_a, length_b, difference = ctx.saved_tensors
+        a, b, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
             # Views, so that features compared with themselves stay two inputs.
@@ -554,21 +552,41 @@ class _Calibrated(torch.autograd.Function):
                 torch.autograd.grad(_calibrated(a, b, weight), inputs, grad, create_graph=True)
             )
             return *(next(found) if want else None for want in wanted), None
-        share = 2 / (difference.shape[2] * difference.shape[3]) * grad[:, None, None, None]
-        sent = difference * (weight.to(share.dtype)[:, None, None] * share)
-        gradients: list[Tensor | None] = []
-        for feature, length, sign, want in (
-            (a, length_a, 1, wanted[0]),
-            (b, length_b, -1, wanted[1]),
-        ):
-            if not want:
-                gradients.append(None)
-                continue
-            # Of f / (|f| + e): sent / (|f| + e) - f (f . sent) / (|f| (|f| + e)^2).
-            wide = _wide(feature)
-            inverse = torch.where(length > 0, sign / (length + OFFSET), 0.0)
-            along = (wide * sent).sum(1, keepdim=True)
-            along = torch.where(length > 0, along * inverse / (length * (length + OFFSET)), 0.0)
-            gradient = (sent * inverse).addcmul_(wide, along, value=-1)
-            gradients.append(gradient.to(feature.dtype))
+        gradients = [
+            torch.empty_like(f) if want else None for f, want in zip((a, b), wanted, strict=True)
+        ]
+        share = 2 / (a.shape[2] * a.shape[3]) * grad[:, None, None, None]
+        scale = weight.to(share.dtype)[:, None, None] * share
+        first = 0
+        for some_a, some_b in _parts(a, b):
+            last = first + len(some_a)
+            units = _Units(some_a, some_b)
+            sent = units.difference * scale[first:last]
+            for gradient, feature, length, sign in zip(
+                gradients, (units.a, units.b), units.lengths, (1, -1), strict=True
+            ):
+                if gradient is None:
+                    continue
+                # Of f / (|f| + e): sent / (|f| + e) - f (f . sent) / (|f| (|f| + e)^2).
+                inverse = torch.where(length > 0, sign / (length + OFFSET), 0.0)
+                along = (feature * sent).sum(1, keepdim=True)
+                along = torch.where(length > 0, along * inverse / (length * (length + OFFSET)), 0.0)
+                gradient[first:last] = (sent * inverse).addcmul_(feature, along, value=-1)
+            first = last
         return *gradients, None
+
+
+class _Units:
+    """Features in a wide dtype, their lengths, and the difference of their unit features."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = _wide(a), _wide(b)
+        self.lengths = [torch.linalg.vector_norm(f, dim=1, keepdim=True) for f in (self.a, self.b)]
+        self.difference = self.a / (self.lengths[0] + OFFSET)
+        self.difference.addcdiv_(self.b, self.lengths[1] + OFFSET, value=-1)
+
+
+def _parts(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """On a CPU a few images at a time, whose features stay in its caches."""
+    count = max(1, 2**21 // a[0].numel()) if a.device.type == "cpu" else len(a)
+    return zip(a.split(count), b.split(count), strict=True)
