@@ -267,7 +267,8 @@ def method(options: Options) -> dict[str, Any]:
         "random weights for all, LPIPS the distance of five layers with its calibrated linear "
         "weights; gradient with respect to the first image; float32",
         "check": "before it is timed: value (absolute) and gradient (norm of the difference over "
-        "norm) against the reference path in float64",
+        "norm) against the reference path in float64, a gradient through a network to "
+        f"{measure.FEATURE_GRADIENT_TOLERANCE:g}",
         "time": "each contender in a process of its own; rounds in which each has one turn, in "
         f"shuffled order; a turn repeats the step for at least {TURN} s, after one that is not "
         f"timed; a contender gets no further turn in a case once it has had {options.budget} s of "
