@@ -19,7 +19,6 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from . import _arguments
 
@@ -222,10 +221,13 @@ class Extractor(nn.Module):
             for block in self._blocks:
                 run = functools.partial(self._run, block)
                 if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
+                    # Here, because it brings what `import torch` alone does not.
+                    from torch.utils.checkpoint import checkpoint
+
                     x, kept = checkpoint(run, x, use_reentrant=False)
                 else:
                     x, kept = run(x)
-                found |= kept
+                found.update(kept)
         return {name: found[name] for name in self.layers}
 
     def _run(self, block: Sequence[Layer], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -296,9 +296,9 @@ def ms_ssim_terms(
         distance=distance,
         backend=options["backend"],
     ).unbind()
-    # The distance, if there is one, comes last and has no exponent.
     powers = [
-        _power(mean, exponent, normalize) for mean, exponent in zip(means, exponents, strict=False)
+        _power(mean, exponent, normalize)
+        for mean, exponent in zip(means[: len(exponents)], exponents, strict=True)
     ]
     return functools.reduce(torch.mul, powers), means[-1] if distance else None
 
