@@ -5,7 +5,6 @@ run in a process of their own, by the one test that starts it.
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import tune
+from benchmarks import aot, tune
+from benchmarks.aot import BOTH, Case
 from perceptual_losses import MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 from perceptual_losses._ssim import gpu, reference
 from perceptual_losses._ssim.contract import Settings, X, Y
@@ -23,7 +23,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MISSING = gpu.missing(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
-BOTH = X + Y
 PADDINGS = ["valid", "zeros", "symmetric"]
 
 
@@ -483,113 +482,57 @@ def check_what_is_refused():
 # Compiled ahead of time
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """What would have been launched, from tensors without memory."""
-    recorded = []
-    monkeypatch.setattr(
-        gpu,
-        "_launch",
-        lambda kernel, programs, warps, *arguments, **constants: recorded.append(
-            (kernel, warps, arguments, constants)
-        ),
-    )
-    return recorded
-
-
-TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-ALIGNED = [["tt.divisibility", 16]]
-
-
-def compiled(kernel, warps, arguments, constants, capability):
-    """The kernel as the launcher compiles it for these arguments."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    values, aligned = {}, {}
-
-    def kind(place, value, parameter):
-        if isinstance(value, torch.Tensor):
-            if not parameter.do_not_specialize_on_alignment:
-                aligned[place] = ALIGNED
-            return TYPES[value.dtype]
-        if isinstance(value, tuple):
-            return tuple(kind((*place, i), part, parameter) for i, part in enumerate(value))
-        if isinstance(value, float):
-            return "fp32"
-        if not parameter.do_not_specialize:
-            if value == 1:
-                values[place] = 1
-                return "constexpr"
-            if value % 16 == 0:
-                aligned[place] = ALIGNED
-        return "i32" if value < 2**31 else "i64"
-
-    signature = {}
-    for index, parameter in enumerate(kernel.params):
-        if parameter.name in constants:
-            values[(index,)] = constants[parameter.name]
-            signature[parameter.name] = "constexpr"
-        else:
-            signature[parameter.name] = kind((index,), arguments[index], parameter)
-    source = ASTSource(kernel, signature, values, aligned)
-    target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps})
-
-
-def registers(cubin, path):
-    """Registers and bytes of local memory of a thread."""
-    from triton import backends
-
-    path.write_bytes(cubin)
-    tool = Path(backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
-    usage = subprocess.run(
-        [tool, "-res-usage", path], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    return int(found[1]), int(found[2]) + int(found[3])
-
-
-# Window size, what is wanted, padding, whether weighted, dtype, and the most registers of each
-# kernel. Two programs of 128 threads fit on a multiprocessor with at most 255.
+# The most registers of each kernel. Two programs of 128 threads fit on a multiprocessor with at
+# most 255.
+MARCH, TWO = {"march": 255}, {"derive": 255, "gather": 255}
 SHIPPED = [
-    (11, 0, "valid", False, torch.float32, {"derive": 168}),
-    (11, X, "valid", False, torch.float32, {"march": 240}),
-    (11, BOTH, "valid", False, torch.float32, {"march": 255}),
-    (11, X, "zeros", False, torch.bfloat16, {"march": 255}),
-    (11, BOTH, "symmetric", True, torch.bfloat16, {"march": 255}),
-    (17, BOTH, "zeros", True, torch.float32, {"derive": 255, "gather": 255}),
-    (33, BOTH, "zeros", True, torch.float32, {"derive": 255, "gather": 255}),
+    (Case(11, 0), {"derive": 168}),
+    (Case(11, X), {"march": 240}),
+    (Case(11, BOTH), MARCH),
+    (Case(11, X, "zeros", False, torch.bfloat16), MARCH),
+    (Case(11, BOTH, "symmetric", True, torch.bfloat16), MARCH),
+    (Case(17, BOTH, "zeros", True), TWO),
+    (Case(33, BOTH, "zeros", True), TWO),
 ]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("case", SHIPPED, ids=lambda case: "-".join(map(str, case[:4])))
-def test_compiles_without_spills(launches, tmp_path, monkeypatch, capability, case):
-    taps, want, padding, weighted, dtype, most = case
-    monkeypatch.setattr(gpu, "_architecture", lambda device: f"sm_{capability}")
-    x = torch.empty(8, 3, 1080, 1920, dtype=dtype, device="meta")
-    chosen = settings(taps, padding)
-    weights = [weight.to("meta") for weight in weights_of(x, chosen)] if weighted else []
-    run(x, x, chosen, weights, want=want)
-    kernels = {entry[0].__name__: entry for entry in launches}
-    assert kernels.keys() == {*most, "mean"}
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize(("case", "most"), SHIPPED, ids=lambda part: "-".join(map(str, part)))
+def test_compiles_without_spills(capability, case, most):
+    launches = aot.launched(case, capability)
+    assert launches.keys() == {*most, "mean"}
     for name, limit in most.items():
-        used, spilled = registers(compiled(*kernels[name], capability).asm["cubin"], tmp_path / "k")
-        assert spilled == 0
-        assert used <= limit
+        found = aot.figures(aot.compiled(launches[name], capability))
+        assert found.spilled == 0
+        assert found.registers <= limit
+        assert found.instructions > 10 * case.window_size
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_small_kernels_compile(launches, tmp_path, capability):
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+def test_the_small_kernels_compile(capability):
     x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
-    _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
-    gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [])
-    gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [])
-    for kernel, *rest in launches:
-        if kernel.__name__ != "march":
-            cubin = compiled(kernel, *rest, capability).asm["cubin"]
-            assert registers(cubin, tmp_path / "k")[1] == 0
+    with aot.recording(capability) as launches:
+        _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
+        gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [])
+        gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [])
+    for launch in launches:
+        if launch.kernel.__name__ != "march":
+            assert aot.figures(aot.compiled(launch, capability)).spilled == 0
+
+
+def test_the_longest_loop():
+    assembly = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;         /* 0x00 */
+        /*0010*/                   FADD R0, R0, R1 ;              /* 0x00 */
+        /*0020*/              @!P0 BRA 0x10 ;                     /* 0x00 */
+        /*0030*/                   FFMA R0, R0, R1, R2 ;          /* 0x00 */
+        /*0040*/               @P1 BRA 0x60 ;                     /* 0x00 */
+        /*0050*/                   FADD R0, R0, R1 ;              /* 0x00 */
+        /*0060*/               @P0 BRA 0x30 ;                     /* 0x00 */
+        /*0070*/                   EXIT ;                         /* 0x00 */
+        /*0080*/                   BRA 0x80;                      /* 0x00 */
+    """
+    assert aot.longest_loop(assembly) == 4
+    assert aot.longest_loop("") == 0

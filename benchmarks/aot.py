@@ -1,0 +1,275 @@
+"""Compiles the GPU path's kernels ahead of time and reads from them what they take of a GPU.
+
+``python -m benchmarks.aot --out docs/kernels`` writes ``registers.md``. It needs no GPU, and says
+nothing about time on one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from tqdm import tqdm
+
+from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim.contract import X, Y
+from perceptual_losses._ssim.window import gaussian
+
+CAPABILITIES = (80, 90)
+SHAPE = (8, 3, 1080, 1920)
+
+
+class Case(NamedTuple):
+    """One level of images.
+
+    Attributes:
+        window_size: taps of the window.
+        want: which gradients, as `gpu.means` takes them.
+        padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
+        weighted: whether the mean is a weighted one.
+        dtype: of the images.
+        channels_last: whether they lie in that layout.
+    """
+
+    window_size: int
+    want: int = X
+    padding: str = "valid"
+    weighted: bool = False
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    @property
+    def cells(self) -> list[str]:
+        """As a row of the report begins."""
+        kind = str(self.dtype).removeprefix("torch.")
+        return [
+            str(self.window_size),
+            {0: "none", X: "x", X + Y: "x, y"}[self.want],
+            self.padding,
+            "yes" if self.weighted else "no",
+            f"{kind}, channels_last" if self.channels_last else kind,
+        ]
+
+
+BOTH = X + Y
+CASES = (
+    *(Case(size, want) for size in (11, 17, 33) for want in (0, X, BOTH)),
+    *(Case(size, X, "zeros") for size in (11, 17, 33)),
+    *(Case(size, BOTH, "zeros", True) for size in (11, 17, 33)),
+    *(Case(size, 0, "symmetric", True) for size in (11, 17, 33)),
+    *(Case(size, BOTH, "symmetric", True) for size in (11, 17, 33)),
+    *(Case(11, want, "valid", False, torch.bfloat16) for want in (0, X, BOTH)),
+    Case(11, X, "zeros", False, torch.bfloat16),
+    *(Case(size, BOTH, "symmetric", True, torch.bfloat16) for size in (11, 17, 33)),
+    Case(11, X, channels_last=True),
+    *(Case(size, BOTH, "symmetric", True, channels_last=True) for size in (11, 17, 33)),
+)
+
+
+class Launch(NamedTuple):
+    """What `gpu._launch` is given."""
+
+    kernel: Any
+    programs: int
+    warps: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+class Figures(NamedTuple):
+    """What a kernel takes.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of a thread's local memory.
+        shared: bytes of a program's shared memory.
+        instructions: of the longest loop of a thread; 0 without a loop.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+    instructions: int
+
+
+@contextlib.contextmanager
+def recording(capability: int) -> Iterator[list[Launch]]:
+    """Collects what would be launched on such a GPU, for tensors without memory."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
+        launches.append(Launch(kernel, programs, warps, arguments, constants))
+
+    with (
+        mock.patch.object(gpu, "_launch", record),
+        mock.patch.object(gpu, "_architecture", return_value=f"sm_{capability}"),
+    ):
+        yield launches
+
+
+def launched(case: Case, capability: int) -> dict[str, Launch]:
+    """The kernels of a level, by name."""
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    x = torch.empty(SHAPE, dtype=case.dtype, device="meta", memory_format=layout)
+    n, _, height, width = SHAPE
+    lost = case.window_size - 1 if case.padding == "valid" else 0
+    weights = [torch.empty(n, 1, height - lost, width - lost, device="meta")] * case.weighted
+    window = list(gaussian(case.window_size, 1.5))
+    with recording(capability) as launches:
+        gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, case.padding, 1, False, case.want)
+    return {launch.kernel.__name__: launch for launch in launches}
+
+
+TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+ALIGNED = [["tt.divisibility", 16]]
+
+
+def compiled(launch: Launch, capability: int) -> Any:
+    """The kernel as Triton's launcher compiles it for these arguments."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    values: dict[tuple[int, ...], Any] = {}
+    aligned: dict[tuple[int, ...], Any] = {}
+
+    def kind(place: tuple[int, ...], value: Any, parameter: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if not parameter.do_not_specialize_on_alignment:
+                aligned[place] = ALIGNED
+            return TYPES[value.dtype]
+        if isinstance(value, tuple):
+            return tuple(kind((*place, i), part, parameter) for i, part in enumerate(value))
+        if isinstance(value, float):
+            return "fp32"
+        if not parameter.do_not_specialize:
+            if value == 1:
+                values[place] = 1
+                return "constexpr"
+            if value % 16 == 0:
+                aligned[place] = ALIGNED
+        return "i32" if value < 2**31 else "i64"
+
+    signature = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        if parameter.name in launch.constants:
+            values[(index,)] = launch.constants[parameter.name]
+            signature[parameter.name] = "constexpr"
+        else:
+            signature[parameter.name] = kind((index,), launch.arguments[index], parameter)
+    source = ASTSource(launch.kernel, signature, values, aligned)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": launch.warps})
+
+
+def figures(kernel: Any) -> Figures:
+    """Of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, assembly = _dump(file.name, "-res-usage"), _dump(file.name, "-sass")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack, local = map(int, found.groups())
+    return Figures(registers, stack + local, kernel.metadata.shared, longest_loop(assembly))
+
+
+def longest_loop(assembly: str) -> int:
+    """Instructions from the target of a branch backwards to the branch, at most."""
+    addresses: dict[int, int] = {}
+    longest = 0
+    for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", assembly):
+        address, instruction = int(found[1], 16), found[2]
+        addresses[address] = len(addresses)
+        branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+        # A branch to itself stands behind the last instruction.
+        if branch is not None and int(branch[1], 16) < address:
+            longest = max(longest, len(addresses) - addresses[int(branch[1], 16)])
+    return longest
+
+
+def _dump(path: str, option: str) -> str:
+    from triton import backends
+
+    tool = Path(backends.__file__).parent / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+
+
+HEADER = (
+    *("kernel", "window", "gradients", "padding", "mask", "images", "threads", "columns"),
+    *("registers", "spilled, bytes", "shared, bytes", "instructions per pixel"),
+)
+
+
+def row(case: Case, launch: Launch, found: Figures) -> list[str]:
+    """Of the report, for one kernel."""
+    lanes, columns = launch.constants["LANES"], launch.constants["COLUMNS"]
+    return [
+        *(launch.kernel.__name__, *case.cells, str(lanes), str(columns)),
+        *(str(found.registers), str(found.spilled), str(found.shared)),
+        f"{found.instructions / columns:.0f}",
+    ]
+
+
+def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
+    """The report.
+
+    Args:
+        tables: rows for each compute capability.
+        version: of Triton.
+    """
+    parts = [
+        "# What the GPU kernels take",
+        f"Written by `python -m benchmarks.aot --out docs/kernels` with Triton {version}, which "
+        "compiled the kernels ahead of time. Nothing ran on a GPU: there is no time in here.",
+        "A row is one kernel of one level, float32 or bfloat16 images of "
+        f"{'x'.join(map(str, SHAPE))}. `march` does all of a level; where `derive` and `gather` "
+        "share a level they follow each other, and without gradients `derive` is alone. Threads "
+        "are those of a program, columns those of a thread.",
+        "Registers and spilled bytes (stack and local memory) of a thread are those that "
+        "`cuobjdump -res-usage` gives, shared memory is what Triton asks for. The instructions "
+        "per pixel are those of the loop over the rows: in `cuobjdump -sass`, all from the target "
+        "of the branch backwards to the branch, for the longest such stretch, divided by the "
+        "columns of a thread, which does one pixel of each in a turn. All paths through the body "
+        "count in full. What a tile computes beside the pixels that it owns, and the rows before "
+        "its first one, come on top.",
+    ]
+    for capability, rows in tables.items():
+        lines = [HEADER, ["---"] * 6 + ["---:"] * (len(HEADER) - 6), *rows]
+        parts.append(f"## Compute capability {capability // 10}.{capability % 10}")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """The command line; returns the path of the file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    options = parser.parse_args(arguments)
+    import triton
+
+    tables: dict[int, list[list[str]]] = {}
+    for capability in CAPABILITIES:
+        tables[capability] = [
+            row(case, launch, figures(compiled(launch, capability)))
+            for case in tqdm(CASES, desc=f"sm_{capability}")
+            for name, launch in launched(case, capability).items()
+            if name != "mean"
+        ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "registers.md"
+    path.write_text(markdown(tables, triton.__version__))
+    print(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()
