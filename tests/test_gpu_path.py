@@ -493,6 +493,10 @@ SHIPPED = [
     (Case(11, BOTH, "symmetric", True, torch.bfloat16), MARCH),
     (Case(17, BOTH, "zeros", True), TWO),
     (Case(33, BOTH, "zeros", True), TWO),
+    (Case(11, BOTH, "symmetric", True, channels_last=True), MARCH),
+    (Case(33, 0, "symmetric", True), {"derive": 255}),
+    (Case(33, BOTH, "symmetric", True), TWO),
+    (Case(33, BOTH, "symmetric", True, channels_last=True), TWO),
 ]
 
 

@@ -41,7 +41,7 @@ class Launches(NamedTuple):
 _WIDTHS = (32, 64, 128)
 
 # For each architecture, and up to each window size. Nothing in here has been timed yet: it is what
-# fits into the registers without spills (but for a few bytes where mirrored columns take more).
+# fits into the registers without spills.
 LAUNCHES: dict[str | None, dict[int, Launches]] = {
     None: {
         11: Launches(
@@ -357,11 +357,12 @@ def _run(
         "WANT": job.want,
         "WEIGHTED": weight is not None,
     }
+    # Rows of scratch memory for mirrored pixels.
+    mirrored = 4 if padding == "symmetric" else 0
     if job.march is not None:
         cover = job.march
-        # The last threads' windows reach beyond the strip.
-        pitch = cover.lanes * cover.columns + 4 * _ceil(taps + 3, 4)
-        scratch = sums.new_empty(planes * cover.tiles * 2 * job.maps * pitch)
+        pitch, rows = _pitch(cover, taps), 2 * job.maps + mirrored
+        scratch = sums.new_empty(planes * cover.tiles * rows * pitch)
         _launch(
             *(kernels.march, planes * cover.tiles, _warps(cover)),
             *(x, y, weights, gradient, other, scratch, sums, x.stride(), y.stride()),
@@ -381,6 +382,10 @@ def _run(
     done = 0
     for slab in job.slabs:
         derive, gather = slab.derive, slab.gather
+        pitch = _pitch(derive, taps)
+        scratch = x
+        if mirrored:
+            scratch = sums.new_empty(job.planes * derive.tiles * mirrored * pitch)
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
         own_sums = sums.view(-1)[done:]
@@ -389,12 +394,13 @@ def _run(
             here = min(job.planes, planes - first)
             _launch(
                 *(kernels.derive, here * derive.tiles, _warps(derive)),
-                *(x, y, weights, maps, own_sums, x.stride(), y.stride(), weight_strides),
+                *(x, y, weights, maps, scratch, own_sums, x.stride(), y.stride(), weight_strides),
                 *(sums.stride(0), job.pitch, derive.strips, derive.bands, derive.rows),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
                 *(half_window, low, c1, c2, share, int(contrast)),
                 LANES=derive.lanes,
                 COLUMNS=derive.columns,
+                PITCH=pitch,
                 **constants,
             )
             if job.want:
@@ -431,6 +437,11 @@ def _halve(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
     kernel[(programs,)](*arguments, num_warps=warps, **constants)
+
+
+def _pitch(cover: _Cover, taps: int) -> int:
+    """Of a row of scratch memory: the last threads' windows reach beyond the strip."""
+    return cover.lanes * cover.columns + 4 * _ceil(taps + 3, 4)
 
 
 def _warps(cover: _Cover) -> int:

@@ -82,21 +82,17 @@ def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
 
 @triton.jit
 def _pixels(row, step, first, shift, width, inside, low, END: tl.constexpr, PADDING: tl.constexpr):
-    """What a row shows in some columns, in float32."""
+    """What a row holds in some columns, in float32."""
     column = first + shift.to(tl.int32)
-    if PADDING == SYMMETRIC:
-        address = row + _shown(column, width).to(tl.int64) * step
-        pixels = tl.load(address).to(tl.float32)
+    # In 64 bits, for the offsets from the first column to become part of the instructions.
+    address = row + first.to(tl.int64) * step + shift * step
+    if PADDING == ZEROS:
+        inside = inside & (column >= 0) & (column < width)
+        pixels = tl.where(inside, tl.load(address, mask=inside, other=0).to(tl.float32), low)
+    elif END:
+        pixels = tl.load(address, mask=column < width, other=0).to(tl.float32)
     else:
-        # In 64 bits, for the offsets from the first column to become part of the instructions.
-        address = row + first.to(tl.int64) * step + shift * step
-        if PADDING == ZEROS:
-            inside = inside & (column >= 0) & (column < width)
-            pixels = tl.where(inside, tl.load(address, mask=inside, other=0).to(tl.float32), low)
-        elif END:
-            pixels = tl.load(address, mask=column < width, other=0).to(tl.float32)
-        else:
-            pixels = tl.load(address).to(tl.float32)
+        pixels = tl.load(address).to(tl.float32)
     return pixels
 
 
@@ -107,22 +103,21 @@ def _difference_and_total(
     x_strides,
     y_strides,
     row,
-    first,
+    left,
     height,
     width,
     low,
     level_d,
     level_t,
+    LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
 ):
     """The columns under the windows of each thread in a row of pixels, less their levels."""
     inside = (row >= 0) & (row < height)
-    if PADDING == SYMMETRIC:
-        row = _shown(row, height)
-    else:
-        row = tl.minimum(tl.maximum(row, 0), height - 1)
+    row = tl.minimum(tl.maximum(row, 0), height - 1)
+    first = left + tl.arange(0, LANES) * COLUMNS
     if PADDING == VALID:
         # Threads without a window in the image read one that is, which takes no mask.
         first = tl.minimum(tl.maximum(first, 0), (width - TAPS) // COLUMNS * COLUMNS)
@@ -149,6 +144,48 @@ def _difference_and_total(
             t_left, t_right = tl.split(a + b - zero)
             d = d + (d_left, d_right)
             t = t + (t_left, t_right)
+    return d, t
+
+
+@triton.jit
+def _mirrored_difference_and_total(
+    x,
+    y,
+    x_strides,
+    y_strides,
+    slot,
+    row,
+    left,
+    height,
+    width,
+    low,
+    level_d,
+    level_t,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+):
+    """`_difference_and_total` beside the edges too, where a window's columns are not in a row.
+
+    Each column is loaded once and goes through memory: an address for each tap would take as many
+    registers as the sums.
+    """
+    SPAN: tl.constexpr = LANES * COLUMNS + TAPS - 1
+    row = _shown(row, height).to(tl.int64)
+    x_row, y_row = x + row * x_strides[2], y + row * y_strides[2]
+    for k in tl.static_range(0, SPAN, LANES):
+        # Threads beyond the last column write it too, which takes no mask.
+        local = tl.minimum(k + tl.arange(0, LANES), SPAN - 1)
+        column = _shown(left + local, width).to(tl.int64)
+        a = tl.load(x_row + column * x_strides[3]).to(tl.float32)
+        b = tl.load(y_row + column * y_strides[3]).to(tl.float32)
+        tl.store(slot + local, a - b - level_d)
+        tl.store(slot + PITCH + local, a + b - (level_t + 2 * low))
+    tl.debug_barrier()
+    first = tl.arange(0, LANES) * COLUMNS
+    d = _side_by_side(slot, first, COLUMNS, TAPS)
+    t = _side_by_side(slot + PITCH, first, COLUMNS, TAPS)
     return d, t
 
 
@@ -186,23 +223,32 @@ def _add_moments(
     y,
     x_strides,
     y_strides,
+    slot,
     row,
-    first,
+    left,
     height,
     width,
     window,
     low,
     level_d,
     level_t,
+    LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
     PADDING: tl.constexpr,
 ):
     """Adds a row of pixels to the sums of d, t, d^2 and t^2."""
-    d, t = _difference_and_total(
-        *(x, y, x_strides, y_strides, row, first, height, width),
-        *(low, level_d, level_t, COLUMNS, TAPS, PADDING),
-    )
+    if PADDING == SYMMETRIC:
+        d, t = _mirrored_difference_and_total(
+            *(x, y, x_strides, y_strides, slot, row, left, height, width),
+            *(low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH),
+        )
+    else:
+        d, t = _difference_and_total(
+            *(x, y, x_strides, y_strides, row, left, height, width),
+            *(low, level_d, level_t, LANES, COLUMNS, TAPS, PADDING),
+        )
     return (
         _add_row(sums[0], d, window, COLUMNS, TAPS),
         _add_row(sums[1], t, window, COLUMNS, TAPS),
@@ -274,13 +320,12 @@ def _derivatives(
     deficit = 1 - value
 
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    counts = inside
     if PADDING == SYMMETRIC:
         row, column = _shown(row, height), _shown(column, width)
-        counts = column >= 0
     if WEIGHTED:
-        offset = row.to(tl.int64) * weight_strides[2] + column.to(tl.int64) * weight_strides[3]
-        here = tl.load(weight + offset, mask=counts, other=0)
+        address = weight + row.to(tl.int64) * weight_strides[2]
+        address += column.to(tl.int64) * weight_strides[3]
+        here = tl.load(address) if PADDING == SYMMETRIC else tl.load(address, mask=inside, other=0)
         deficit *= here
         m_d *= here
         m_t *= here
@@ -417,7 +462,9 @@ def march(
     gradient = _plane(gradient, gradient_strides, plane, channels)
     other = _plane(other, other_strides, plane, channels)
     weight += (plane // channels).to(tl.int64) * weight_strides[0]
-    scratch += tl.program_id(0).to(tl.int64) * (2 * MAPS * PITCH)
+    # A half for even rows and one for odd ones, which slower threads still read.
+    HALF: tl.constexpr = (MAPS + 2 if PADDING == SYMMETRIC else MAPS) * PITCH
+    scratch += tl.program_id(0).to(tl.int64) * (2 * HALF)
     map_height = height + 2 * INSET - REACH
     map_width = width + 2 * INSET - REACH
     level_d, level_t = _levels(
@@ -433,15 +480,18 @@ def march(
     filtered = (none,) * MAPS
     total = tl.zeros((LANES, COLUMNS), tl.float32)
     for k in range(REACH):
+        row = top - REACH + k
+        slot = scratch + (row & 1) * HALF
         moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, top - REACH + k, left - REACH + first),
-            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+            *(moments, x, y, x_strides, y_strides, slot + MAPS * PITCH, row, left - REACH),
+            *(height, width, window, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING),
         )
     row = top
     while row < bottom + REACH:
+        slot = scratch + (row & 1) * HALF
         moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, row, left - REACH + first),
-            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+            *(moments, x, y, x_strides, y_strides, slot + MAPS * PITCH, row, left - REACH),
+            *(height, width, window, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING),
         )
         # The row of the map that is complete, and after the next sums that of the gradient.
         here = row - REACH
@@ -455,8 +505,6 @@ def march(
             *(PADDING, WEIGHTED),
         )
         total += tl.where(owned & ((here >= top) | (band == 0)), deficit, 0.0)
-        # The other half of the scratch is still read by slower threads.
-        slot = scratch + (row & 1) * (MAPS * PITCH)
         if WANT == 3:
             tl.store(slot + local, m_t)
             tl.store(slot + 3 * PITCH + local, m_d)
@@ -493,6 +541,7 @@ def derive(
     y,
     weight,
     maps,
+    scratch,
     sums,
     x_strides,
     y_strides,
@@ -518,6 +567,7 @@ def derive(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
     PADDING: tl.constexpr,
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -543,42 +593,43 @@ def derive(
     # The same for the whole plane, because programs filter each other's derivatives.
     level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
 
-    first = strip * (LANES * COLUMNS) + tl.arange(0, LANES) * COLUMNS
-    place = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+    scratch += tl.program_id(0).to(tl.int64) * (4 * PITCH)
+    left = strip * (LANES * COLUMNS)
+    place = left + tl.arange(0, LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     moments = (none, none, none, none)
     total = tl.zeros((LANES, COLUMNS), tl.float32)
-    for k in range(REACH):
-        moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, top + k, LEFT + first),
-            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
-        )
-    here = top
+    # The rows before the first complete one are no loop of their own: the time to compile grows
+    # with the square of the loads in the code.
+    here = top - REACH
     while here < bottom:
+        # The other half is still read by slower threads.
+        slot = scratch + (here & 1) * (2 * PITCH)
         moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, here + REACH, LEFT + first),
-            *(height, width, window, low, level_d, level_t, COLUMNS, TAPS, PADDING),
+            *(moments, x, y, x_strides, y_strides, slot, here + REACH, LEFT + left),
+            *(height, width, window, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING),
         )
-        deficit, m_d, m_t, v_d, v_t = _derivatives(
-            _complete(moments[0], LANES, COLUMNS, TAPS),
-            _complete(moments[1], LANES, COLUMNS, TAPS),
-            _complete(moments[2], LANES, COLUMNS, TAPS),
-            _complete(moments[3], LANES, COLUMNS, TAPS),
-            *(level_d, level_t, c1, c2, contrast, here + INSET, LEFT + INSET + place),
-            *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
-        )
-        total += tl.where(here >= own_top, deficit, 0.0)
-        if WANT > 0:
-            slab_rows = (slab_bottom - slab_top).to(tl.int64)
-            map_row = slab_plane * MAPS * slab_rows + (here - slab_top)
-            target = maps + map_row * pitch + place
-            if WANT == 3:
-                tl.store(target, m_t)
-                tl.store(target + 3 * slab_rows * pitch, m_d)
-            else:
-                tl.store(target, m_t + m_d)
-            tl.store(target + slab_rows * pitch, v_d)
-            tl.store(target + 2 * slab_rows * pitch, v_t)
+        if here >= top:
+            deficit, m_d, m_t, v_d, v_t = _derivatives(
+                _complete(moments[0], LANES, COLUMNS, TAPS),
+                _complete(moments[1], LANES, COLUMNS, TAPS),
+                _complete(moments[2], LANES, COLUMNS, TAPS),
+                _complete(moments[3], LANES, COLUMNS, TAPS),
+                *(level_d, level_t, c1, c2, contrast, here + INSET, LEFT + INSET + place),
+                *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
+            )
+            total += tl.where(here >= own_top, deficit, 0.0)
+            if WANT > 0:
+                slab_rows = (slab_bottom - slab_top).to(tl.int64)
+                map_row = slab_plane * MAPS * slab_rows + (here - slab_top)
+                target = maps + map_row * pitch + place
+                if WANT == 3:
+                    tl.store(target, m_t)
+                    tl.store(target + 3 * slab_rows * pitch, m_d)
+                else:
+                    tl.store(target, m_t + m_d)
+                tl.store(target + slab_rows * pitch, v_d)
+                tl.store(target + 2 * slab_rows * pitch, v_t)
         here += 1
     sums += plane.to(tl.int64) * sums_stride + band * strips + strip
     tl.store(sums, share * tl.sum(tl.sum(total, 1), 0))
@@ -637,16 +688,14 @@ def gather(
     maps += slab_plane * MAPS * step
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     sums = (none,) * MAPS
-    for k in range(REACH):
-        source = maps + (top - slab_top + k).to(tl.int64) * pitch
-        sums = _add_maps(sums, source, step, first, window, COLUMNS, TAPS)
-    row = top
+    # One loop, as in `derive`.
+    row = top - REACH
     while row < bottom:
         source = maps + (row - slab_top + REACH).to(tl.int64) * pitch
         sums = _add_maps(sums, source, step, first, window, COLUMNS, TAPS)
         _finish(
             *(x, y, gradient, other, x_strides, y_strides, gradient_strides, other_strides),
-            *(row, column, column < width),
+            *(row, column, (row >= top) & (column < width)),
             _complete(sums[0], LANES, COLUMNS, TAPS),
             _complete(sums[1], LANES, COLUMNS, TAPS),
             _complete(sums[2], LANES, COLUMNS, TAPS),
