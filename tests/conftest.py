@@ -1,4 +1,7 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -6,14 +9,72 @@ import pytest
 import skimage.data
 import torch
 
-hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
+# Triton's interpreter has to be switched on before Triton is imported: the triton path's properties
+# run in a process of their own, which tests/test_gpu_path.py starts.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+BACKENDS = ["reference", "numba"]
+if INTERPRETED:
+    BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreted))
+
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, max_examples=3 if INTERPRETED else 60
+)
 hypothesis.settings.load_profile("suite")
 
 
-@pytest.fixture(scope="session", params=["reference", "numba"])
+@pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every path, by name: each property is asserted on each of them."""
     return request.param
+
+
+class Precision(NamedTuple):
+    """What a path is judged in.
+
+    Attributes:
+        dtype: the widest that it computes in.
+        least: the smallest absolute tolerance of values that makes sense then.
+        least_relative: the same of gradients, relative.
+    """
+
+    dtype: torch.dtype
+    least: float
+    least_relative: float
+
+    def value(self, tolerance: float) -> float:
+        return max(tolerance, self.least)
+
+    def gradient(self, tolerance: float) -> float:
+        return max(tolerance, self.least_relative)
+
+
+@pytest.fixture(scope="session")
+def precision(backend: str) -> Precision:
+    """Tolerances are written for float64: a path that has less takes what float32 keeps of them."""
+    if backend == "triton":
+        return Precision(torch.float32, 1e-6, 1e-5)
+    return Precision(torch.float64, 0.0, 0.0)
+
+
+@pytest.fixture(scope="session")
+def assert_within_budget(backend: str, precision: Precision) -> Callable[..., None]:
+    """Compares what a function of ``backend=`` gives with what is exact.
+
+    In float32 the budget is twice the reference's own error and one rounding, where the tolerance
+    is less.
+    """
+
+    def check(function: Callable[..., torch.Tensor], exact: Any, tolerance: float) -> None:
+        tolerance = precision.value(tolerance)
+        if precision.dtype == torch.float32:
+            rough = function(backend="reference").numpy()
+            rounding = torch.finfo(torch.float32).eps * np.abs(exact).max()
+            tolerance = max(tolerance, 2 * np.abs(rough - exact).max() + rounding)
+        got = function(backend=backend).numpy()
+        np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance)
+
+    return check
 
 
 @pytest.fixture(scope="session")

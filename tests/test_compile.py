@@ -8,7 +8,10 @@ import torch
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim_map
 
 # How torch.compile itself traces an autograd.Function.
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.large,
+]
 
 # Tracing takes time for each tap and level: few show the same.
 SMALL = {"window_size": 3, "weights": (0.4, 0.6)}

@@ -29,6 +29,8 @@ FEATURES = [LPIPSLoss, StyleLoss, VGGLoss, vgg_features]
 LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
 OPTIONS = {"data_range": (-1, 1), "window_size": 9, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
 
+pytestmark = pytest.mark.large
+
 
 @pytest.fixture
 def pair():

@@ -8,6 +8,8 @@ from perceptual_losses import L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim, s
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
+pytestmark = pytest.mark.large
+
 
 class Operations(TorchDispatchMode):
     """The names of the operations that run inside, backward included."""

@@ -26,12 +26,22 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 PADDINGS = ["valid", "zeros", "symmetric"]
 
 
-def test_in_the_interpreter():
-    options = ["-o", "python_functions=check_", "-p", "no:cacheprovider", "-q", "-n", "2"]
+# The properties of every path, but for those of float64, of volumes, which the path refuses, and
+# those for which the interpreter takes minutes.
+PROPERTIES = "interpreted and not (float64 or volumes or training or large)"
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[__file__, "-o", "python_functions=check_"], [str(Path(__file__).parent), "-m", PROPERTIES]],
+    ids=["checks", "properties"],
+)
+def test_in_the_interpreter(chosen):
+    options = ["-p", "no:cacheprovider", "-q", "-n", "2"]
     # Masked columns compute with whatever lies in memory.
     options += ["-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, *options],
+        [sys.executable, "-m", "pytest", *chosen, *options],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parent.parent,
         capture_output=True,

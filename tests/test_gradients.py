@@ -16,10 +16,11 @@ from perceptual_losses import (
 )
 
 
-def images(*shape, seed=0):
+def images(*shape, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(shape, generator=generator, dtype=torch.float64)
     y = 0.6 * x + 0.4 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    x, y = x.to(dtype), y.to(dtype)
     return x.requires_grad_(), y.requires_grad_()
 
 
@@ -37,7 +38,10 @@ FUNCTIONS = {
     "l1_ms_ssim": lambda x, y, **kw: L1MSSSIMLoss(window_size=3, weights=(0.3, 0.7), **kw)(x, y),
 }
 
+MEANS = ["ssim", "ssim_zeros", "ssim_symmetric", "ms_ssim", "ms_ssim_relu", "ms_ssim_simple"]
 
+
+@pytest.mark.float64
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_derivatives(backend, name):
     function = functools.partial(FUNCTIONS[name], backend=backend)
@@ -47,6 +51,7 @@ def test_derivatives(backend, name):
     assert torch.autograd.gradgradcheck(function, (x, y))
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
 def test_derivatives_with_a_mask(backend, name):
     x, y = images(1, 1, 5, 6)
@@ -56,6 +61,8 @@ def test_derivatives_with_a_mask(backend, name):
     assert torch.autograd.gradgradcheck(function, (x, y))
 
 
+@pytest.mark.float64
+@pytest.mark.volumes
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
 def test_derivatives_of_volumes(backend, name):
     function = functools.partial(FUNCTIONS[name], backend=backend, window_size=3)
@@ -64,6 +71,7 @@ def test_derivatives_of_volumes(backend, name):
     assert torch.autograd.gradgradcheck(function, (x, y))
 
 
+@pytest.mark.float64
 def test_derivatives_below_the_floor(backend):
     x, _ = images(1, 1, 9, 9)
     function = functools.partial(FUNCTIONS["ms_ssim"], backend=backend)
@@ -71,16 +79,36 @@ def test_derivatives_below_the_floor(backend):
     assert torch.autograd.gradcheck(function, (x, y))
 
 
-def test_reduction_none_weighs_each_image(backend):
-    x, y = images(2, 1, 12, 12)
-    weight = torch.tensor([2.0, -0.5], dtype=torch.float64)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", MEANS)
+def test_first_derivatives_are_the_references(backend, precision, name, masked):
+    """Whose derivatives in float64 are those of its values."""
+    x, y = images(2, 1, 9, 10, dtype=precision.dtype)
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.rand(2, 1, 9, 10, generator=generator) if masked else None
+    exact_x, exact_y = (image.detach().double().requires_grad_() for image in (x, y))
+    weight = torch.tensor([2.0, -0.5], dtype=precision.dtype)
+    options = {"reduction": "none", "mask": mask}
+    value = FUNCTIONS[name](x, y, backend=backend, **options) @ weight
+    exact = FUNCTIONS[name](exact_x, exact_y, backend="reference", **options) @ weight.double()
+    gradients = torch.autograd.grad(value, (x, y))
+    for got, true in zip(gradients, torch.autograd.grad(exact, (exact_x, exact_y)), strict=True):
+        assert (got - true).norm() <= precision.gradient(1e-12) * true.norm()
+
+
+def test_reduction_none_weighs_each_image(backend, precision):
+    x, y = images(2, 1, 12, 12, dtype=precision.dtype)
+    weight = torch.tensor([2.0, -0.5], dtype=precision.dtype)
     (ssim(x, y, reduction="none", backend=backend) * weight).sum().backward()
     for i in (0, 1):
         single = x.detach()[i : i + 1].requires_grad_()
         ssim(single, y[i : i + 1], backend=backend).backward()
-        torch.testing.assert_close(x.grad[i : i + 1], weight[i] * single.grad, rtol=1e-12, atol=0)
+        tolerance = precision.gradient(1e-12)
+        expected = weight[i] * single.grad
+        torch.testing.assert_close(x.grad[i : i + 1], expected, rtol=tolerance, atol=0)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("loss", [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss])
 def test_identical_images_have_no_loss_and_no_gradient(backend, loss, dtype):
@@ -115,6 +143,7 @@ CORNERS = {
 }
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("corner", CORNERS)
 @pytest.mark.parametrize("normalize", ["floor", "relu", "simple"])
 def test_corners_are_clean(backend, corner, normalize):
@@ -133,6 +162,7 @@ def test_corners_are_clean(backend, corner, normalize):
             assert y.grad.isfinite().all()
 
 
+@pytest.mark.large
 def test_inverted_images_keep_a_gradient(backend):
     x = torch.rand(1, 1, 190, 190, generator=torch.Generator().manual_seed(0), requires_grad=True)
     value = ms_ssim(x, 1 - x.detach(), backend=backend)
@@ -157,6 +187,7 @@ def adam_from_the_negative(target, loss, steps):
     return ms_ssim(x.detach(), target, levels=4).item()
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("kind", ["noise", "smooth", "photo"])
 def test_training_from_the_negative(backend, kind, photo):
     target = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -173,8 +204,8 @@ def test_training_from_the_negative(backend, kind, photo):
     assert adam_from_the_negative(target, relu, 20) == ms_ssim(1 - target, target, levels=4).item()
 
 
-def test_second_derivatives_reach_both_images(backend):
-    x, y = images(1, 1, 12, 12)
+def test_second_derivatives_reach_both_images(backend, precision):
+    x, y = images(1, 1, 12, 12, dtype=precision.dtype)
     (first,) = torch.autograd.grad(ssim(x, y, backend=backend), x, create_graph=True)
     mixed = torch.autograd.grad(first.square().sum(), (x, y))
     assert all(derivative.abs().max() > 1e-6 for derivative in mixed)

@@ -10,6 +10,8 @@ import torch
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim, ssim
 from perceptual_losses._ssim.window import gaussian
 
+pytestmark = pytest.mark.large
+
 
 @pytest.fixture(scope="module")
 def pair():

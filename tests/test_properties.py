@@ -1,5 +1,7 @@
 """Values on drawn sizes, windows, ranges and constants, against independent definitions."""
 
+import functools
+
 import definition
 import numpy as np
 import pytest
@@ -37,52 +39,57 @@ def cases(draw, dims=2, window_sizes=(1, 3, 5, 7, 11), most=26):
     return x, y, low, length, options
 
 
+def rounded(case, precision):
+    """The images as the path takes them."""
+    x, y, *rest = case
+    return torch.from_numpy(x).to(precision.dtype), torch.from_numpy(y).to(precision.dtype), *rest
+
+
 @given(case=cases())
-def test_ssim_is_the_papers(backend, case):
-    check_ssim(backend, case)
+def test_ssim_is_the_papers(precision, assert_within_budget, case):
+    check_ssim(precision, assert_within_budget, case)
 
 
+@pytest.mark.volumes
 @given(case=cases(dims=3, window_sizes=(1, 3, 5), most=9))
-def test_ssim_of_volumes_is_the_papers(backend, case):
-    check_ssim(backend, case)
+def test_ssim_of_volumes_is_the_papers(precision, assert_within_budget, case):
+    check_ssim(precision, assert_within_budget, case)
 
 
-def check_ssim(backend, case):
-    x, y, low, length, options = case
+def check_ssim(precision, assert_within_budget, case):
+    x, y, low, length, options = rounded(case, precision)
     expected = np.array(
         [
             [
                 definition.maps(a, b, low=low, length=length, **options)[0]
                 for a, b in zip(*pair, strict=True)
             ]
-            for pair in zip(x, y, strict=True)
+            for pair in zip(x.double().numpy(), y.double().numpy(), strict=True)
         ]
     )
-    x, y = torch.from_numpy(x), torch.from_numpy(y)
-    options |= {"data_range": (low, low + length), "backend": backend}
-    values = ssim_map(x, y, **options)
-    np.testing.assert_allclose(values.numpy(), expected, rtol=0, atol=1e-10)
-    per_image = ssim(x, y, reduction="none", **options)
-    per_image_expected = expected.mean(tuple(range(1, x.ndim)))
-    np.testing.assert_allclose(per_image.numpy(), per_image_expected, rtol=0, atol=1e-10)
-    assert ssim(x, y, **options).item() == pytest.approx(expected.mean(), abs=1e-10)
+    options |= {"data_range": (low, low + length)}
+    assert_within_budget(functools.partial(ssim_map, x, y, **options), expected, 1e-10)
+    per_image = functools.partial(ssim, x, y, reduction="none", **options)
+    assert_within_budget(per_image, expected.mean(tuple(range(1, x.ndim))), 1e-10)
+    assert_within_budget(functools.partial(ssim, x, y, **options), expected.mean(), 1e-10)
 
 
 LEVELS = {"levels": st.integers(1, 3), "seed": st.integers(0, 2**31)}
 
 
 @given(case=cases(window_sizes=(3,), most=30), **LEVELS)
-def test_ms_ssim_is_the_papers(backend, case, levels, seed):
-    check_ms_ssim(backend, case, levels, seed)
+def test_ms_ssim_is_the_papers(precision, assert_within_budget, case, levels, seed):
+    check_ms_ssim(precision, assert_within_budget, case, levels, seed)
 
 
+@pytest.mark.volumes
 @given(case=cases(dims=3, window_sizes=(3,), most=9), **LEVELS)
-def test_ms_ssim_of_volumes_is_the_papers(backend, case, levels, seed):
-    check_ms_ssim(backend, case, levels, seed)
+def test_ms_ssim_of_volumes_is_the_papers(precision, assert_within_budget, case, levels, seed):
+    check_ms_ssim(precision, assert_within_budget, case, levels, seed)
 
 
-def check_ms_ssim(backend, case, levels, seed):
-    x, y, low, length, options = case
+def check_ms_ssim(precision, assert_within_budget, case, levels, seed):
+    x, y, low, length, options = rounded(case, precision)
     if min(x.shape[2:]) < 2 * 2 ** (levels - 1) + 1:
         levels = 1
     weights = np.random.RandomState(seed).rand(levels).tolist()
@@ -93,31 +100,23 @@ def check_ms_ssim(backend, case, levels, seed):
                 for a, b in zip(*pair, strict=True)
             ]
         )
-        for pair in zip(x, y, strict=True)
+        for pair in zip(x.double().numpy(), y.double().numpy(), strict=True)
     ]
-    values = ms_ssim(
-        torch.from_numpy(x),
-        torch.from_numpy(y),
-        data_range=(low, low + length),
-        weights=weights,
-        reduction="none",
-        backend=backend,
-        **options,
-    )
-    np.testing.assert_allclose(values.numpy(), expected, rtol=0, atol=1e-9)
+    options |= {"data_range": (low, low + length), "weights": weights, "reduction": "none"}
+    assert_within_budget(functools.partial(ms_ssim, x, y, **options), expected, 1e-9)
 
 
 @given(data=st.data(), channels=st.integers(1, 4), sigma=st.floats(0.5, 2.5))
-def test_ssim_is_that_of_scikit_image(backend, data, channels, sigma):
+def test_ssim_is_that_of_scikit_image(precision, assert_within_budget, data, channels, sigma):
     # scikit-image takes the window's size from sigma.
     window_size = 2 * int(3.5 * sigma + 0.5) + 1
     sides = data.draw(st.tuples(*[st.integers(window_size, 40)] * 2))
     length = data.draw(st.floats(0.1, 1000))
     k1, k2 = data.draw(st.tuples(*[st.floats(0.001, 0.2)] * 2))
-    x, y = draw_pair(data.draw, (channels, *sides), 0, length)
+    x, y = rounded(draw_pair(data.draw, (channels, *sides), 0, length), precision)
     expected = structural_similarity(
-        x,
-        y,
+        x.double().numpy(),
+        y.double().numpy(),
         channel_axis=0,
         data_range=length,
         gaussian_weights=True,
@@ -126,38 +125,29 @@ def test_ssim_is_that_of_scikit_image(backend, data, channels, sigma):
         K1=k1,
         K2=k2,
     )
-    value = ssim(
-        torch.from_numpy(x)[None],
-        torch.from_numpy(y)[None],
-        data_range=length,
-        window_size=window_size,
-        sigma=sigma,
-        k1=k1,
-        k2=k2,
-        backend=backend,
-    )
-    assert value.item() == pytest.approx(expected, abs=1e-9)
+    options = {"data_range": length, "window_size": window_size, "sigma": sigma, "k1": k1, "k2": k2}
+    assert_within_budget(functools.partial(ssim, x[None], y[None], **options), expected, 1e-9)
 
 
 @given(case=cases())
-def test_symmetric_in_its_images_and_at_most_one(backend, case):
-    x, y, low, length, options = case
-    x, y = torch.from_numpy(x), torch.from_numpy(y)
+def test_symmetric_in_its_images_and_at_most_one(backend, precision, case):
+    x, y, low, length, options = rounded(case, precision)
     options |= {"data_range": (low, low + length), "backend": backend}
     values = ssim_map(x, y, **options)
     assert torch.equal(values, ssim_map(y, x, **options))
-    assert values.max() <= 1 + 1e-12
+    assert values.max() <= 1 + precision.value(1e-12)
     assert torch.equal(ssim_map(x, x, **options), torch.ones_like(values))
 
 
-def test_a_negated_ramp_is_minus_one(backend):
+def test_a_negated_ramp_is_minus_one(backend, precision):
     # No luminance, exactly opposite structure, and constants too small to matter.
-    x = torch.arange(-8, 8, dtype=torch.float64).expand(1, 1, 16, 16)
+    x = torch.arange(-8, 8, dtype=precision.dtype).expand(1, 1, 16, 16)
     x = x - x.mean()
     value = ssim_map(x, -x, data_range=16, k1=1e3, k2=1e-9, backend=backend)
     assert value.min() == pytest.approx(-1, abs=1e-6)
 
 
+@pytest.mark.large
 def test_reduction_none_is_one_value_per_image(backend, photo):
     x = torch.cat([photo[..., :192, :192], photo[..., 200:392, 200:392]])
     y = (x + 0.1).sqrt()
@@ -168,6 +158,7 @@ def test_reduction_none_is_one_value_per_image(backend, photo):
         assert function(x, y, backend=backend).item() == pytest.approx(np.mean(alone), abs=1e-14)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("function", [ssim, ms_ssim])
 def test_a_nan_pixel_spoils_its_image_alone(backend, function):
     x = torch.rand(3, 2, 176, 176, generator=torch.Generator().manual_seed(0))
