@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
-from perceptual_losses import MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 from perceptual_losses._ssim import gpu, reference
 from perceptual_losses._ssim.contract import Settings, X, Y
 from perceptual_losses._ssim.window import gaussian
@@ -95,6 +95,8 @@ def tiles(monkeypatch):
         monkeypatch.setattr(gpu, "LAUNCHES", {None: {33: launches}})
         monkeypatch.setattr(gpu, "ROWS", 4)
         monkeypatch.setattr(gpu, "COLUMNS", 8)
+        monkeypatch.setattr(gpu, "HALVED_ROWS", 4)
+        monkeypatch.setattr(gpu, "HALVED_COLUMNS", 8)
         gpu._job.cache_clear()
 
     yield small
@@ -451,6 +453,17 @@ def check_the_operations_are_good_citizens(tiles):
     )
 
 
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def check_the_mixes(loss):
+    x, y = pair(1, 1, 33, 36)
+    y[..., :5] = x[..., :5]
+    options = {} if loss is L1SSIMLoss else {"levels": 2}
+    fast = step(loss(backend="triton", **options), x, y)
+    exact = step(loss(backend="reference", **options), x.double(), y.double())
+    for got, true in zip(fast, exact, strict=True):
+        assert (got - true).norm() < 3e-6 * true.norm()
+
+
 def check_launches(tiles, monkeypatch):
     """Few, because at small sizes they are all of the time."""
     counted = []
@@ -462,7 +475,8 @@ def check_launches(tiles, monkeypatch):
     assert len(counted) == 4  # march and mean, and the sweep of each gradient
     counted.clear()
     step(ms_ssim, x, y, window_size=3, backend="triton")
-    assert len(counted) == 4 + 5 + 1 + 2  # halve, march and mean, and the sweeps
+    # Two halvings each of what a tile of four rows gives, march and mean, and the sweeps.
+    assert len(counted) == 2 + 5 + 1 + 2
 
 
 def check_tuning():

@@ -68,8 +68,10 @@ LAUNCHES: dict[str | None, dict[int, Launches]] = {
 SHORTEST, ENOUGH = 32, 1024
 # Bytes of the derivatives between `derive` and `gather`: what stays in the second-level cache.
 WORKSPACE = 24 * 2**20
-# Rows and columns of a program of the kernels that do not march.
+# Rows and columns of a program of the sweep, and of one that halves: from each halving of its rows
+# comes a level.
 ROWS, COLUMNS = 4, 256
+HALVED_ROWS, HALVED_COLUMNS = 16, 128
 
 
 def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:
@@ -174,14 +176,12 @@ def means(
     of_x: list[Tensor] = []
     of_y: list[Tensor] = []
     with _on(x.device):
-        for _ in range(levels - 1):
-            images.append(_halve(*images[-1]))
+        while len(images) < levels:
+            images += _halves(*images[-1], levels - len(images))
         architecture = _architecture(x.device)
         jobs = [_job(tuple(a.shape), len(window), padding, want, architecture) for a, _ in images]
         most = max(job.programs for job in jobs)
-        # A coarse level has fewer programs, and its other sums are zero.
-        allocate = torch.empty if levels == 1 else torch.zeros
-        sums = allocate([levels, n * c, most], dtype=torch.float32, device=x.device)
+        sums = torch.empty([levels, n * c, most], dtype=torch.float32, device=x.device)
         # From the coarsest on, for the halves to be gone where the gradients are large.
         for j in reversed(range(levels)):
             a, b = images.pop()
@@ -193,7 +193,10 @@ def means(
             _run(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], settings, j < levels - 1)
         value = torch.empty([levels, n, c], dtype=torch.float32, device=x.device)
         block = 1 << (most - 1).bit_length()
-        _launch(_kernels().mean, levels * n * c, 1, sums, value, most, COUNT=block)
+        counts = tuple(job.programs for job in jobs)
+        _launch(
+            *(_kernels().mean, levels * n * c, 1, sums, value, counts, n * c, most), COUNT=block
+        )
         if distance:
             apart = (x.float() - y.float()).abs().flatten(2).mean(2)
             value = torch.cat([value, apart[None]])
@@ -417,22 +420,29 @@ def _run(
                 )
 
 
-def _halve(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images at half the size."""
+def _halves(x: Tensor, y: Tensor, levels: int) -> list[tuple[Tensor, Tensor]]:
+    """Both images at half the size, at half of that and so on, as far as one launch goes."""
     n, c, height, width = x.shape
-    half = (height + 1) // 2, (width + 1) // 2
-    # Rows begin at multiples of 16 values, which is known to the compiler and makes loads wide.
-    pitch = 16 * _ceil(half[1], 16)
-    shape = [2, n, c, half[0], pitch]
-    out = torch.empty(shape, dtype=torch.float32, device=x.device)[..., : half[1]]
-    strips, bands = _ceil(half[1], COLUMNS), _ceil(half[0], ROWS)
+    levels = min(levels, HALVED_ROWS.bit_length() - 1)
+    halves = []
+    shape = [height, width]
+    for _ in range(levels):
+        shape = [(side + 1) // 2 for side in shape]
+        # Rows begin at multiples of 16 values, which is known to the compiler and makes loads wide.
+        rows = torch.empty(
+            *([2, n, c, shape[0], 16 * _ceil(shape[1], 16)]), dtype=torch.float32, device=x.device
+        )
+        halves.append((rows[0, ..., : shape[1]], rows[1, ..., : shape[1]]))
+    strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
+    of_x, of_y = zip(*halves, strict=True)
     _launch(
-        *(_kernels().halve, n * c * strips * bands, 4, x, y, out[0], out[1]),
-        *(x.stride(), y.stride(), out[0].stride(), strips, bands, c, height, width),
-        ROWS=ROWS,
-        LANES=COLUMNS,
+        *(_kernels().pyramid, n * c * strips * bands, 4, x, y, of_x, of_y),
+        *(tuple(half.stride(2) for half in of_x), x.stride(), y.stride()),
+        *(strips, bands, c, height, width),
+        ROWS=HALVED_ROWS,
+        LANES=HALVED_COLUMNS,
     )
-    return out[0], out[1]
+    return halves
 
 
 def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:

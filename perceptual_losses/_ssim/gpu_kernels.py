@@ -705,24 +705,30 @@ def gather(
         row += 1
 
 
-@triton.jit(do_not_specialize=["count"])
-def mean(sums, means, count, COUNT: tl.constexpr):
-    """1 less the sum of the tiles' sums of 1 - S, which is exactly 1 for identical images."""
-    plane = tl.program_id(0).to(tl.int64)
+@triton.jit(do_not_specialize=["counts", "planes", "pitch"])
+def mean(sums, means, counts, planes, pitch, COUNT: tl.constexpr):
+    """1 less the sum of the tiles' sums of 1 - S, which is exactly 1 for identical images.
+
+    ``counts`` are those of the tiles at each level, the first of ``pitch`` places.
+    """
+    place = tl.program_id(0)
+    count = counts[0]
+    for j in tl.static_range(1, len(counts)):
+        count = tl.where(place >= j * planes, counts[j], count)
     tile = tl.arange(0, COUNT)
-    total = tl.sum(tl.load(sums + plane * count + tile, mask=tile < count, other=0), 0)
-    tl.store(means + plane, 1 - total)
+    found = tl.load(sums + place.to(tl.int64) * pitch + tile, mask=tile < count, other=0)
+    tl.store(means + place, 1 - tl.sum(found, 0))
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
-def halve(
+def pyramid(
     x,
     y,
-    x_half,
-    y_half,
+    x_halves,
+    y_halves,
+    pitches,
     x_strides,
     y_strides,
-    half_strides,
     strips,
     bands,
     channels,
@@ -731,33 +737,42 @@ def halve(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """2x2 means of both images, an odd last row or column counting twice."""
+    """Repeated 2x2 means of both images, an odd last row or column counting twice.
+
+    ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
+    values as ``pitches`` has.
+    """
     strip, band, plane = _place(strips, bands)
-    row = band * ROWS + tl.arange(0, ROWS)[:, None]
-    column = strip * LANES + tl.arange(0, LANES)[None, :]
-    inside = (2 * row < height) & (2 * column < width)
-    row, column = row.to(tl.int64), column.to(tl.int64)
-    lower = tl.minimum(2 * row + 1, height - 1)
-    right = tl.minimum(2 * column + 1, width - 1)
-    offset = row * half_strides[2] + column * half_strides[3]
-    halved = _mean_of_four(
-        _plane(x, x_strides, plane, channels), x_strides, 2 * row, lower, 2 * column, right, inside
-    )
-    tl.store(_plane(x_half, half_strides, plane, channels) + offset, halved, mask=inside)
-    halved = _mean_of_four(
-        _plane(y, y_strides, plane, channels), y_strides, 2 * row, lower, 2 * column, right, inside
-    )
-    tl.store(_plane(y_half, half_strides, plane, channels) + offset, halved, mask=inside)
+    row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
+    inside = (row < height) & (column < width)
+    a = _plane(x, x_strides, plane, channels) + row * x_strides[2] + column * x_strides[3]
+    b = _plane(y, y_strides, plane, channels) + row * y_strides[2] + column * y_strides[3]
+    a = tl.load(a, mask=inside, other=0).to(tl.float32)
+    b = tl.load(b, mask=inside, other=0).to(tl.float32)
+    for j in tl.static_range(len(pitches)):
+        top, left = band * (ROWS >> j), strip * (LANES >> j)
+        a = _halve(a, top, left, height, width, ROWS >> j, LANES >> j)
+        b = _halve(b, top, left, height, width, ROWS >> j, LANES >> j)
+        height, width = (height + 1) // 2, (width + 1) // 2
+        row = top // 2 + tl.arange(0, ROWS >> (j + 1))[:, None]
+        column = left // 2 + tl.arange(0, LANES >> (j + 1))[None, :]
+        inside = (row < height) & (column < width)
+        offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
+        tl.store(x_halves[j] + offset, a, mask=inside)
+        tl.store(y_halves[j] + offset, b, mask=inside)
 
 
 @triton.jit
-def _mean_of_four(image, strides, upper, lower, left, right, inside):
-    up, down = image + upper * strides[2], image + lower * strides[2]
-    a = tl.load(up + left * strides[3], mask=inside, other=0).to(tl.float32)
-    b = tl.load(up + right * strides[3], mask=inside, other=0).to(tl.float32)
-    c = tl.load(down + left * strides[3], mask=inside, other=0).to(tl.float32)
-    d = tl.load(down + right * strides[3], mask=inside, other=0).to(tl.float32)
-    return 0.5 * (0.5 * (a + b) + 0.5 * (c + d))
+def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """2x2 means of a tile whose first pixel is at ``top`` and ``left``."""
+    first, second = tl.split(tl.reshape(tile, (ROWS, LANES // 2, 2)))
+    column = left + 2 * tl.arange(0, LANES // 2)[None, :]
+    across = 0.5 * (first + tl.where(column + 1 < width, second, first))
+    pairs = tl.permute(tl.reshape(across, (ROWS // 2, 2, LANES // 2)), (0, 2, 1))
+    upper, lower = tl.split(pairs)
+    row = top + 2 * tl.arange(0, ROWS // 2)[:, None]
+    return 0.5 * (upper + tl.where(row + 1 < height, lower, upper))
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
