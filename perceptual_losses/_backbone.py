@@ -142,7 +142,6 @@ class Extractor(nn.Module):
         for layer in self._plan:
             for part in _PARTS[layer.kind]:
                 self._buffer(f"{layer.name}_{part}", None)
-        self._source: str | None = "imagenet" if isinstance(weights, str) else None
         if weights == "imagenet":
             # Fetched when first needed: constructing a loss touches neither network nor disk.
             return

@@ -412,7 +412,7 @@ class LPIPSLoss(_FeatureLoss):
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         weight = self.get_buffer(name).flatten()
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return _calibrated(a, b, weight)
         out: Tensor = _Calibrated.apply(a, b, weight)  # type: ignore[no-untyped-call]
         return out

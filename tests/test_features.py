@@ -448,6 +448,14 @@ def test_in_a_compiled_step(networks, linear, loss):
     close(gradients[1], gradients[0])
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_under_torch_func(networks, linear, loss):
+    module = make(loss, networks, linear).double()
+    x, y = pair(2, 3, 40, 40, dtype=torch.float64)
+    expected = torch.autograd.grad(module(x.requires_grad_(), y), x)[0]
+    close(torch.func.grad(module)(x.detach(), y), expected, 1e-9)
+
+
 def test_beside_and_inside_a_model_in_ddp(networks, tmp_path):
     from torch import distributed
 
