@@ -93,7 +93,8 @@ def means(
         weight = weights[level] if weights else None
         contrast = level < levels - 1
         constants = low, c1, c2
-        modes = getattr(kernels, padding.upper()), contrast, want
+        mirrored = True if padding == "symmetric" else None
+        modes = getattr(kernels, padding.upper()), mirrored, contrast, want
         found.append(_march(kernels, x, y, *gradients, weight, window, constants, modes))
     last_row = [_distance(kernels, x, y)] if distance else []
     return torch.stack(found[::-1] + last_row), grad_x[::-1], grad_y[::-1]
@@ -108,7 +109,7 @@ def _march(
     weight: Tensor | None,
     window: Sequence[float],
     constants: tuple[float, float, float],
-    modes: tuple[int, bool, int],
+    modes: tuple[int, bool | None, bool, int],
 ) -> Tensor:
     """The means of one level, and its gradients into those given."""
     shape, length = tuple(x.shape), len(window)
@@ -116,10 +117,7 @@ def _march(
     tasks, scratch, parts = split(shape, length, torch.get_num_threads())
     images = [_image(kernels, tensor) for tensor in (x, y, grad_x, grad_y)]
     kind = images[0].flat.dtype
-    if weight is None:
-        weights = np.empty([0] * (x.dim() - 1), kind)
-    else:
-        weights = weight.squeeze(1).contiguous().numpy()
+    weights = None if weight is None else weight.squeeze(1).contiguous().numpy()
     extent, taps = (0,) * length, np.array(window, kind)
     numbers = tuple(map(kind.type, constants))
     sums = np.empty((shape[0] * shape[1], parts))

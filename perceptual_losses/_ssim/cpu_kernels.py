@@ -335,6 +335,7 @@ def march(
     c1,
     c2,
     padding,
+    mirrored,
     contrast,
     want,
     tasks,
@@ -344,8 +345,10 @@ def march(
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
     ``extent`` is a tuple as long as ``window``, for loops that are unrolled. ``weight`` is
-    ``(N, H', W')``, empty for equal weights; a gradient is written where ``want`` says so. The sum
-    of a task's part of the map of each of its planes goes into ``out``, ``(planes, parts)``.
+    ``(N, H', W')``; ``None`` for equal weights, as is ``mirrored`` but for symmetric padding, so
+    that less is compiled for what most images need. A gradient is written where ``want`` says so.
+    The sum of a task's part of the map of each of its planes goes into ``out``, a row for each
+    plane.
     """
     kind = scratch.dtype.type
     size = len(extent)
@@ -354,9 +357,10 @@ def march(
     channels, height, width = shape[1], shape[2], shape[3]
     inset = radius if padding == VALID else 0
     map_bottom, map_right = height - inset, width - inset
-    equal = weight.shape[0] == 0
     zero, one = kind(0), kind(1)
-    scale = kind(1 / ((map_bottom - inset) * (map_right - inset))) if equal else kind(1)
+    scale = one
+    if weight is None:
+        scale = kind(1 / ((map_bottom - inset) * (map_right - inset)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
     reach = radius if want else 0
     maps = (4 if want == X + Y else 3) if want else 0
@@ -439,7 +443,7 @@ def march(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], level_d,
                         level_t, c1, c2, contrast, wide, line,
                     )  # fmt: skip
-                if not equal:
+                if weight is not None:
                     for p in range(planes):
                         at = p * pitch
                         weights = weight[(plane + p) // channels, here - inset]
@@ -454,7 +458,7 @@ def march(
                 for m in range(maps):
                     sums = grad_ring[m * slots + here % slots]
                     _sum_across(extent, window, source[m], wide, sums)
-                    if padding == SYMMETRIC:
+                    if mirrored is not None:
                         for p in range(planes):
                             _mirror_columns(window, source[m], p * pitch, left, right, width, sums)
             if want and row + 1 - reach >= top:
@@ -568,8 +572,8 @@ def _derivatives_of_slice(
 
 @_entry
 def march_volume(
-    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, padding, contrast, want,
-    tasks, rows, slabs, out,
+    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, padding, mirrored, contrast,
+    want, tasks, rows, slabs, out,
 ):  # fmt: skip
     """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
 
@@ -584,9 +588,9 @@ def march_volume(
     channels, depth, height, width = shape[1], shape[2], shape[3], shape[4]
     inset = radius if padding == VALID else 0
     map_back, map_bottom, map_right = depth - inset, height - inset, width - inset
-    equal = weight.shape[0] == 0
-    pixels = (map_back - inset) * (map_bottom - inset) * (map_right - inset)
-    scale = kind(1 / pixels) if equal else one
+    scale = one
+    if weight is None:
+        scale = kind(1 / ((map_back - inset) * (map_bottom - inset) * (map_right - inset)))
     reach = radius if want else 0
     maps = (4 if want == X + Y else 3) if want else 0
     sign = kind(1 if want == X else (-1 if want == Y else 0))
@@ -659,7 +663,7 @@ def march_volume(
                     )  # fmt: skip
                 for i in range(begin, end):
                     at = (i - begin) * wide
-                    if not equal:
+                    if weight is not None:
                         weights = weight[volume // channels, here - inset, i - inset]
                         weights = weights[first - inset : first - inset + count]
                         _weigh(weights, values[at:])
