@@ -526,8 +526,8 @@ def _unit(feature: Tensor) -> Tensor:
 
 
 class _Calibrated(torch.autograd.Function):
-    """`_calibrated` with its gradient written out: a sixth of the passes over the features, which
-    on a CPU take as long as half of the network. Nothing of their size is kept but themselves.
+    """`_calibrated` with its gradient written out, in fewer passes over the features, which on a
+    CPU take long beside the network. Nothing of their size is kept but themselves.
     """
 
     @staticmethod

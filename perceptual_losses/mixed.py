@@ -154,19 +154,17 @@ def _mix(
 ) -> Tensor:
     options = structural.options
     # Without a mask, both terms in one pass over the images.
-    similarity, distance = structural.terms(x, y, mask=mask, distance=mask is None, **options)
-    if distance is None:
-        distance = _masked_distance(x, y, mask)
+    similarity, *fused = structural.terms(x, y, mask=mask, distance=mask is None, **options)
+    weights = _arguments.mask_weights(mask, x, y)
+    distance = fused[0] if weights is None else _weighted_distance(x, y, weights)
     _, length = _arguments.low_and_length(options["data_range"])
     terms = (1 - weight) / length * distance.mean(1) + weight * (1 - similarity.mean(1))
     return terms if options["reduction"] == "none" else terms.mean()
 
 
-def _masked_distance(x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+def _weighted_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of ``|x - y|`` for each image, ``(N, 1)``."""
     dtype = _ssim.compute_dtype(x, y)
-    weights = _arguments.mask_weights(mask, x, y)
-    assert weights is not None
     distance = (x.to(dtype) - y.to(dtype)).abs().mean(1, keepdim=True)
     total = weights.flatten(1).sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
     return ((distance * weights).flatten(1).sum(1) / total)[:, None]

@@ -94,7 +94,7 @@ def ssim(
         >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
         tensor([ 1.0000, -0.8262])
     """
-    similarity, _ = ssim_terms(
+    (similarity,) = ssim_terms(
         x,
         y,
         mask=mask,
@@ -231,7 +231,7 @@ def ms_ssim(
         >>> ms_ssim(small, small, levels=3).item()
         1.0
     """
-    similarity, _ = ms_ssim_terms(
+    (similarity,) = ms_ssim_terms(
         x,
         y,
         mask=mask,
@@ -257,16 +257,15 @@ def ssim_terms(
     mask: Tensor | None,
     distance: bool = False,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, ...]:
     """SSIM, and in the same pass the mean of ``|x - y|`` if asked for; each ``(N, C)``."""
     definition = _arguments.settings(**options)
     _arguments.images(x, y, definition, options["data_range"])
     pixel_weights = _arguments.mask_weights(mask, x, y)
     weights = () if pixel_weights is None else (_normalized(pixel_weights, definition),)
-    similarity, *rest = _ssim.means(
+    return _ssim.means(
         x, y, definition, weights, levels=1, distance=distance, backend=options["backend"]
-    )
-    return similarity, rest[0] if distance else None
+    ).unbind()
 
 
 def ms_ssim_terms(
@@ -279,7 +278,7 @@ def ms_ssim_terms(
     levels: Any,
     normalize: Any,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, ...]:
     """`ssim_terms` for MS-SSIM."""
     definition = _arguments.settings(**options)
     exponents = _level_options(weights, levels, normalize)
@@ -300,7 +299,7 @@ def ms_ssim_terms(
         _power(mean, exponent, normalize)
         for mean, exponent in zip(means[: len(exponents)], exponents, strict=True)
     ]
-    return functools.reduce(torch.mul, powers), means[-1] if distance else None
+    return functools.reduce(torch.mul, powers), *means[len(exponents) :]
 
 
 class SSIMLoss(nn.Module):

@@ -15,7 +15,13 @@ from torch import nn
 
 import perceptual_losses
 from perceptual_losses import LPIPSLoss, StyleLoss, VGGLoss, _backbone, vgg_features
-from perceptual_losses.features import LPIPS_LAYERS, STYLE_PRESETS, VGG_PRESETS
+from perceptual_losses.features import (
+    LPIPS_LAYERS,
+    STYLE_PRESETS,
+    VGG_PRESETS,
+    _Calibrated,
+    _calibrated,
+)
 
 BACKBONES = list(_backbone.BACKBONES)
 CONFIGURATIONS = {"vgg16": "D", "vgg19": "E"}
@@ -286,6 +292,29 @@ def test_places_without_features_have_no_direction(linear):
     with torch.autograd.detect_anomaly(check_nan=True):
         loss(x, y).backward()
     assert not x.grad.any()
+
+
+@pytest.mark.parametrize("distance", [_calibrated, _Calibrated.apply])
+def test_the_calibrated_distance_where_features_are_zero(distance):
+    """Asked directly: a network hides a NaN there behind its dead activations."""
+    a, b = pair(1, 4, 2, 3)
+    a[..., 0, :] = 0
+    b[..., 0, 0] = 0
+    weight = torch.rand(4)
+    a.requires_grad_()
+    b.requires_grad_()
+    value = distance(a, b, weight)
+    of_a, of_b = torch.autograd.grad(value.sum(), (a, b))
+    expected = [
+        (weight * (p / (p.norm() + 1e-10) - q / (q.norm() + 1e-10)).square()).sum()
+        for p, q in zip(a.flatten(2)[0].mT, b.flatten(2)[0].mT, strict=True)
+    ]
+    assert value.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    assert not of_a[..., 0, :].any()
+    assert not of_b[..., 0, 0].any()
+    for gradient in (of_a, of_b):
+        assert gradient.isfinite().all()
+        assert gradient[..., 1, :].abs().min() > 0
 
 
 @pytest.mark.parametrize("loss", LOSSES)

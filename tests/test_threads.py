@@ -24,6 +24,7 @@ def two_threads(monkeypatch, request):
         # Built with another threading library, torch would be slower: to be known, not skipped.
         assert threads._openmp() is not None
     else:
+        # The pool, which the other parameter tests, is all there is to run.
         pytest.skip("torch's threads are GNU OpenMP's on Linux alone")
     yield
     torch.set_num_threads(before)

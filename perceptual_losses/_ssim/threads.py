@@ -1,8 +1,8 @@
 """Work for the CPU path, on the threads that torch runs its own operations on.
 
 OpenMP's threads keep their cores busy for some milliseconds after each operation of torch, waiting
-for the next one. Threads of our own would share the cores with them: on two cores an SSIM step
-right behind another operation took 1.3 to 1.7 times as long.
+for the next one. Threads of our own would share the cores with them, and a loss right behind a
+model's last operation would wait.
 """
 
 import ctypes
