@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from perceptual_losses._ssim import threads
+from perceptual_losses import _threads as threads
 
 MANY = 10**9
 """Pixels enough for all threads."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._threads import cut, in_threads
 from .contract import Settings, X, Y, halved, spread
-from .threads import cut, in_threads
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 

@@ -26,6 +26,8 @@ from collections import namedtuple
 import numpy as np
 from numba import njit
 
+from .._numba import OPTIONS, entry
+
 VALID, ZEROS, SYMMETRIC = 0, 1, 2
 X, Y = 1, 2
 
@@ -33,30 +35,10 @@ X, Y = 1, 2
 # first pixel of each plane, a volume's slices in turn, ``row`` and ``column`` the steps from there.
 Image = namedtuple("Image", ["flat", "starts", "row", "column"])
 
-# Fused multiply-adds, and sums in any order; NaN and infinity keep their meaning.
-OPTIONS = {
-    "nogil": True,
-    "fastmath": {"contract", "reassoc", "nsz"},
-    "error_model": "numpy",
-    # Nothing is allocated inside, and counting references to every slice costs as much as a few
-    # hundred pixels of a row.
-    "_nrt": False,
-}
 # Called by other kernels alone, so that nothing to call them from Python is compiled.
 _kernel = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 # For each plane of a row: where the call would cost as much as the columns of a narrow one.
 _inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **OPTIONS)
-
-
-def _entry(function):
-    """A kernel that Python calls, kept on disk."""
-    compiled = njit(**OPTIONS)(function)
-    try:
-        compiled.enable_caching()
-    except (OSError, RuntimeError):
-        # No folder can be written to: each process compiles for itself.
-        return njit(**OPTIONS)(function)
-    return compiled
 
 
 @_inlined
@@ -321,7 +303,7 @@ def _levels(x, y, plane, top, bottom, left, right, low):
     )
 
 
-@_entry
+@entry
 def march(
     x,
     y,
@@ -570,7 +552,7 @@ def _derivatives_of_slice(
             _sum_down(extent, taps, ring, 0, columns, out, out[columns:])
 
 
-@_entry
+@entry
 def march_volume(
     x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, padding, mirrored, contrast,
     want, tasks, rows, slabs, out,
@@ -709,7 +691,7 @@ def march_volume(
         out[volume, part] = total
 
 
-@_entry
+@entry
 def halve(image, shape, begin, end, rows, out):
     """2x2 means: rows ``begin`` to ``end`` of all planes of ``out``, ``(planes, h, w)``."""
     height, width = shape[2], shape[3]
@@ -743,7 +725,7 @@ def _halve_row(row, out):
         out[-1] = row[-1]
 
 
-@_entry
+@entry
 def sweep(gradient, shape, scale, coarse, begin, end, row):
     """Scales rows of a level's gradient and adds what the next coarser level sends back.
 
@@ -775,7 +757,7 @@ def _scale_and_spread(coarse, share, factor, a):
         a[-1] = a[-1] * factor + coarse[-1] * (share + share)
 
 
-@_entry
+@entry
 def distance(x, y, height, width, begin, end, out):
     """Sums of ``|x - y|`` over rows ``begin`` to ``end`` of all planes."""
     for index in range(begin, end):
@@ -799,7 +781,7 @@ def _sum_of_distances(x, y):
     return total
 
 
-@_entry
+@entry
 def add_sign(gradient, x, y, scale, height, width, begin, end):
     """Adds ``scale`` of each plane times the sign of ``x - y`` to rows of the gradient."""
     for index in range(begin, end):

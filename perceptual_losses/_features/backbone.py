@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import _arguments
+from .. import _arguments
+from .convolution import at_points, convolution, suits
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | None
 
@@ -128,6 +129,7 @@ class Extractor(nn.Module):
             )
         self.layers, self.backbone, self.dtype = tuple(layers), backbone, dtype
         self.data_range, self.checkpointing = data_range, checkpointing
+        self._matrices: dict[str, tuple[Tensor, Tensor]] = {}
         deepest = max(names.index(name) for name in layers)
         self._plan = plan[: deepest + 1]
         self._blocks, self._smallest = _blocks(self._plan), _smallest(self._plan)
@@ -231,24 +233,41 @@ class Extractor(nn.Module):
 
     def _run(self, block: Sequence[Layer], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         kept = {}
-        asked = True
-        for layer in block:
+        asked = rectified = True
+        for layer, following in itertools.zip_longest(block, block[1:]):
             parts = [self.get_buffer(f"{layer.name}_{part}") for part in _PARTS[layer.kind]]
-            if layer.kind == "conv":
+            if layer.kind == "conv" and suits(x, parts[0]):
+                weight, bias = parts
+                rectified = layer.name not in self.layers and following.kind == "relu"
+                matrices = self._at_points(layer.name, weight)
+                x = convolution(x, weight, matrices, bias, rectified)
+            elif layer.kind == "conv":
                 weight, bias = parts
                 x = functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+                rectified = False
             elif layer.kind == "norm":
                 weight, bias, mean, variance = parts
                 x = functional.batch_norm(x, mean, variance, weight, bias)
             elif layer.kind == "relu":
                 # In place where nobody asked for what it overwrites.
-                x = functional.relu(x, inplace=not asked)
+                x = x if rectified else functional.relu(x, inplace=not asked)
             else:
                 x = functional.max_pool2d(x, layer.size, layer.stride)
             asked = layer.name in self.layers
             if asked:
                 kept[layer.name] = x
         return x, kept
+
+    def _at_points(self, name: str, weight: Tensor) -> Tensor:
+        """What `convolution` multiplies with, kept for as long as the weight is the same."""
+        of, matrices = self._matrices.get(name, (None, None))
+        if matrices is None or of is not weight:
+            matrices = at_points(weight)
+            self._matrices[name] = weight, matrices
+        return matrices
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_matrices": {}}
 
     def extra_repr(self) -> str:
         return (

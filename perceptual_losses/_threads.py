@@ -1,4 +1,4 @@
-"""Work for the CPU path, on the threads that torch runs its own operations on.
+"""Work for the CPU kernels, on the threads that torch runs its own operations on.
 
 OpenMP's threads keep their cores busy for some milliseconds after each operation of torch, waiting
 for the next one. Threads of our own would share the cores with them, and a loss right behind a

@@ -1,0 +1,33 @@
+"""Where the Numba kernels of features run."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._ssim.cpu import missing
+
+
+def runs(*tensors: Tensor) -> bool:
+    """Whether there are kernels for such tensors: torch's operations give the same elsewhere."""
+    return (
+        all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and missing(torch.device("cpu")) is None
+    )
+
+
+@functools.cache
+def kernels() -> Any:
+    """The kernels, which take a moment to import."""
+    from . import cpu_kernels
+
+    return cpu_kernels
+
+
+def array(values: Tensor) -> Any:
+    """For a kernel: NumPy has no bfloat16, but its bits."""
+    values = values.detach().contiguous()
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

@@ -1,0 +1,162 @@
+"""The convolutions of features with fewer products, against torch's."""
+
+import copy
+import pickle
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import example, given, settings
+from torch.nn import functional
+
+from perceptual_losses import LPIPSLoss, VGGLoss, vgg_features
+from perceptual_losses._features.convolution import BASES, at_points, convolution, suits
+
+pytestmark = pytest.mark.filterwarnings("ignore:the features of")
+
+# Of the error relative to all values: several roundings of the products' sums.
+TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 2e-2}
+
+
+def case(n, channels, height, width, out, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, channels, height, width, generator=generator).relu()
+    weight = torch.randn(out, channels, 3, 3, generator=generator) * (2 / (9 * channels)) ** 0.5
+    return x.to(dtype), weight.to(dtype), torch.randn(out, generator=generator).to(dtype)
+
+
+def error(got, exact):
+    return ((got.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", list(BASES))
+@settings(max_examples=20)
+@given(
+    n=st.integers(1, 3),
+    height=st.integers(1, 11),
+    width=st.integers(1, 11),
+    channels=st.sampled_from([64, 128]),
+    out=st.sampled_from([64, 192]),
+    rectify=st.booleans(),
+)
+@example(n=1, height=1, width=1, channels=64, out=64, rectify=False)
+@example(n=3, height=40, width=41, channels=64, out=64, rectify=True)
+def test_values_and_gradients(dtype, n, height, width, channels, out, rectify):
+    x, weight, bias = case(n, channels, height, width, out, dtype)
+    x.requires_grad_()
+    matrices = at_points(weight)
+    y = convolution(x, weight, matrices, bias, rectify)
+    assert y.dtype == dtype
+    wide = x.detach().double().requires_grad_()
+    exact = functional.conv2d(wide, weight.double(), bias.double(), padding=1)
+    assert error(y, exact.relu() if rectify else exact) < TOLERANCE[dtype]
+    sent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (gradient,) = torch.autograd.grad(y, x, sent)
+    assert gradient.dtype == dtype
+    # Where the output itself says that it was zero: its sign is a matter of rounding.
+    through = sent * (y > 0) if rectify else sent
+    (expected,) = torch.autograd.grad(exact, wide, through.double())
+    if through.any():
+        assert error(gradient, expected) < TOLERANCE[dtype]
+    else:
+        assert not gradient.any()
+    with torch.no_grad():
+        assert torch.equal(convolution(x, weight, matrices, bias, rectify), y)
+
+
+@pytest.mark.parametrize("dtype", list(BASES))
+def test_whole_numbers_are_exact(dtype):
+    """A filter that moves the image by a pixel: sums of a few small numbers have no rounding."""
+    x = torch.arange(64 * 6 * 7).reshape(1, 64, 6, 7).remainder(5).to(dtype)
+    weight = torch.zeros(64, 64, 3, 3, dtype=dtype)
+    weight[torch.arange(64), torch.arange(64), 0, 1] = 1
+    y = convolution(x, weight, at_points(weight), torch.zeros(64, dtype=dtype), False)
+    moved = functional.pad(x, (0, 0, 1, 0))[..., :-1, :]
+    torch.testing.assert_close(y, moved, rtol=0, atol=1e-5 if dtype == torch.float32 else 0)
+
+
+def test_layouts_give_the_same():
+    x, weight, bias = case(2, 64, 9, 10, 128, torch.float32)
+    matrices = at_points(weight)
+    expected = convolution(x, weight, matrices, bias, True)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    for layout in (
+        x.contiguous(memory_format=torch.channels_last),
+        torch.cat([x, x], 3)[..., 10:],
+        x.mT.contiguous().mT,
+    ):
+        assert torch.equal(convolution(layout, weight, matrices, bias, True), expected)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+def test_a_nan_stays_in_its_image(rectify):
+    x, weight, bias = case(2, 64, 9, 10, 64, torch.float32)
+    matrices = at_points(weight)
+    expected = convolution(x, weight, matrices, bias, rectify)
+    x[0, 3, 4, 5] = float("nan")
+    y = convolution(x, weight, matrices, bias, rectify)
+    assert y[0, :, 3:6, 4:7].isnan().all()
+    assert torch.equal(y[1], expected[1])
+
+
+def test_second_derivatives():
+    x, weight, bias = case(1, 64, 6, 6, 64, torch.float32)
+    x.requires_grad_()
+    sent = torch.randn(1, 64, 6, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y = convolution(x, weight, at_points(weight), bias, True)
+    (gradient,) = torch.autograd.grad(y, x, sent, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), sent)
+    ones = functional.conv2d(torch.ones(1, 64, 6, 6).double(), weight.double(), padding=1)
+    assert error(second, ones * (y > 0)) < 1e-6
+
+
+def test_what_it_is_for():
+    x, weight, _ = case(1, 64, 5, 5, 64, torch.float32)
+    assert suits(x, weight)
+    assert not suits(x.double(), weight.double())
+    assert not suits(x.half(), weight.half())
+    assert not suits(x, torch.zeros(64, 64, 1, 1))
+    assert not suits(x[:, :48], torch.zeros(64, 48, 3, 3))
+    assert not suits(x.to("meta"), weight.to("meta"))
+    # Half of the time would go into what surrounds the products.
+    assert not suits(x.bfloat16(), weight.bfloat16())
+    wide = torch.zeros(1, 128, 5, 5, dtype=torch.bfloat16)
+    assert suits(wide, torch.zeros(128, 128, 3, 3, dtype=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not suits(x, weight)
+
+
+def test_the_matrices_live_and_die_with_the_weights():
+    extract = vgg_features(["relu2_2"], weights=None)
+    x = torch.rand(1, 3, 16, 16)
+    features = extract(x)["relu2_2"]
+    names = ["conv1_2", "conv2_1", "conv2_2"]
+    assert list(extract._matrices) == names
+    kept = {name: extract._matrices[name][1] for name in names}
+    extract(x)
+    assert all(extract._matrices[name][1] is kept[name] for name in names)
+    assert not extract.state_dict()
+    extract._buffers["conv2_2_weight"] = 2 * extract.get_buffer("conv2_2_weight")
+    extract._buffers["conv2_2_bias"] = 2 * extract.get_buffer("conv2_2_bias")
+    torch.testing.assert_close(extract(x)["relu2_2"], 2 * features)
+    assert not pickle.loads(pickle.dumps(extract))._matrices
+    twin = copy.deepcopy(extract)
+    assert not twin._matrices
+    assert torch.equal(twin(x)["relu2_2"], extract(x)["relu2_2"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_in_them(dtype):
+    """Against the same weights in float64, which torch convolves."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 2, 3, 48, 56, generator=generator)
+    torch.manual_seed(0)
+    content = VGGLoss({"relu2_2": 1.0, "conv3_2": 1.0}, weights=None, dtype=dtype)
+    calibrated = LPIPSLoss(weights=None, dtype=dtype)
+    for loss in (content, calibrated):
+        exact = copy.deepcopy(loss)
+        exact.extractor.dtype = None
+        value, expected = loss(x, y), exact.double()(x.double(), y.double())
+        assert value.dtype == torch.float32
+        close = 1e-5 if dtype == torch.float32 else 2e-2
+        assert value.item() == pytest.approx(expected.item(), rel=close)
