@@ -155,25 +155,27 @@ class _FeatureLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
         self.extractor.check("x", x)
-        target = dict(y) if isinstance(y, Mapping) else self._target(x, y)
-        if list(target) != list(self.extractor.layers):
-            raise ValueError(
-                f"y has features of {list(target)} and the loss compares "
-                f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
-            )
+        target = self._kept(x, y) if isinstance(y, Mapping) else self._target(x, y)
         seen = self._compared(self.extractor(x))
-        distances = []
         with torch.autocast(x.device.type, enabled=False):
-            for name, a in seen.items():
-                b = target[name]
-                if a.shape != b.shape:
-                    raise ValueError(
-                        f"the features {name} of x have shape {tuple(a.shape)} and those of y "
-                        f"{tuple(b.shape)}: pass images of equal shapes; nothing is broadcast"
-                    )
-                distances.append(self._distance(name, a, b))
+            distances = [self._distance(name, a, target[name]) for name, a in seen.items()]
             per_image = torch.stack(distances).sum(0)
         return per_image.mean() if self.reduction == "mean" else per_image
+
+    def _kept(self, x: Tensor, y: Mapping[str, Tensor]) -> Features:
+        """What `features` has given, if it fits."""
+        if list(y) != list(self.extractor.layers):
+            raise ValueError(
+                f"y has features of {list(y)} and the loss compares "
+                f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
+            )
+        for name, shape in self._shapes(x).items():
+            if tuple(y[name].shape) != shape:
+                raise ValueError(
+                    f"the features {name} of x have shape {shape} and those of y "
+                    f"{tuple(y[name].shape)}: pass images of equal shapes; nothing is broadcast"
+                )
+        return dict(y)
 
     def _target(self, x: Tensor, y: Tensor) -> Features:
         self.extractor.check("y", y)
@@ -184,6 +186,10 @@ class _FeatureLoss(nn.Module):
                 "pass equal shapes on one device; nothing is broadcast"
             )
         return self.features(y)
+
+    def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
+        """Of what is compared."""
+        return self.extractor.shapes(x)
 
     def _compared(self, features: Features) -> Features:
         return features
@@ -333,6 +339,10 @@ class StyleLoss(_FeatureLoss):
         self.layers = chosen.layers
 
     _places = False
+
+    def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
+        shapes = self.extractor.shapes(x)
+        return {name: (n, channels, channels) for name, (n, channels, *_) in shapes.items()}
 
     def _compared(self, features: Features) -> Features:
         with torch.autocast(next(iter(features.values())).device.type, enabled=False):

@@ -665,11 +665,22 @@ def test_bad_images(networks, linear, loss):
         module(good, {"other": good})
 
 
-def test_features_of_other_images(networks):
-    loss = VGGLoss({"relu1_1": 1.0}, weights=networks["vgg16"])
-    x, y = pair(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"of x have shape \(2, 64, 16, 16\) and those of y \(1,"):
-        loss(x, loss.features(y[:1]))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_features_of_other_images(networks, linear, monkeypatch, loss):
+    module = make(loss, networks, linear)
+    x, y = pair(2, 3, 40, 48)
+    target = module.features(y)
+    name, fitting = next(iter(target.items()))
+    assert module._shapes(x) == {name: tuple(kept.shape) for name, kept in target.items()}
+    fewer = module.features(y[:1])
+
+    def run(*arguments):
+        raise AssertionError("the network has run")
+
+    monkeypatch.setattr(type(module.extractor), "forward", run)
+    text = rf"{name} of x have shape \({str(tuple(fitting.shape))[1:-1]}\) and those of y \(1,"
+    with pytest.raises(ValueError, match=text):
+        module(x, fewer)
 
 
 @pytest.mark.parametrize(

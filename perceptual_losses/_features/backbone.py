@@ -51,6 +51,10 @@ class Layer(NamedTuple):
     stride: int = 1
     padding: int = 0
 
+    def side(self, side: int) -> int:
+        """Of the output, for an input of such height or width."""
+        return (side + 2 * self.padding - self.size) // self.stride + 1
+
 
 def _vgg(convolutions: Sequence[int], norm: bool) -> tuple[Layer, ...]:
     layers: list[Layer] = []
@@ -200,6 +204,16 @@ class Extractor(nn.Module):
                 f"{self.backbone}: pass images of at least {self._smallest}x{self._smallest}"
             )
 
+    def shapes(self, image: Tensor) -> dict[str, tuple[int, ...]]:
+        """Of the features of such images."""
+        found = {}
+        channels, sides = 3, list(image.shape[2:])
+        for layer in self._plan:
+            channels = layer.shape[0] if layer.shape else channels
+            sides = [layer.side(side) for side in sides]
+            found[layer.name] = (image.shape[0], channels, *sides)
+        return {name: found[name] for name in self.layers}
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         self.check("x", x)
         if not self.loaded:
@@ -286,14 +300,10 @@ def _blocks(plan: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
 def _smallest(plan: tuple[Layer, ...]) -> int:
     """The side of the smallest image that leaves the last layer a pixel."""
 
-    def output(side: int) -> int:
-        for layer in plan:
-            side = (side + 2 * layer.padding - layer.size) // layer.stride + 1
-            if side < 1:
-                break
-        return side
+    def leaves_one(side: int) -> bool:
+        return all((side := layer.side(side)) >= 1 for layer in plan)
 
-    return next(side for side in itertools.count(1) if output(side) >= 1)
+    return next(side for side in itertools.count(1) if leaves_one(side))
 
 
 def _random(plan: Sequence[Layer]) -> dict[str, Tensor]:
