@@ -1,65 +1,145 @@
-"""The example: models, data, training and the demo, end to end."""
+"""The example's models and losses, and its demo."""
 
 import json
 
 import matplotlib.image
 import pytest
 import torch
+from torch.utils.data import TensorDataset
+from torchvision.models import vgg
 
+from perceptual_losses import VGGLoss, ms_ssim, ssim, structural
 from perceptual_losses.examples import __main__, data, demo, train, vae
 
-SMALL = {"hidden_dims": (8, 16), "latent_dim": 8}
+SMALL = {"hidden_dims": (8, 16), "latent_dim": 8, "image_size": 32}
+KINDS = {"vae": {}, "msssim": {}, "dfc": {"layers": {"relu1_1": 1.0}}, "cvae": {"num_classes": 3}}
+
+
+def images(n=6, size=32, channels=3):
+    """Smooth random images, of three classes."""
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, channels, 4, 4, generator=random)
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear").clamp(0, 1)
+    return smooth, torch.arange(n) % 3
 
 
 @pytest.fixture(scope="module")
-def patches():
-    return data.held_out_patches()[::16]
-
-
-def made(model_class, **options):
+def vgg16():
     torch.manual_seed(0)
-    return model_class(**{**SMALL, **options})
+    return vgg.make_layers(vgg.cfgs["D"]).state_dict()
 
 
-def trained(model, images, steps, batch_size=4):
-    return train.train(
-        model, data.Mirrored(images), images, steps=steps, batch_size=batch_size, seed=0
+def made(kind, vgg16, **options):
+    torch.manual_seed(0)
+    options = {**SMALL, **KINDS[kind], **options}
+    if kind == "dfc":
+        options["weights"] = vgg16
+    return vae.MODELS[kind](**options)
+
+
+@pytest.mark.parametrize("kind", vae.MODELS)
+@pytest.mark.parametrize(
+    ("size", "channels", "activation"), [(16, 1, "sigmoid"), (40, 3, "tanh"), (96, 4, "tanh")]
+)
+def test_any_size_channel_count_and_range(vgg16, kind, size, channels, activation):
+    if kind == "dfc" and channels == 4:
+        pytest.skip("VGG sees 1 or 3 channels")
+    hidden_dims = [4, 8, 8]
+    model = made(
+        kind,
+        vgg16,
+        in_channels=channels,
+        image_size=size,
+        hidden_dims=hidden_dims,
+        output_activation=activation,
     )
+    assert hidden_dims == [4, 8, 8]
+    low, high = model.data_range
+    assert (low, high) == ((-1, 1) if activation == "tanh" else (0, 1))
+    x, labels = images(2, size, channels)
+    x = low + (high - low) * x
+    output = model(x, labels)
+    assert output.reconstruction.shape == x.shape
+    assert low < output.reconstruction.min() < output.reconstruction.max() < high
+    model.loss(output, x).total.backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+    new = model.sample(3, torch.tensor([0, 1, 2]))
+    assert new.shape == (3, channels, size, size)
+    assert low < new.min() < new.max() < high
 
 
-@pytest.mark.parametrize("model_class", [vae.VanillaVAE, vae.MSSSIMVAE])
-def test_a_few_steps_lower_the_loss(patches, model_class):
-    model = made(model_class)
-    history = trained(model, patches, 40)
-    first, *_, last = history.training
-    assert last["total"] < 0.95 * first["total"]
-    for row in history.training:
-        expected = row["reconstruction"] + model.kl_weight * row["kl"]
-        assert row["total"] == pytest.approx(expected, rel=1e-6)
-    assert history.held_out[-1]["step"] == 40
-    assert history.held_out[-1]["psnr"] > 10
+@pytest.mark.parametrize("kind", vae.MODELS)
+def test_the_terms_of_the_objective(vgg16, kind):
+    model = made(kind, vgg16)
+    x, labels = images()
+    output = model.eval()(x, labels)
+    back = output.reconstruction
+    expected = {
+        "vae": {"mse": (1.0, (back - x).square().mean())},
+        "msssim": {"ms_ssim_loss": (1.0, 1 - ms_ssim(back, x, weights=[1, 1], levels=2))},
+        "dfc": {"vgg_loss": (1.0, VGGLoss({"relu1_1": 1.0}, weights=vgg16)(back, x))},
+        "cvae": {
+            "mse": (1.0, (back - x).square().mean()),
+            "ssim_loss": (0.05, 1 - ssim(back, x)),
+        },
+    }[kind]
+    expected["kl"] = (model.weights["kl"], vae.kl_divergence(output.mu, output.logvar))
+    loss = model.loss(output, x)
+    assert list(loss.terms) == list(expected)
+    for name, (_, term) in expected.items():
+        torch.testing.assert_close(loss.terms[name], term)
+    total = sum(weight * term for weight, term in expected.values())
+    torch.testing.assert_close(loss.total, total)
+    assert loss.terms["kl"] > 0
 
 
-@pytest.mark.parametrize("model_class", [vae.VanillaVAE, vae.MSSSIMVAE])
-def test_the_same_seed_gives_the_same_numbers(patches, model_class):
-    assert trained(made(model_class), patches, 5) == trained(made(model_class), patches, 5)
-
-
-def test_the_terms_of_the_objective(patches):
-    for model_class, options in ((vae.VanillaVAE, {}), (vae.MSSSIMVAE, {"levels": 2})):
-        model = made(model_class, **options).eval()
-        output = model(patches)
-        terms = model.loss(output, patches)
-        if model_class is vae.VanillaVAE:
-            expected = (output.reconstruction - patches).square().mean()
-        else:
-            from perceptual_losses import ms_ssim
-
-            expected = 1 - ms_ssim(output.reconstruction, patches, levels=2)
-        torch.testing.assert_close(terms.reconstruction, expected)
+@pytest.mark.parametrize("kind", vae.MODELS)
+def test_the_losses_know_the_range(vgg16, kind):
+    x, y = images()[0][:2].split(1)
+    unit = made(kind, vgg16)
+    wide = made(kind, vgg16, output_activation="tanh")
+    for name in unit.losses:
         torch.testing.assert_close(
-            terms.total, terms.reconstruction + model.kl_weight * terms.kl, rtol=0, atol=0
+            wide.losses[name](2 * x - 1, 2 * y - 1), unit.losses[name](x, y), rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "terms", "skipped"),
+    [
+        ({"alpha": 0}, ["ssim_loss", "kl"], "mse_loss"),
+        ({"beta": 0}, ["mse", "kl"], "ssim"),
+        ({"kl_weight": 0}, ["mse", "ssim_loss"], "kl_divergence"),
+    ],
+)
+def test_a_term_with_weight_zero_is_not_computed(monkeypatch, options, terms, skipped):
+    def never(*args, **kwargs):
+        raise AssertionError(f"{skipped} was computed")
+
+    owner = {
+        "mse_loss": vae.functional,
+        "ssim": structural,
+        "kl_divergence": vae,
+    }[skipped]
+    monkeypatch.setattr(owner, skipped, never)
+    model = made("cvae", None, **options)
+    x, labels = images()
+    assert list(model.loss(model(x, labels), x).terms) == terms
+    whole = made("cvae", None)
+    output = whole(x, labels)
+    with pytest.raises(AssertionError, match=skipped):
+        whole.loss(output, x)
+
+
+def test_a_label_changes_the_encoding_and_the_decoding():
+    model = made("cvae", None)
+    x, _ = images()
+    zeros, ones = torch.zeros(6, dtype=int), torch.ones(6, dtype=int)
+    assert not torch.equal(model.encode(x, zeros)[0], model.encode(x, ones)[0])
+    z = torch.zeros(6, 8)
+    assert not torch.equal(model.decode(z, zeros), model.decode(z, ones))
+    with pytest.raises(ValueError, match="3 classes: pass labels, a tensor of 6 numbers from 0 to"):
+        model(x)
 
 
 def test_kl_divergence():
@@ -73,66 +153,107 @@ def test_kl_divergence():
     assert expected > 0
 
 
-def test_the_posterior_is_sampled_in_training_alone(patches):
-    model = made(vae.VanillaVAE)
-    assert not torch.equal(model(patches).reconstruction, model(patches).reconstruction)
-    model.eval()
-    output = model(patches)
-    assert torch.equal(output.reconstruction, model(patches).reconstruction)
-    assert torch.equal(output.reconstruction, model.decode(output.mu))
-    assert 0 <= output.reconstruction.min() < output.reconstruction.max() <= 1
+def test_the_posterior_is_sampled_in_training_alone():
+    model = made("vae", None)
+    x, _ = images()
+    assert not torch.equal(model(x).reconstruction, model(x).reconstruction)
+    noise = torch.randn(6, 8)
+    assert torch.equal(model(x, noise=noise).reconstruction, model(x, noise=noise).reconstruction)
+    assert torch.equal(model.generate(x), model.decode(model.encode(x)[0]))
+    assert torch.equal(model.eval()(x).reconstruction, model.generate(x))
     mu, logvar = torch.full((20000, 1), 3.0), torch.full((20000, 1), 2 * torch.tensor(0.5).log())
     samples = model.reparameterize(mu, logvar)
     assert samples.mean().item() == pytest.approx(3, abs=0.02)
     assert samples.std().item() == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize(("size", "channels", "levels"), [(32, 1, 2), (96, 4, 4)])
-def test_other_sizes_and_channel_counts(size, channels, levels):
-    hidden_dims = [4, 8, 8]
-    model = vae.MSSSIMVAE(
-        levels=levels, in_channels=channels, image_size=size, latent_dim=4, hidden_dims=hidden_dims
-    )
-    assert hidden_dims == [4, 8, 8]
-    x = torch.rand(2, channels, size, size)
-    output = model(x)
-    assert output.reconstruction.shape == x.shape
-    model.loss(output, x).total.backward()
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+def test_half_precision_stops_at_the_posterior_and_the_images():
+    model = made("vae", None)
+    x, _ = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x)
+        loss = model.loss(output, x)
+    assert {tensor.dtype for tensor in (*output, loss.total)} == {torch.float32}
 
 
-def test_a_size_that_the_strides_do_not_divide():
-    with pytest.raises(ValueError, match="image_size=50 is not a multiple of 4"):
-        made(vae.VanillaVAE, image_size=50)
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        ("vae", {"image_size": 50}, "image_size=50 is not a multiple of 4"),
+        ("vae", {"output_activation": "relu"}, "'relu': pass one of sigmoid, tanh"),
+        ("vae", {"kl_weight": -1.0}, "the weight of kl is -1.0: pass a number from 0 upwards"),
+        ("cvae", {"num_classes": 0}, "num_classes=0: pass 1 or more"),
+        ("cvae", {"alpha": 0, "beta": 0}, "compare nothing: pass a positive one"),
+        ("cvae", {"beta": float("nan")}, "the weight of ssim_loss is nan"),
+    ],
+)
+def test_options_of_no_use(kind, options, text):
+    with pytest.raises(ValueError, match=text):
+        made(kind, None, **options)
+
+
+def test_dfc_needs_no_weights_before_its_loss(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
+    model = vae.DFCVAE(**SMALL)
+    assert model(images()[0]).reconstruction.shape == (6, 3, 32, 32)
+    with pytest.raises(RuntimeError, match=r"vgg19.*/nowhere/checkpoints/vgg19"):
+        model.load()
+    assert list(vae.DFCVAE(layers="dfc-345", **SMALL).features.layers) == [
+        f"relu{block}_1" for block in (3, 4, 5)
+    ]
+
+
+def test_the_frozen_network_is_no_part_of_the_model(vgg16):
+    model = made("dfc", vgg16)
+    assert model.state_dict().keys() == made("vae", None).state_dict().keys()
 
 
 def test_held_out_photos_are_kept_apart():
     assert not set(data.TRAINING_PHOTOS) & set(data.HELD_OUT_PHOTOS)
-    training, held_out = data.training_patches(), data.held_out_patches()
-    assert training[0].shape == held_out.shape[1:] == (3, 64, 64)
-    assert len(training) > 4000
+    photos = data.load("photos", data.Form())
+    held_out = torch.stack([photos.held_out[i][0] for i in range(len(photos.held_out))])
+    assert photos.training[0][0].shape == held_out.shape[1:] == (3, 64, 64)
+    assert len(photos.training) > 4000
     assert 0 <= held_out.min() < 0.1 < 0.9 < held_out.max() <= 1
-    assert torch.equal(training[7], training[6].flip(-1))
+    (image, label), (mirrored, same) = photos.training[6], photos.training[7]
+    assert torch.equal(mirrored, image.flip(-1))
+    assert label == same
     # No held-out patch is near any training patch: the closest differs by more than a shade.
-    flat, candidates = held_out[::8].flatten(1), training.images.flatten(1)
+    everything, labels = photos.training.images.tensors
+    assert labels.unique().tolist() == list(range(5))
+    assert photos.classes == ["256 px", "224 px", "192 px", "160 px", "128 px"]
+    flat, candidates = held_out[::8].flatten(1), everything.flatten(1)
     assert torch.cdist(flat, candidates).min() / flat.shape[1] ** 0.5 > 0.02
 
 
-def test_metrics(patches):
+def test_metrics():
     class Shifted(vae.VanillaVAE):
-        def forward(self, x):
-            return vae.VAEOutput(x + 0.1, x, x)
+        def generate(self, x, labels=None):
+            return x + 0.2
 
-    metrics = train.evaluate(Shifted(**SMALL), patches)
+    x, labels = images(5, 64)
+    model = Shifted(output_activation="tanh")
+    metrics = train.evaluate(model, TensorDataset(2 * x - 1, labels), batch_size=2)
     assert metrics.psnr == pytest.approx(20, abs=1e-3)
-    assert 0.5 < metrics.ssim < 1
-    assert 0.5 < metrics.ms_ssim < 1
+    options = {"data_range": (-1, 1)}
+    shifted = 2 * x - 0.8
+    assert metrics.ssim == pytest.approx(ssim(shifted, 2 * x - 1, **options).item(), abs=1e-6)
+    expected = ms_ssim(shifted, 2 * x - 1, levels=3, **options)
+    assert metrics.ms_ssim == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "training_patches", lambda: data.Mirrored(data.held_out_patches()))
+    held_out = TensorDataset(*images(8, 64))
+    photos = data.Data("photos", data.Form(), ["a", "b", "c"], data.Mirrored(held_out), held_out)
+    monkeypatch.setattr(demo, "load", lambda *args: photos)
     out = tmp_path / "deep" / "demo"
-    code = __main__.main(["demo", "--steps", "12", "--batch-size", "2", "--out", str(out)])
+    command = ["demo", "--steps", "12", "--batch-size", "2", "--out", str(out)]
+    __main__.main(command)
+    code = __main__.main(command)  # Again: it replaces what it finds.
     record = json.loads((out / "metrics.json").read_text())
     printed = capsys.readouterr().out
     assert record["config"]["steps"] == 12
@@ -141,8 +262,9 @@ def test_demo(tmp_path, monkeypatch, capsys):
         assert name in printed
         assert f"{values['psnr']:.2f}" in printed
         assert f"{values['ms_ssim']:.4f}" in printed
-        assert record["history"][name]["held_out"][-1] == {"step": 12, **values}
-        assert [row["step"] for row in record["history"][name]["training"]] == [10, 12]
+        rows = record["history"][name]
+        assert rows[-1] == {"step": 12, **values, "training": rows[-1]["training"]}
+        assert [row["step"] for row in rows] == [10, 12]
     won = all(
         record["metrics"]["MS-SSIM-trained"][key] > record["metrics"]["MSE-trained"][key]
         for key in ("ssim", "ms_ssim")
@@ -178,14 +300,37 @@ def test_the_verdict(monkeypatch, capsys, tmp_path, ssim, ms_ssim, lost):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--steps", "0"], "0 is not positive: pass 1 or more"),
-        (["--batch-size", "-3"], "-3 is not positive"),
-        (["--steps", "many"], "invalid positive value: 'many'"),
-        (["--out", __file__], "is a file: pass a folder"),
+        (["demo", "--steps", "0"], "0 is not positive: pass 1 or more"),
+        (["demo", "--batch-size", "-3"], "-3 is not positive"),
+        (["demo", "--steps", "many"], "invalid positive value: 'many'"),
+        (["demo", "--seed", "-1"], "-1 is negative: pass 0 or more"),
+        (["demo", "--out", __file__], "is a file: pass a folder"),
+        (["train", "--out", "x"], "the following arguments are required: --model"),
+        (["train", "--model", "gan", "--out", "x"], "invalid choice: 'gan'"),
+        (["train", "--model", "vae", "--out", "x", "--lr", "0"], "0 is no rate"),
+        (["train", "--model", "vae", "--out", "x", "--channels", "4"], "choose from 1, 3"),
     ],
 )
 def test_bad_flags(capsys, flags, text):
     with pytest.raises(SystemExit) as caught:
-        __main__.main(["demo", *flags])
+        __main__.main(flags)
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    def missing(options):
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setitem(__main__.COMMANDS, "demo", missing)
+    assert __main__.main(["demo"]) == 2
+    message = 'tensorboard is not installed: pip install "perceptual-losses[examples]"'
+    assert message in capsys.readouterr().err
+
+
+def test_every_command_has_help(capsys):
+    for command in __main__.COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            __main__.main([command, "--help"])
+        assert caught.value.code == 0
+        assert "SUPPRESS" not in capsys.readouterr().out

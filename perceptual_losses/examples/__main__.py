@@ -1,11 +1,25 @@
-"""``python -m perceptual_losses.examples demo``: see two losses train the same model."""
+"""``python -m perceptual_losses.examples``: train VAEs with the losses and look at what comes."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from .vae import MODELS, OUTPUTS
+
+MODEL_FLAGS = {
+    "kl_weight": tuple(MODELS),
+    "level_weights": ("msssim",),
+    "layers": ("dfc",),
+    "weights": ("dfc",),
+    "alpha": ("cvae",),
+    "beta": ("cvae",),
+}
+"""Options that are handed to the model if they are given, and whose they are."""
 
 
 def positive(text: str) -> int:
@@ -13,6 +27,22 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive: pass 1 or more")
+    return number
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 upwards."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative: pass 0 or more")
+    return number
+
+
+def rate(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no rate: pass a number above 0")
     return number
 
 
@@ -28,32 +58,86 @@ def arguments() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m perceptual_losses.examples")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
+
+    def command(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=description or None,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    demo = command(
         "demo",
-        help="train a VAE with the mean squared error and with MS-SSIM, and compare them",
-        description="Trains a VAE with the mean squared error and again with MS-SSIM, with the "
-        "same seed, data and number of steps, and compares them on held-out photos. Exits with 1 "
-        "if training with MS-SSIM did not give the better SSIM and MS-SSIM.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "train a VAE with the mean squared error and with MS-SSIM, and compare them",
+        "Trains a VAE with the mean squared error and again with MS-SSIM, with the same seed, data "
+        "and number of steps, and compares them on held-out photos. Exits with 1 if training with "
+        "MS-SSIM did not give the better SSIM and MS-SSIM.",
     )
     demo.add_argument("--steps", type=positive, default=2000, help="updates of each model")
     demo.add_argument("--batch-size", type=positive, default=32, help="images for each update")
-    demo.add_argument("--seed", type=int, default=0, help="of the weights, the order and the noise")
-    demo.add_argument("--out", type=folder, default="runs/demo", help="folder to write to")
+    demo.add_argument(
+        "--seed", type=whole, default=0, help="of the weights, the order and the noise"
+    )
+    demo.add_argument("--out", type=folder, default=Path("runs/demo"), help="folder to write to")
+
+    train = command("train", "train a model on photos, a folder of images or a data set")
+    own: Any = {"default": argparse.SUPPRESS}
+    train.add_argument("--model", choices=MODELS, required=True)
+    _add_data(train, default="photos")
+    train.add_argument("--image-size", type=positive, help="side in pixels; else the data's", **own)
+    train.add_argument("--channels", type=int, choices=(1, 3), help="else the data's", **own)
+    train.add_argument("--output-activation", choices=OUTPUTS, default="sigmoid")
+    train.add_argument("--steps", type=positive, default=2000, help="updates in all")
+    train.add_argument(
+        "--batch-size", type=positive, default=32, help="images for each update, of all processes"
+    )
+    train.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
+    train.add_argument("--seed", type=whole, default=0, help="of the weights, the order, the noise")
+    train.add_argument("--kl-weight", type=float, help="else the model's", **own)
+    train.add_argument("--level-weights", type=float, nargs="+", help="msssim: else all 1", **own)
+    train.add_argument("--layers", help="dfc: dfc-345, or else dfc-123", **own)
+    train.add_argument(
+        "--weights", help="dfc: a path, random (features of no meaning), or else imagenet", **own
+    )
+    train.add_argument("--alpha", type=float, help="cvae: weight of the squared error", **own)
+    train.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM", **own)
+    train.add_argument("--eval-every", type=positive, help="steps; else those of an epoch", **own)
+    train.add_argument("--save-every", type=positive, default=500, help="steps")
+    train.add_argument("--workers", type=whole, default=0, help="processes that read images")
+    train.add_argument("--out", type=folder, required=True, help="folder to write to")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in --out, if there is one"
+    )
+
+    sample = command("sample", "draw new images from a trained model")
+    sample.add_argument("--checkpoint", type=Path, required=True, help="a training's checkpoint.pt")
+    sample.add_argument("--rows", type=positive, default=8, help="a model with classes has its own")
+    sample.add_argument("--columns", type=positive, default=8)
+    sample.add_argument("--seed", type=whole, default=0)
+    sample.add_argument("--out", type=Path, required=True, help="picture to write, .png")
+
+    reconstruct = command("reconstruct", "what a trained model makes of images it has not seen")
+    reconstruct.add_argument("--checkpoint", type=Path, required=True)
+    _add_data(reconstruct, default=argparse.SUPPRESS)
+    reconstruct.add_argument("--columns", type=positive, default=8)
+    reconstruct.add_argument("--out", type=Path, required=True, help="picture to write, .png")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code."""
-    options = arguments().parse_args(argv)
-    try:
-        from .demo import demo, metrics_not_won, table
-    except ModuleNotFoundError as error:
-        print(
-            f'{error.name} is not installed: pip install "perceptual-losses[examples]"',
-            file=sys.stderr,
-        )
-        return 2
+def _add_data(parser: argparse.ArgumentParser, *, default: str) -> None:
+    text = "photos, cifar10, celeba, mnist, or a folder of images"
+    if default == argparse.SUPPRESS:
+        text += "; else what the model was trained on"
+    parser.add_argument("--data", default=default, help=text)
+    parser.add_argument(
+        "--root", type=folder, default=Path("data"), help="where data sets are downloaded to"
+    )
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Two models, side by side."""
+    from .demo import demo, metrics_not_won, table
 
     metrics = demo(
         steps=options.steps, batch_size=options.batch_size, seed=options.seed, out=options.out
@@ -67,6 +151,116 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print("MS-SSIM training won on SSIM and MS-SSIM.")
     return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    """One model, on any data."""
+    from .data import IMAGE_SIZES, Form, load
+    from .train import Training, processes
+
+    given = vars(options)
+    own = {name: given[name] for name in MODEL_FLAGS if name in given}
+    for name in own:
+        if options.model not in MODEL_FLAGS[name]:
+            flag, owner = name.replace("_", "-"), MODEL_FLAGS[name][0]
+            raise RefusedError(f"--{flag} is for --model {owner}, not {options.model}")
+    if own.get("weights") == "random":
+        own["weights"] = None
+    with processes():
+        with refusals():
+            form = Form(
+                given.get("image_size", IMAGE_SIZES.get(options.data, 64)),
+                given.get("channels", 1 if options.data == "mnist" else 3),
+                OUTPUTS[options.output_activation][1],
+            )
+            training = Training(
+                options.model,
+                {**own, "output_activation": options.output_activation},
+                load(options.data, form, options.root),
+                options.out,
+                steps=options.steps,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                learning_rate=options.lr,
+                evaluate_every=given.get("eval_every"),
+                save_every=options.save_every,
+                existing="resume" if options.resume else "refuse",
+                workers=options.workers,
+            )
+        metrics = training.run()
+    if training.writes:
+        psnr, ssim, ms_ssim = metrics
+        print(f"held out: PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}")
+        print(f"The checkpoint, metrics and pictures are in {options.out}.")
+    return 0
+
+
+def sample(options: argparse.Namespace) -> int:
+    """New images of a model."""
+    from torchvision.utils import save_image
+
+    from . import checkpoints, pictures
+
+    with refusals():
+        model = checkpoints.model_of(checkpoints.load(options.checkpoint))
+        picture = pictures.samples(
+            model, rows=options.rows, columns=options.columns, seed=options.seed
+        )
+        save_image(picture, options.out)
+    return 0
+
+
+def reconstruct(options: argparse.Namespace) -> int:
+    """Images, and what a model makes of them."""
+    from torchvision.utils import save_image
+
+    from . import checkpoints, pictures
+    from .data import Form, load
+
+    with refusals():
+        state = checkpoints.load(options.checkpoint)
+        model = checkpoints.model_of(state)
+        form = Form(model.image_size, model.in_channels, model.data_range)
+        data = load(vars(options).get("data", state["data"]), form, options.root)
+        if model.num_classes and data.classes != state["classes"]:
+            raise RefusedError(
+                f"the model knows the classes {state['classes']} and {data.name} has "
+                f"{data.classes}: pass --data with the same"
+            )
+        images, labels = pictures.some(data, options.columns)
+        save_image(pictures.reconstructions(model, images, labels), options.out)
+    return 0
+
+
+COMMANDS = {"demo": demo, "train": train, "sample": sample, "reconstruct": reconstruct}
+
+
+class RefusedError(Exception):
+    """Something that was asked for is of no use; with what to ask for instead."""
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """While a command prepares its work, errors are about what it was given: no traceback."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise RefusedError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    options = arguments().parse_args(argv)
+    try:
+        return COMMANDS[options.command](options)
+    except ModuleNotFoundError as error:
+        print(
+            f'{error.name} is not installed: pip install "perceptual-losses[examples]"',
+            file=sys.stderr,
+        )
+    except RefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

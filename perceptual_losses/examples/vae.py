@@ -6,21 +6,29 @@ Kingma and Welling, "Auto-encoding variational Bayes", arXiv:1312.6114.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from perceptual_losses import MSSSIMLoss
+from perceptual_losses import MSSSIMLoss, SSIMLoss, VGGLoss
+
+OUTPUTS: dict[str, tuple[type[nn.Module], tuple[float, float]]] = {
+    "sigmoid": (nn.Sigmoid, (0.0, 1.0)),
+    "tanh": (nn.Tanh, (-1.0, 1.0)),
+}
+"""How a decoder can end, and the range that its images then have."""
 
 
 class VAEOutput(NamedTuple):
     """What `BaseVAE` returns for a batch: the images and the posterior they were decoded from."""
 
     reconstruction: Tensor
-    """``(N, C, H, W)``, values in [0, 1]."""
+    """``(N, C, H, W)``, values in the model's ``data_range``."""
     mu: Tensor
     """``(N, latent_dim)``, the posterior's mean."""
     logvar: Tensor
@@ -28,37 +36,42 @@ class VAEOutput(NamedTuple):
 
 
 class VAELoss(NamedTuple):
-    """The objective and its terms, scalars: ``total = reconstruction + kl_weight * kl``."""
+    """The objective and what it is the sum of, scalars."""
 
     total: Tensor
-    reconstruction: Tensor
-    kl: Tensor
+    """Each term times its weight, added up."""
+    terms: dict[str, Tensor]
+    """The terms by name, before the weights."""
 
 
 class BaseVAE(nn.Module):
-    """A convolutional VAE for square images with values in [0, 1].
+    """A convolutional VAE for square images, with any number of channels.
 
     In training mode it decodes a sample of the posterior, in evaluation mode the posterior's mean,
-    so that reconstructions are then deterministic.
+    so that reconstructions are then deterministic. A model is this class and a call of
+    `minimise` for each distance between images that it trains on.
 
     Args:
-        reconstruction_loss: a module that takes ``(reconstruction, x)`` to a scalar.
-        kl_weight: what one nat of KL divergence costs, in units of ``reconstruction_loss``.
+        kl_weight: what one nat of KL divergence costs, in units of the other terms.
         in_channels: channels of the images.
         image_size: their side in pixels, a multiple of ``2 ** len(hidden_dims)``.
         latent_dim: size of the code.
         hidden_dims: channels after each convolution; each halves the side of the image.
+        output_activation: ``"sigmoid"`` for images with values in [0, 1], ``"tanh"`` for [-1, 1].
+        num_classes: of the labels that come with the images, which are told to the encoder and to
+            the decoder; 0 for a model without, which ignores labels.
     """
 
     def __init__(
         self,
-        reconstruction_loss: nn.Module,
-        kl_weight: float,
         *,
+        kl_weight: float,
         in_channels: int = 3,
         image_size: int = 64,
         latent_dim: int = 128,
         hidden_dims: Sequence[int] = (16, 32, 64, 128),
+        output_activation: str = "sigmoid",
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         side, remainder = divmod(image_size, 2 ** len(hidden_dims))
@@ -67,12 +80,18 @@ class BaseVAE(nn.Module):
                 f"image_size={image_size} is not a multiple of {2 ** len(hidden_dims)}: each of "
                 f"the {len(hidden_dims)} hidden_dims halves the image; pass a multiple, or fewer"
             )
+        if output_activation not in OUTPUTS:
+            raise ValueError(
+                f"output_activation={output_activation!r}: pass one of {', '.join(OUTPUTS)}"
+            )
+        activation, self.data_range = OUTPUTS[output_activation]
         stages = list(pairwise([in_channels, *hidden_dims]))
         features = (stages[-1][1], side, side)
 
         encoder: list[nn.Module] = []
-        for shallow, deep in stages:
-            encoder += [nn.Conv2d(shallow, deep, 4, stride=2, padding=1), nn.SiLU()]
+        for number, (shallow, deep) in enumerate(stages):
+            labelled = shallow if number else shallow + num_classes
+            encoder += [nn.Conv2d(labelled, deep, 4, stride=2, padding=1), nn.SiLU()]
         self.encoder = nn.Sequential(
             *encoder, nn.Flatten(), nn.Linear(math.prod(features), 2 * latent_dim)
         )
@@ -81,39 +100,99 @@ class BaseVAE(nn.Module):
         for shallow, deep in reversed(stages):
             decoder += [nn.SiLU(), nn.ConvTranspose2d(deep, shallow, 4, stride=2, padding=1)]
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, math.prod(features)),
+            nn.Linear(latent_dim + num_classes, math.prod(features)),
             nn.Unflatten(1, features),
             *decoder,
-            nn.Sigmoid(),
+            activation(),
         )
 
-        self.reconstruction_loss = reconstruction_loss
-        self.kl_weight = kl_weight
+        self.image_size, self.in_channels = image_size, in_channels
+        self.latent_dim, self.num_classes = latent_dim, num_classes
+        self.losses = nn.ModuleDict()
+        self.weights: dict[str, float] = {}
+        self.weigh("kl", kl_weight)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def minimise(self, name: str, weight: float, loss: nn.Module) -> None:
+        """Adds ``weight * loss(reconstruction, x)`` to the objective, or nothing for weight 0."""
+        self.weigh(name, weight)
+        if weight:
+            self.losses[name] = loss
+
+    def weigh(self, name: str, weight: float) -> None:
+        """Sets the weight of a term of the objective."""
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name} is {weight}: pass a number from 0 upwards")
+        self.weights[name] = weight
+
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The posterior ``q(z|x)``: its mean and the logarithm of its variance."""
-        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        # In the images' precision, as autocast would take the variance's exponential in its own.
+        mu, logvar = self.encoder(self._with_labels(x, labels)).to(x.dtype).chunk(2, dim=1)
         return mu, logvar
 
-    def reparameterize(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """A sample of the posterior, written so that gradients reach ``mu`` and ``logvar``."""
-        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+    def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A sample of the posterior, written so that gradients reach ``mu`` and ``logvar``.
 
-    def decode(self, z: Tensor) -> Tensor:
+        Args:
+            mu: the posterior's mean.
+            logvar: the logarithm of its variance.
+            noise: standard normal numbers of the same shape, drawn here by default.
+        """
+        if noise is None:
+            noise = torch.randn_like(mu)
+        return mu + torch.exp(0.5 * logvar) * noise
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """The images ``(N, C, H, W)`` of the codes ``(N, latent_dim)``."""
-        images: Tensor = self.decoder(z)
+        images: Tensor = self.decoder(self._with_labels(z, labels)).to(z.dtype)
         return images
 
-    def forward(self, x: Tensor) -> VAEOutput:
-        mu, logvar = self.encode(x)
-        z = self.reparameterize(mu, logvar) if self.training else mu
-        return VAEOutput(self.decode(z), mu, logvar)
+    def forward(
+        self, x: Tensor, labels: Tensor | None = None, noise: Tensor | None = None
+    ) -> VAEOutput:
+        mu, logvar = self.encode(x, labels)
+        z = self.reparameterize(mu, logvar, noise) if self.training else mu
+        return VAEOutput(self.decode(z, labels), mu, logvar)
 
     def loss(self, output: VAEOutput, x: Tensor) -> VAELoss:
         """The objective for the ``output`` of ``x``: the negative evidence lower bound, scaled."""
-        reconstruction = self.reconstruction_loss(output.reconstruction, x)
-        kl = kl_divergence(output.mu, output.logvar)
-        return VAELoss(reconstruction + self.kl_weight * kl, reconstruction, kl)
+        terms = {name: loss(output.reconstruction, x) for name, loss in self.losses.items()}
+        if self.weights["kl"]:
+            terms["kl"] = kl_divergence(output.mu, output.logvar)
+        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return VAELoss(total, terms)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``n`` new images: codes drawn from the prior, decoded.
+
+        Args:
+            n: number of images.
+            labels: ``(n,)``, for a model with classes.
+            generator: on the CPU, decides the codes; torch's own by default.
+        """
+        z = torch.randn(n, self.latent_dim, generator=generator)
+        return self.decode(z.to(next(self.parameters())), labels)
+
+    @torch.no_grad()
+    def generate(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The images that ``x`` come back as, decoded from the posterior's mean in any mode."""
+        return self.decode(self.encode(x, labels)[0], labels)
+
+    def _with_labels(self, tensor: Tensor, labels: Tensor | None) -> Tensor:
+        """Images or codes, with a channel or element for each class, 1 for the label's."""
+        if not self.num_classes:
+            return tensor
+        if labels is None:
+            raise ValueError(
+                f"the model has {self.num_classes} classes: pass labels, a tensor of {len(tensor)} "
+                f"numbers from 0 to {self.num_classes - 1}"
+            )
+        hot = functional.one_hot(labels, self.num_classes).to(tensor)
+        hot = hot.reshape(*hot.shape, *[1] * (tensor.dim() - 2))
+        return torch.cat([tensor, hot.expand(-1, -1, *tensor.shape[2:])], dim=1)
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -129,12 +208,39 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + logvar.expm1() - logvar).sum(dim=1).mean()
 
 
-# Both weights belong to 64x64 RGB images, as the losses are means. With a Gaussian decoder of
-# variance v the evidence lower bound is MSE + 2 v / (3 * 64 * 64) * KL; v is the MSE that training
-# reaches, 0.006. MS-SSIM has no such likelihood: its weight is the one that leaves its code as
-# many nats as the MSE leaves, so that neither model sees more of the image than the other.
+class RelativeMSE(nn.Module):
+    """The mean squared error of images in units of their range.
+
+    With it a weight means the same for sigmoid and for tanh decoders, as it does with SSIM.
+    """
+
+    def __init__(self, data_range: tuple[float, float]) -> None:
+        super().__init__()
+        low, high = data_range
+        self.length = high - low
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return functional.mse_loss(x, y) / self.length**2
+
+
+def levels_that_fit(image_size: int) -> int:
+    """The levels of MS-SSIM, at most five, whose last still holds its window of 11 pixels.
+
+    Example:
+        >>> [levels_that_fit(size) for size in (32, 64, 128, 256)]
+        [2, 3, 4, 5]
+    """
+    return min(5, max(1, ((image_size - 1) // 10).bit_length()))
+
+
+# The weights of the KL divergence belong to 64x64 RGB images, as the losses are means. With a
+# Gaussian decoder of variance v the evidence lower bound is MSE + 2 v / (3 * 64 * 64) * KL; v is
+# the MSE that training reaches, 0.006. The other losses have no such likelihood: theirs is the
+# weight that leaves the code about as many nats, so that no model sees more of the image.
 MSE_KL_WEIGHT = 1e-6
 MS_SSIM_KL_WEIGHT = 5e-5
+SSIM_KL_WEIGHT = 2e-6
+VGG_KL_WEIGHT = 1e-4
 
 
 class VanillaVAE(BaseVAE):
@@ -148,28 +254,121 @@ class VanillaVAE(BaseVAE):
     """
 
     def __init__(self, *, kl_weight: float = MSE_KL_WEIGHT, **options: Any) -> None:
-        super().__init__(nn.MSELoss(), kl_weight, **options)
+        super().__init__(kl_weight=kl_weight, **options)
+        self.minimise("mse", 1.0, RelativeMSE(self.data_range))
 
 
 class MSSSIMVAE(BaseVAE):
-    """The VAE trained with ``1 - MS-SSIM``. The other options are those of `BaseVAE`.
+    """The VAE trained with ``1 - MS-SSIM``, or EL-VAE. The other options are those of `BaseVAE`.
 
     Snell et al., "Learning to generate images with perceptual similarity metrics",
     arXiv:1511.06409.
 
     Args:
-        levels: scales of MS-SSIM. Its window of 11 pixels fits 3 into 64 pixels, 2 into 32.
+        level_weights: of the levels of MS-SSIM, finest first. By default 1 for each level that fits
+            into the images, as that paper weighs its five. The demo passes those of Wang et al.,
+            `perceptual_losses.MS_SSIM_WEIGHTS`, which give better images in as many steps; of more
+            weights than levels that fit, the first are scaled to the sum of all.
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
     Example:
         >>> import torch
-        >>> model = MSSSIMVAE(levels=2, image_size=32, in_channels=1)
+        >>> model = MSSSIMVAE(image_size=32, in_channels=1)
         >>> x = torch.rand(2, 1, 32, 32)
         >>> model.loss(model(x), x).total.backward()
     """
 
     def __init__(
-        self, *, levels: int = 3, kl_weight: float = MS_SSIM_KL_WEIGHT, **options: Any
+        self,
+        *,
+        level_weights: Sequence[float] | None = None,
+        kl_weight: float = MS_SSIM_KL_WEIGHT,
+        **options: Any,
     ) -> None:
-        super().__init__(MSSSIMLoss(levels=levels), kl_weight, **options)
+        super().__init__(kl_weight=kl_weight, **options)
+        fitting = levels_that_fit(self.image_size)
+        weights = level_weights or [1.0] * fitting
+        levels = min(fitting, len(weights))
+        loss = MSSSIMLoss(weights=weights, levels=levels, data_range=self.data_range)
+        self.minimise("ms_ssim_loss", 1.0, loss)
+
+
+class DFCVAE(BaseVAE):
+    """The VAE trained on what VGG-19 sees. The other options are those of `BaseVAE`.
+
+    Hou, Shen, Sun and Qiu, "Deep feature consistent variational autoencoder", arXiv:1610.00291.
+
+    Args:
+        layers: ``"dfc-123"`` or ``"dfc-345"``, the paper's two models, or what else
+            `perceptual_losses.VGGLoss` takes.
+        weights: of the network, as for `perceptual_losses.VGGLoss`: ``"imagenet"`` is fetched by
+            `load`, or else by the first loss; constructing the model needs no network.
+        kl_weight: as for `BaseVAE`. The features have no unit: it has to suit the layers.
+        options: as for `BaseVAE`; 1 or 3 ``in_channels``.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: str | Mapping[str, float] = "dfc-123",
+        weights: str | PathLike[str] | Mapping[str, Tensor] | nn.Module | None = "imagenet",
+        kl_weight: float = VGG_KL_WEIGHT,
+        **options: Any,
+    ) -> None:
+        super().__init__(kl_weight=kl_weight, **options)
+        self.features = VGGLoss(layers, weights=weights, data_range=self.data_range)
+        self.minimise("vgg_loss", 1.0, self.features)
+
+    def load(self) -> None:
+        """Fetches the network's weights now, so that what they need is known before training."""
+        self.features.load()
+
+
+class ConditionalVAE(BaseVAE):
+    """The VAE that is told each image's class, trained with ``alpha * MSE + beta * (1 - SSIM)``.
+
+    Sohn, Lee and Yan, "Learning structured output representation using deep conditional generative
+    models", NIPS 2015. The other options are those of `BaseVAE`.
+
+    Args:
+        num_classes: of the labels, at least 1.
+        alpha: the weight of the mean squared error; a term with weight 0 is not computed.
+        beta: the weight of ``1 - SSIM``.
+        kl_weight: as for `BaseVAE`.
+        options: as for `BaseVAE`.
+
+    Example:
+        >>> import torch
+        >>> model = ConditionalVAE(num_classes=10)
+        >>> x, labels = torch.rand(2, 3, 64, 64), torch.tensor([3, 7])
+        >>> loss = model.loss(model(x, labels), x)
+        >>> list(loss.terms)
+        ['mse', 'ssim_loss', 'kl']
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        alpha: float = 1.0,
+        beta: float = 0.05,
+        kl_weight: float = SSIM_KL_WEIGHT,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_classes=num_classes, kl_weight=kl_weight, **options)
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: pass 1 or more")
+        self.minimise("mse", alpha, RelativeMSE(self.data_range))
+        self.minimise("ssim_loss", beta, SSIMLoss(data_range=self.data_range))
+        if not self.losses:
+            raise ValueError("alpha=0 and beta=0 compare nothing: pass a positive one")
+
+
+MODELS: dict[str, type[BaseVAE]] = {
+    "vae": VanillaVAE,
+    "msssim": MSSSIMVAE,
+    "dfc": DFCVAE,
+    "cvae": ConditionalVAE,
+}
+"""The models by the names that the commands know them by."""

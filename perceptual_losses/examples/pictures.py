@@ -1,0 +1,61 @@
+"""What a model makes of images, as one picture ``(3, H, W)`` with values in [0, 1]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from .data import Data, count
+from .vae import BaseVAE
+
+
+def grid(model: BaseVAE, images: Tensor, columns: int) -> Tensor:
+    """Images of a model's range, row by row."""
+    low, high = model.data_range
+    images = ((images.cpu() - low) / (high - low)).clamp(0, 1)
+    picture: Tensor = make_grid(images, nrow=columns, pad_value=1.0)
+    return picture
+
+
+def some(data: Data, n: int) -> tuple[Tensor, Tensor]:
+    """Held-out images and their labels, spread evenly."""
+    places = torch.linspace(0, count(data.held_out) - 1, n).long().tolist()
+    chosen = [data.held_out[place] for place in places]
+    images, labels = zip(*chosen, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def reconstructions(model: BaseVAE, images: Tensor, labels: Tensor) -> Tensor:
+    """Above the images, below what they come back as."""
+    device = next(model.parameters()).device
+    back = model.generate(images.to(device), labels.to(device)).cpu()
+    return grid(model, torch.cat([images, back]), len(images))
+
+
+def samples(model: BaseVAE, *, rows: int = 8, columns: int = 8, seed: int = 0) -> Tensor:
+    """New images; where a model has classes, a row for each, of the same codes."""
+    device = next(model.parameters()).device
+    labels, generator = None, torch.Generator().manual_seed(seed)
+    if not model.num_classes:
+        return grid(model, model.sample(rows * columns, generator=generator), columns)
+    made = []
+    for label in range(model.num_classes):
+        labels = torch.full((columns,), label, device=device)
+        made.append(model.sample(columns, labels, generator=generator.manual_seed(seed)))
+    return grid(model, torch.cat(made), columns)
+
+
+@torch.no_grad()
+def interpolations(model: BaseVAE, images: Tensor, labels: Tensor, *, columns: int = 8) -> Tensor:
+    """A row for each pair of neighbours: from the one's code to the other's in equal steps."""
+    device = next(model.parameters()).device
+    images, labels = images.to(device), labels.to(device)
+    mu, _ = model.encode(images, labels)
+    way = torch.linspace(0, 1, columns, device=device)[:, None]
+    rows = [
+        # A class has no half: the first image's stays.
+        model.decode(torch.lerp(begin, end, way), label.expand(columns))
+        for begin, end, label in zip(mu[::2], mu[1::2], labels[::2], strict=True)
+    ]
+    return grid(model, torch.cat(rows), columns)

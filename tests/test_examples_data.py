@@ -1,0 +1,170 @@
+"""The example's data: folders as people have them, and data sets that have to be fetched."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from perceptual_losses.examples import __main__, data
+
+FORM = data.Form(image_size=16)
+
+
+def picture(path, size=(20, 16), color=(255, 0, 0), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).convert(mode).save(path)
+
+
+def test_a_folder(tmp_path):
+    for i in range(12):
+        picture(tmp_path / ("cats" if i % 2 else "dogs/old") / f"{i:02}.png", color=(20 * i, 0, 0))
+    (tmp_path / "cats" / "notes.txt").write_text("no image")
+    found = data.load(str(tmp_path), FORM)
+    assert found.classes == ["cats", "dogs"]
+    assert len(found.training) == 2 * 10
+    assert len(found.held_out) == 2
+    shade = {"cats": range(1, 12, 2), "dogs": range(0, 12, 2)}
+    ordered = [i for name in found.classes for i in shade[name]]
+    held_out = [found.held_out[i] for i in range(2)]
+    assert [round(image[0].mean().item() * 255 / 20) for image, _ in held_out] == ordered[::10]
+    assert [label for _, label in held_out] == [0, 1]
+    trained = {round(found.training[i][0][0].mean().item() * 255 / 20) for i in range(20)}
+    assert trained == set(range(12)) - set(ordered[::10])
+    assert found.training[0][0].shape == (3, 16, 16)
+
+
+def test_images_of_every_kind_come_in_one_form(tmp_path):
+    deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+    Image.fromarray(deep.astype(np.uint16)).save(tmp_path / "deep.png")
+    picture(tmp_path / "grey.png", color=(100, 100, 100), mode="L")
+    picture(tmp_path / "palette.png", color=(100, 100, 100), mode="P")
+    picture(tmp_path / "alpha.png", color=(100, 100, 100), mode="RGBA")
+    picture(tmp_path / "print.jpg", color=(100, 100, 100), mode="CMYK")
+    turned = Image.new("RGB", (16, 32))
+    turned.paste((255, 255, 255), (0, 0, 16, 8))
+    exif = turned.getexif()
+    exif[274] = 3  # Upside down.
+    turned.save(tmp_path / "turned.png", exif=exif)
+
+    def of(name, form):
+        with Image.open(tmp_path / name) as image:
+            return form.of(image)
+
+    for name in ("grey.png", "palette.png", "alpha.png", "print.jpg"):
+        for channels in (1, 3):
+            x = of(name, data.Form(16, channels))
+            assert x.shape == (channels, 16, 16)
+            assert x.mean().item() == pytest.approx(100 / 255, abs=0.02)
+    assert of("deep.png", FORM).mean().item() == pytest.approx(0.5, abs=0.02)
+    upright = of("turned.png", data.Form(16))
+    assert upright[:, 15].mean() >= upright[:, 0].mean()
+    assert of("grey.png", data.Form(16, 3, (-1, 1))).mean().item() == pytest.approx(
+        200 / 255 - 1, abs=0.01
+    )
+
+
+def test_files_of_no_use_are_named_counted_and_left_out(tmp_path, capsys):
+    for i in range(4):
+        picture(tmp_path / f"{i}.png")
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.JPG").write_text("this is text")
+    (tmp_path / "empty.png").write_bytes(b"")
+    picture(tmp_path / "tiny.png", size=(40, 15))
+    found = data.load(str(tmp_path), FORM)
+    assert len(found.training) + len(found.held_out) == 2 * 3 + 1
+    said = capsys.readouterr().err
+    for name in ("cut.png", "text.JPG", "empty.png"):
+        assert f"{name} cannot be read (" in said
+    assert "tiny.png has 40x15 pixels, less than 16x16" in said
+    assert said.count(f"left out 4 of 8 images of {tmp_path}") == 1
+
+
+def test_folders_of_no_use(tmp_path, capsys):
+    bare, broken, file = tmp_path / "bare", tmp_path / "broken", tmp_path / "file.png"
+    bare.mkdir()
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"")
+    picture(broken / "b.png", size=(4, 4))
+    picture(file)
+    for given, text in {
+        tmp_path / "absent": "absent does not exist: pass a folder of images, 'photos' or cifar10",
+        file: "file.png is a file: pass a folder of images",
+        bare: "bare has no images: pass a folder with files .jpg .jpeg .png",
+        broken: "broken has 0 images that can be used, of 2: pass a folder with at least 2 of 16x",
+    }.items():
+        out = tmp_path / "out"
+        flags = ["--data", str(given), "--image-size", "16", "--out", str(out)]
+        assert __main__.main(["train", "--model", "vae", *flags]) == 2
+        assert text in capsys.readouterr().err
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz at {root}/cifar-10-python.tar.gz"),
+        ("mnist", "train-images-idx3-ubyte.gz"),
+        ("celeba", "img_align_celeba.zip, unpacked"),
+    ],
+)
+def test_data_sets_that_cannot_be_fetched(monkeypatch, tmp_path, capsys, name, text):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    for source in (datasets.CIFAR10, datasets.MNIST, datasets.CelebA):
+        monkeypatch.setattr(source, "download", unreachable)
+    flags = ["--data", name, "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
+    assert __main__.main(["train", "--model", "vae", *flags]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} is not at {tmp_path / 'root'} and could not be downloaded" in said
+    assert text.format(root=tmp_path / "root") in said
+
+
+def test_data_sets_of_torchvision(monkeypatch):
+    class Source:
+        classes = ("no", "yes")
+
+        def __init__(self, *, root, download, transform, target_transform=int, **split):
+            assert download
+            self.training = split in ({"train": True}, {"split": "train"})
+            self.transform, self.target = transform, target_transform
+
+        def __len__(self):
+            return 30 if self.training else 2500
+
+        def __getitem__(self, index):
+            attributes = torch.arange(40) == 31
+            label = self.target(attributes) if self.target is data.smiling else index % 2
+            return self.transform(Image.new("L", (30, 20), 255 if self.training else 0)), label
+
+    for source in ("CIFAR10", "MNIST", "CelebA"):
+        monkeypatch.setattr(datasets, source, Source)
+    for name, mirrored in (("cifar10", 2), ("mnist", 1), ("celeba", 2)):
+        found = data.load(name, FORM)
+        assert len(found.training) == mirrored * 30
+        assert len(found.held_out) == data.HELD_OUT_AT_MOST
+        image, label = found.training[0]
+        assert image.shape == (3, 16, 16)
+        assert image.min() == 1
+        assert label == (1 if name == "celeba" else 0)
+        assert found.held_out[999][0].max() == 0
+        assert len(found.classes) == 2
+
+
+def test_photos_in_other_forms(monkeypatch):
+    few = {"camera": data.TRAINING_PHOTOS["camera"]}
+    monkeypatch.setattr(data, "TRAINING_PHOTOS", few)
+    monkeypatch.setattr(data, "HELD_OUT_PHOTOS", few)
+    monkeypatch.setattr(data, "SHORT_SIDES", (96, 64))
+    found = data.load("photos", data.Form(32, 1, (-1, 1)))
+    image, label = found.held_out[0]
+    assert image.shape == (1, 32, 32)
+    assert -1 <= image.min() < -0.5 < 0.5 < torch.stack([i for i, _ in found.held_out]).max() <= 1
+    assert label == 0
+    assert [int(label) for _, label in found.held_out] == [0] * 9 + [1] * 4
+    with pytest.raises(ValueError, match="image_size=80: pass at most 64, or a folder of larger"):
+        data.load("photos", data.Form(80))
+    with pytest.raises(ValueError, match="channels=2: pass 1 for grey images or 3"):
+        data.Form(16, 2)
