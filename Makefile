@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: test lint demo demo-smoke bench lock test-oldest .venv
+.PHONY: test lint demo demo-smoke study bench lock test-oldest .venv
 
 test: .venv/installed
 	.venv/bin/python -m pytest
@@ -16,6 +16,10 @@ demo: .venv/installed
 # Enough steps for the verdict, in seconds.
 demo-smoke: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo --steps 100 --out runs/smoke
+
+# About 20 minutes on two cores.
+study: .venv/installed
+	.venv/bin/python -m perceptual_losses.examples study --out docs/vae
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.run
