@@ -64,7 +64,7 @@ def test_images_of_every_kind_come_in_one_form(tmp_path):
     )
 
 
-def test_files_of_no_use_are_named_counted_and_left_out(tmp_path, capsys):
+def test_files_of_no_use_are_named_counted_and_left_out(tmp_path, monkeypatch, capsys):
     for i in range(4):
         picture(tmp_path / f"{i}.png")
     whole = (tmp_path / "0.png").read_bytes()
@@ -79,6 +79,9 @@ def test_files_of_no_use_are_named_counted_and_left_out(tmp_path, capsys):
         assert f"{name} cannot be read (" in said
     assert "tiny.png has 40x15 pixels, less than 16x16" in said
     assert said.count(f"left out 4 of 8 images of {tmp_path}") == 1
+    monkeypatch.setenv("RANK", "1")
+    data.load(str(tmp_path), FORM)
+    assert capsys.readouterr().err == ""
 
 
 def test_folders_of_no_use(tmp_path, capsys):

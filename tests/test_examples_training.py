@@ -141,6 +141,7 @@ def test_a_training_killed_while_it_saves_loses_nothing(tmp_path, monkeypatch):
 
 
 PROGRAM = """
+import signal
 import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
@@ -169,6 +170,8 @@ def test_a_training_killed_at_any_moment_resumes(tmp_path):
                 yield step, loss
                 if step == 7:
                     print("seven", flush=True)
+                if step == 40:
+                    signal.pause()
         run.updates = updates
         run.run()
         """

@@ -175,7 +175,7 @@ def demo(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """One model, on any data."""
     from .data import IMAGE_SIZES, Form, load
-    from .train import Training, processes
+    from .train import Training, first_process_first, processes
 
     given = vars(options)
     own = {name: given[name] for name in MODEL_FLAGS if name in given}
@@ -186,7 +186,7 @@ def train(options: argparse.Namespace) -> int:
     if own.get("weights") == "random":
         own["weights"] = None
     with processes():
-        with refusals():
+        with refusals(), first_process_first():
             form = Form(
                 given.get("image_size", IMAGE_SIZES.get(options.data, 64)),
                 given.get("channels", 1 if options.data == "mnist" else 3),

@@ -4,6 +4,7 @@ that nothing has to be downloaded, a folder of one's own, or a data set of torch
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -246,9 +247,9 @@ def folder(path: Path, form: Form) -> Data:
             f"{path} has no images: pass a folder with files {' '.join(IMG_EXTENSIONS)}"
         )
     problems = unusable(found, form.image_size)
-    for file, problem in problems.items():
-        print(f"{file} {problem}", file=sys.stderr)
-    if problems:
+    if problems and speaks():
+        for file, problem in problems.items():
+            print(f"{file} {problem}", file=sys.stderr)
         print(f"left out {len(problems)} of {len(found)} images of {path}", file=sys.stderr)
     files = [file for file in found if file not in problems]
     if len(files) < 2:
@@ -288,8 +289,20 @@ def unusable(files: Sequence[Path], image_size: int) -> dict[Path, str]:
         return None
 
     with ThreadPoolExecutor() as pool:
-        checked = tqdm(pool.map(problem, files), "checking", len(files), unit="file", leave=False)
+        checked = tqdm(
+            pool.map(problem, files),
+            "checking",
+            len(files),
+            unit="file",
+            leave=False,
+            disable=not speaks(),
+        )
         return {file: text for file, text in zip(files, checked, strict=True) if text}
+
+
+def speaks() -> bool:
+    """Whether this is the one that says things, of the processes that torchrun starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def spread(images: Images) -> Images:

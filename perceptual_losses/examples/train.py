@@ -111,6 +111,17 @@ def processes() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Lets one process do what is done once, such as a download, before the others find it done."""
+    together = distributed.is_initialized()
+    if together and distributed.get_rank():
+        distributed.barrier()
+    yield
+    if together and not distributed.get_rank():
+        distributed.barrier()
+
+
 class Training:
     """A training, ready to run: everything that could be refused has been by then.
 
