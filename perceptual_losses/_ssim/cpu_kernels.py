@@ -37,6 +37,13 @@ Image = namedtuple("Image", ["flat", "starts", "row", "column"])
 
 # Called by other kernels alone, so that nothing to call them from Python is compiled.
 _kernel = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
+# In the order that is written, where another would round what is exact.
+_ordered = njit(
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    forceinline=True,
+    **{**OPTIONS, "fastmath": False},
+)
 # For each plane of a row: where the call would cost as much as the columns of a narrow one.
 _inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **OPTIONS)
 
@@ -77,6 +84,24 @@ def _shown(index, size, padding):
     return -1
 
 
+@_ordered
+def _difference(a, b, level):
+    """The difference of pixels, less its level: nearly equal pixels have an exact one."""
+    return (a - b) - level
+
+
+@_ordered
+def _zero(low, level):
+    """What is taken off the total of pixels."""
+    return level + (low + low)
+
+
+@_ordered
+def _representable(level, low):
+    """A level next to this one, such that `_zero` is not rounded: the means get it back."""
+    return (level + (low + low)) - (low + low)
+
+
 @_inlined
 def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, at, count, d, t):
     """Difference and total of a row from column ``first`` on, less their levels, from ``at`` on."""
@@ -87,7 +112,7 @@ def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, 
         return
     begin, end = max(first, 0), min(first + count, width)
     x_at, y_at = _place(x, plane, here, begin), _place(y, plane, here, begin)
-    zero = level_t + low + low
+    zero = _zero(low, level_t)
     # What belongs into column 0.
     at -= first
     d_row, t_row = d[at + begin : at + end], t[at + begin : at + end]
@@ -96,7 +121,7 @@ def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, 
     else:
         for j in range(end - begin):
             a, b = x.flat[x_at + j * x.column], y.flat[y_at + j * y.column]
-            d_row[j] = a - b - level_d
+            d_row[j] = _difference(a, b, level_d)
             t_row[j] = a + b - zero
     for side in range(2):
         beside = range(first, begin) if side == 0 else range(end, first + count)
@@ -119,7 +144,7 @@ def _fill(value, count, out):
 @_inlined
 def _combine(x, y, level_d, level_t, d, t):
     for j in range(x.shape[0]):
-        d[j] = x[j] - y[j] - level_d
+        d[j] = _difference(x[j], y[j], level_d)
         t[j] = x[j] + y[j] - level_t
 
 
@@ -285,18 +310,40 @@ def _add_images(window, row, size, begin, end, padding, scale, taps):
 
 @_kernel
 def _levels(x, y, plane, top, bottom, left, right, low):
-    """Means of the difference and of the total over a few pixels."""
-    difference = total = 0.0
-    count = 0
-    for i in range(top, bottom, max(1, (bottom - top) // 8)):
-        for j in range(left, right, max(1, (right - left) // 16)):
-            a = x.flat[x.starts[plane] + i * x.row + j * x.column]
-            b = y.flat[y.starts[plane] + i * y.row + j * y.column]
-            difference += a - b
-            total += a + b
-            count += 1
-    level_d, level_t = difference / count, total / count - 2 * low
-    # So that a NaN pixel stays in the windows that hold it.
+    """Means of the difference and of the total over a few pixels, without those far from most.
+
+    One pixel of 1e5 among them would move the level of all others so far that their variances
+    cancel.
+    """
+    level_d = level_t = 0.0
+    reach_d = reach_t = np.inf
+    for _ in range(2):
+        count_d = count_t = 0
+        sum_d = sum_t = squares_d = squares_t = 0.0
+        for i in range(top, bottom, max(1, (bottom - top) // 8)):
+            for j in range(left, right, max(2, (right - left) // 16)):
+                a = x.flat[x.starts[plane] + i * x.row + j * x.column]
+                b = y.flat[y.starts[plane] + i * y.row + j * y.column]
+                off_d, off_t = a - b - level_d, a + b - level_t
+                if abs(off_d) < reach_d:
+                    sum_d += off_d
+                    squares_d += off_d * off_d
+                    count_d += 1
+                if abs(off_t) < reach_t:
+                    sum_t += off_t
+                    squares_t += off_t * off_t
+                    count_t += 1
+        # None where pixels are flat, or not finite.
+        if count_d > 0:
+            mean = sum_d / count_d
+            level_d += mean
+            reach_d = 2 * np.sqrt(max(squares_d / count_d - mean * mean, 0.0))
+        if count_t > 0:
+            mean = sum_t / count_t
+            level_t += mean
+            reach_t = 2 * np.sqrt(max(squares_t / count_t - mean * mean, 0.0))
+    level_t -= 2 * low
+    # So that what is not finite stays in the windows that hold it.
     return (
         level_d if abs(level_d) < np.inf else 0.0,
         level_t if abs(level_t) < np.inf else 0.0,
@@ -381,7 +428,7 @@ def march(
             at = p * pitch
             d_base, t_base = _levels(x, y, plane + p, top, bottom, left, right, low)
             _fill(kind(d_base), pitch, level_d[at:])
-            _fill(kind(t_base), pitch, level_t[at:])
+            _fill(_representable(kind(t_base), low), pitch, level_t[at:])
             _fill(one, count, inside[at:])
             out[plane + p, part] = 0
 
@@ -600,7 +647,7 @@ def march_volume(
 
         middle = volume * depth + (front + back) // 2
         d_base, t_base = _levels(x, y, middle, top, bottom, left, right, low)
-        level_d, level_t = kind(d_base), kind(t_base)
+        level_d, level_t = kind(d_base), _representable(kind(t_base), low)
         _fill(level_d, area, levels_d)
         _fill(level_t, area, levels_t)
         _fill(zero, area, inside)
