@@ -67,6 +67,7 @@ def ssim(
             ``"symmetric"`` mirrors it, edge pixel included, as scikit-image's full map does.
         mask: non-negative weights that broadcast to ``(N, 1, H, W)``, or booleans: the mean is
             weighted with the mask's value at the centre of each window. No gradient flows to it.
+            A pixel that is not finite shows under it too: windows reach there.
         reduction: ``"mean"`` over the batch, or ``"none"`` for one value per image.
         backend: ``"auto"`` takes the fastest path that has been tried on the device; a path asked
             for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
@@ -444,7 +445,8 @@ def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:
     elif normalize == "simple":
         mean = (mean + 1) / 2
     elif normalize == "relu":
-        alive = mean > 0
+        # NaN is not hidden.
+        alive = ~(mean <= 0)
         return torch.where(alive, torch.where(alive, mean, 1.0) ** exponent, 0.0)
     return mean**exponent
 
