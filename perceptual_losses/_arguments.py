@@ -28,7 +28,10 @@ def number(name: str, value: Any) -> float:
         raise TypeError(
             f"{name} is {_describe(value)}: pass a Python number (of a tensor, its `.item()`)"
         )
-    as_float = float(value)
+    try:
+        as_float = float(value)
+    except OverflowError:
+        as_float = math.inf
     if not -math.inf < as_float < math.inf:
         raise ValueError(f"{name}={value} is not finite: pass a finite number")
     return as_float
@@ -68,11 +71,13 @@ def settings(
     choice("padding", padding, PADDINGS)
     choice("reduction", reduction, REDUCTIONS)
     choice("backend", backend, BACKENDS)
+    root_1, root_2 = positive("k1", k1) * length, positive("k2", k2) * length
     return Settings(
         window=gaussian(window_size, positive("sigma", sigma)),
         low=low,
-        c1=(positive("k1", k1) * length) ** 2,
-        c2=(positive("k2", k2) * length) ** 2,
+        # Not as a power, which raises where a product is infinite: `images` refuses that.
+        c1=root_1 * root_1,
+        c2=root_2 * root_2,
         padding=padding,
     )
 
@@ -139,6 +144,14 @@ def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float
             raise ValueError(
                 f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
                 "images, data_range=255 for uint8"
+            )
+    dtype = compute_dtype(x, y)
+    limits = torch.finfo(dtype)
+    for name, constant in (("k1", definition.c1), ("k2", definition.c2)):
+        if not limits.tiny <= constant <= limits.max:
+            raise ValueError(
+                f"({name} L)^2 is {constant:.3g} with data_range={data_range}, beyond {dtype}: "
+                "pass a range nearer to 1, and images in its units"
             )
 
 

@@ -73,6 +73,34 @@ def test_integer_images_need_their_range(backend, function):
         function(x.float(), x, backend=backend)
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_constants_that_the_dtype_cannot_hold(backend, function):
+    """They would be zero or infinite, and flat images NaN."""
+    x = torch.rand(1, 1, 176, 176)
+    for options, text in (
+        ({"k2": 1e-30}, "(k2 L)^2 is 1e-60 with data_range=1.0, beyond torch.float32"),
+        ({"k1": 1e200}, "(k1 L)^2 is inf"),
+        ({"data_range": 1e-18}, "(k1 L)^2 is 1e-40 with data_range=1e-18"),
+        ({"data_range": (-1e308, 1e308)}, "(k1 L)^2 is inf"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text) + ".*pass a range nearer to 1"):
+            function(x, x, backend=backend, **options)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_small_ranges_in_float64(backend):
+    x = torch.rand(1, 1, 16, 16, dtype=torch.float64)
+    value = ssim(x, x.square(), backend=backend)
+    scaled = ssim(1e-30 * x, 1e-30 * x.square(), data_range=1e-30, backend=backend)
+    assert scaled.item() == pytest.approx(value.item(), abs=1e-12)
+
+
+def test_the_narrowest_window_is_its_centre():
+    x = torch.rand(1, 1, 16, 16)
+    assert ssim(x, x.square(), sigma=1e-200) == ssim(x, x.square(), sigma=1e-3)
+
+
 OPTIONS = [
     ({"window_size": 10}, ValueError, "window_size=10 is not odd"),
     ({"window_size": 0}, ValueError, "window_size=0 is not odd and positive"),
@@ -92,6 +120,7 @@ OPTIONS = [
     ({"data_range": (1, 1)}, ValueError, "data_range=(1, 1) has low >= high"),
     ({"data_range": (0, 1, 2)}, ValueError, "data_range=(0, 1, 2) has 3 entries"),
     ({"data_range": (0, float("inf"))}, ValueError, "data_range=inf is not finite"),
+    ({"data_range": 10**400}, ValueError, "is not finite"),
     ({"data_range": torch.tensor(1.0)}, TypeError, "data_range is of type Tensor.*.item()"),
     ({"data_range": None}, TypeError, "data_range is None (NoneType)"),
 ]

@@ -1,6 +1,7 @@
 """The Gaussian window."""
 
 import math
+import sys
 
 
 def gaussian(size: int, sigma: float) -> tuple[float, ...]:
@@ -10,6 +11,8 @@ def gaussian(size: int, sigma: float) -> tuple[float, ...]:
     tensor to copy to a device, to keep in a checkpoint or to cache.
     """
     radius = size // 2
-    taps = [math.exp(-i * i / (2 * sigma * sigma)) for i in range(-radius, radius + 1)]
+    # Below the smallest number the centre is left alone, as it is far above.
+    spread = max(2 * sigma * sigma, sys.float_info.min)
+    taps = [math.exp(-i * i / spread) for i in range(-radius, radius + 1)]
     total = sum(taps)
     return tuple(tap / total for tap in taps)
