@@ -1,9 +1,14 @@
 PYTHON ?= python3
 
-.PHONY: test lint demo demo-smoke study bench lock test-oldest .venv
+.PHONY: test lint demo demo-smoke study fuzz bench lock test-oldest .venv
 
 test: .venv/installed
 	.venv/bin/python -m pytest
+
+# Draws calls until the time is up; runs/fuzz.json has the counts, a failing call joins the tests.
+MINUTES ?= 10
+fuzz: .venv/installed
+	.venv/bin/python -m tests.fuzz --minutes $(MINUTES)
 
 lint: .venv/installed
 	.venv/bin/ruff check .
