@@ -98,19 +98,20 @@ LAYOUTS = {
 def cases(draw, backend, windows=None, most=40):
     """A call as JSON would keep it."""
     if windows is None:
-        # Mostly few: Numba takes seconds to compile for another.
+        # Mostly few: Numba takes seconds to compile for another. None of one pixel, in which the
+        # reference's terms cancel exactly, in an order that is its own.
         rare = draw(st.integers(0, 59)) == 0
-        windows = range(1, 34, 2) if rare else [3, 5, 7, 11, 21]
+        windows = range(3, 34, 2) if rare else [3, 5, 7, 11, 21]
     name = draw(st.sampled_from(sorted(TAKERS)))
     volumes = backend != "triton" and draw(st.integers(0, 7)) == 0
     window = draw(st.sampled_from([*windows]))
     if volumes:
         window, most = min(window, 5), 10
-    least = max(window, 3)
+    least = window
     levels = 1
     if name in OF_LEVELS:
         levels = draw(st.integers(1, 5 if window <= 3 and not volumes else 2))
-        least = (least - 1) * 2 ** (levels - 1) + 1
+        least = (window - 1) * 2 ** (levels - 1) + 1
     sides = draw(st.lists(st.integers(least, max(least + 5, most)), min_size=2, max_size=2))
     if volumes:
         sides.insert(0, draw(st.integers(least, least + 3)))
@@ -326,9 +327,6 @@ def noise(case, x, y, mask):
         over = None if mask is None else mask.flip(sides)
         sigma = case["options"]["sigma"] * (1 + 1e-3 * turn)
         near = {**case, "options": case["options"] | {"sigma": sigma}}
-        if case["options"]["window_size"] == 1:
-            # In which the reference rounds nothing.
-            near["options"] |= {"window_size": 3, "sigma": 0.4}
         exact = call(near, "reference", *(i.double() for i in seen), over)
         rough = call(near, "reference", *(i.float() for i in seen), over)
         errors = [

@@ -91,6 +91,12 @@ def _difference(a, b, level):
 
 
 @_ordered
+def _variance(square, mean):
+    """Zero in a window of one pixel, which a fused multiply-add would miss by a rounding."""
+    return square - mean * mean
+
+
+@_ordered
 def _zero(low, level):
     """What is taken off the total of pixels."""
     return level + (low + low)
@@ -192,8 +198,8 @@ def _similarity(mu_d, mu_t, e_d, e_t, level_d, level_t, c1, c2, contrast, count,
     """The map's row, SSIM or its contrast-structure factor."""
     one, two = out.dtype.type(1), out.dtype.type(2)
     for j in range(count):
-        var_d = e_d[j] - mu_d[j] * mu_d[j]
-        var_t = e_t[j] - mu_t[j] * mu_t[j]
+        var_d = _variance(e_d[j], mu_d[j])
+        var_t = _variance(e_t[j], mu_t[j])
         value = one - two * var_d / (var_t + var_d + two * c2)
         if not contrast:
             full_d, full_t = mu_d[j] + level_d[j], mu_t[j] + level_t[j]
@@ -211,8 +217,8 @@ def _derivatives(
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     for j in range(count):
         mean_d, mean_t = mu_d[j], mu_t[j]
-        var_d = e_d[j] - mean_d * mean_d
-        var_t = e_t[j] - mean_t * mean_t
+        var_d = _variance(e_d[j], mean_d)
+        var_t = _variance(e_t[j], mean_t)
         inverse = one / (var_t + var_d + two * c2)
         b = var_d * inverse
         value = one - two * b
