@@ -118,7 +118,7 @@ def arguments() -> argparse.ArgumentParser:
         "of it. Exits with 1 if training with MS-SSIM did not give the better held-out MS-SSIM "
         "than the mean squared error with every seed.",
     )
-    study.add_argument("--steps", type=positive, default=1000, help="updates of each model")
+    study.add_argument("--steps", type=positive, default=700, help="updates of each model")
     study.add_argument("--batch-size", type=positive, default=16, help="images for each update")
     study.add_argument("--seeds", type=whole, nargs="+", default=[0, 1, 2])
     study.add_argument("--runs", type=folder, default=Path("runs/study"), help="for the trainings")

@@ -69,7 +69,7 @@ class BaseVAE(nn.Module):
         in_channels: int = 3,
         image_size: int = 64,
         latent_dim: int = 128,
-        hidden_dims: Sequence[int] = (16, 32, 64, 128),
+        hidden_dims: Sequence[int] = (32, 64, 128, 256),
         output_activation: str = "sigmoid",
         num_classes: int = 0,
     ) -> None:
