@@ -37,6 +37,7 @@ class Case(NamedTuple):
         weighted: whether the mean is a weighted one.
         dtype: of the images.
         channels_last: whether they lie in that layout.
+        distance: whether the mean of |x - y| is computed too.
     """
 
     window_size: int
@@ -45,6 +46,7 @@ class Case(NamedTuple):
     weighted: bool = False
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    distance: bool = False
 
     @property
     def cells(self) -> list[str]:
@@ -55,6 +57,7 @@ class Case(NamedTuple):
             {0: "none", X: "x", X + Y: "x, y"}[self.want],
             self.padding,
             "yes" if self.weighted else "no",
+            "yes" if self.distance else "no",
             f"{kind}, channels_last" if self.channels_last else kind,
         ]
 
@@ -71,6 +74,10 @@ CASES = (
     *(Case(size, BOTH, "symmetric", True, torch.bfloat16) for size in (11, 17, 33)),
     Case(11, X, channels_last=True),
     *(Case(size, BOTH, "symmetric", True, channels_last=True) for size in (11, 17, 33)),
+    *(Case(size, want, distance=True) for size in (11, 17, 33) for want in (0, X, BOTH)),
+    *(Case(11, want, "zeros", distance=True) for want in (0, X)),
+    Case(33, BOTH, "symmetric", distance=True),
+    Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True),
 )
 
 
@@ -124,7 +131,7 @@ def launched(case: Case, capability: int) -> dict[str, Launch]:
     weights = [torch.empty(n, 1, height - lost, width - lost, device="meta")] * case.weighted
     window = list(gaussian(case.window_size, 1.5))
     with recording(capability) as launches:
-        gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, case.padding, 1, False, case.want)
+        gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, case.padding, 1, case.distance, case.want)
     return {launch.kernel.__name__: launch for launch in launches}
 
 
@@ -204,7 +211,7 @@ def _dump(path: str, option: str) -> str:
 
 
 HEADER = (
-    *("kernel", "window", "gradients", "padding", "mask", "images", "threads", "columns"),
+    *("kernel", "window", "gradients", "padding", "mask", "L1", "images", "threads", "columns"),
     *("registers", "spilled, bytes", "shared, bytes", "instructions per pixel"),
 )
 
@@ -243,7 +250,7 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "its first one, come on top.",
     ]
     for capability, rows in tables.items():
-        lines = [HEADER, ["---"] * 6 + ["---:"] * (len(HEADER) - 6), *rows]
+        lines = [HEADER, ["---"] * 7 + ["---:"] * (len(HEADER) - 7), *rows]
         parts.append(f"## Compute capability {capability // 10}.{capability % 10}")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from perceptual_losses import L1MSSSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
 
-LOSSES = {"SSIM": SSIMLoss, "MS-SSIM": MSSSIMLoss}
+LOSSES = {"SSIM": SSIMLoss, "MS-SSIM": MSSSIMLoss, "L1-SSIM": L1SSIMLoss}
 
 
 def pair(*shape, seed=0, dtype=torch.float32, device="cuda"):
@@ -138,7 +138,7 @@ def test_in_a_graph(loss):
     assert torch.equal(gradient, expected[1])
 
 
-@pytest.mark.parametrize(("name", "limit"), [("SSIM", 1.1), ("MS-SSIM", 1.8)])
+@pytest.mark.parametrize(("name", "limit"), [("SSIM", 1.1), ("MS-SSIM", 1.8), ("L1-SSIM", 1.1)])
 def test_memory(name, limit):
     """Beyond the images: the gradient, little scratch, and for MS-SSIM the pyramid's."""
     x, y = pair(8, 3, 540, 960)

@@ -15,7 +15,7 @@ import torch
 from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
-from perceptual_losses._ssim import gpu, reference
+from perceptual_losses._ssim import gpu, op, reference
 from perceptual_losses._ssim.contract import Settings, X, Y
 from perceptual_losses._ssim.window import gaussian
 
@@ -244,7 +244,7 @@ def check_slabs(tiles, monkeypatch, workspace, padding):
     monkeypatch.setattr(gpu, "WORKSPACE", workspace)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 3, 7, 9)
-    job = gpu._job(tuple(x.shape), 3, padding, BOTH, "cpu")
+    job = gpu._job(tuple(x.shape), 3, padding, BOTH, False, "cpu")
     assert (len(job.slabs) > 1, job.planes) == ((True, 1) if workspace == 3000 else (False, 2))
     compare(x, y, settings(padding=padding))
 
@@ -464,19 +464,94 @@ def check_the_mixes(loss):
         assert (got - true).norm() < 3e-6 * true.norm()
 
 
+DISTANCES = [
+    *((X, scheme) for scheme in ((16, 1, 3, True), (8, 2, 4, False))),
+    *((want, (8, 2, 5, True)) for want in (0, Y, BOTH)),
+    (0, (4, 4, 4, True)),
+]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(("want", "scheme"), DISTANCES)
+def check_the_distance(tiles, want, scheme, padding):
+    """Each pixel counts once, whatever the tiles and the map; the rest is as without."""
+    tiles(*scheme)
+    x, y = pair(2, 1, 8, 13)
+    window, *others = settings(5, padding)
+    arguments = [], list(window), *others, 1
+    means, of_x, of_y = gpu.means(x, y, *arguments, True, want)
+    plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want)
+    torch.testing.assert_close(means[:1], plain, rtol=0, atol=2e-7)
+    exact = (x.double() - y.double()).abs().mean((2, 3))
+    assert (means[1] - exact).abs().max() < 1e-7
+    assert all(map(torch.equal, of_x + of_y, plain_x + plain_y))
+
+
+def check_the_distance_by_slabs(tiles, monkeypatch):
+    monkeypatch.setattr(gpu, "WORKSPACE", 3000)
+    tiles(16, 1, 5, march=False)
+    x, y = pair(1, 2, 17, 9)
+    assert len(gpu._job(tuple(x.shape), 3, "zeros", X, True, "cpu").slabs) > 1
+    window, *others = settings(3, "zeros")
+    means = gpu.means(x, y, [], list(window), *others, 1, True, X)[0]
+    assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def check_the_distance_of_other_kinds_and_of_nan(tiles, kind):
+    tiles(8, 2, 5)
+    x, y = pair(2, 1, 8, 13, dtype=kind)
+    x, y = x.contiguous(memory_format=torch.channels_last), y.mT.contiguous().mT
+    x[1, 0, 7, 12] = float("nan")
+    window, *others = settings(3)
+    for want in (0, X):
+        means = gpu.means(x, y, [], list(window), *others, 2, True, want)[0]
+        assert (means[2, 0] - (x[0].float() - y[0].float()).abs().mean()).abs() < 1e-7
+        assert means[:, 1].isnan().any()
+        assert means[2, 1].isnan()
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def check_the_sweep_adds_the_sign(tiles, levels, kind):
+    tiles(8, 1, 8)
+    x, y = pair(2, 2, 7, 11, dtype=kind)
+    y[..., 3:5] = x[..., 3:5]
+    x, y = x.contiguous(memory_format=torch.channels_last), y.mT.contiguous().mT
+    shapes = [(7, 11), (4, 6), (2, 3)][:levels]
+    gradients = [torch.rand(2, 2, *shape) for shape in shapes]
+    scale = torch.rand(levels + 1, 2, 2)
+    exact = op._swept([gradient.double() for gradient in gradients], scale.double(), [x, y])
+    fine = gradients[0].to(kind)
+    gpu.sweep([fine, *gradients[1:]], scale, [x, y])
+    assert (fine - exact).norm() < (1e-6 if kind == torch.float32 else 0.01) * exact.norm()
+
+
 def check_launches(tiles, monkeypatch):
     """Few, because at small sizes they are all of the time."""
     counted = []
     launch = gpu._launch
-    monkeypatch.setattr(gpu, "_launch", lambda *a, **k: counted.append(a[0]) or launch(*a, **k))
+
+    def count(kernel, *arguments, **constants):
+        counted.append(kernel.__name__)
+        launch(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(gpu, "_launch", count)
     tiles(64, 1, 64)
     x, y = pair(1, 1, 33, 33)
-    step(ssim, x, y, window_size=3, backend="triton")
-    assert len(counted) == 4  # march and mean, and the sweep of each gradient
-    counted.clear()
-    step(ms_ssim, x, y, window_size=3, backend="triton")
-    # Two halvings each of what a tile of four rows gives, march and mean, and the sweeps.
-    assert len(counted) == 2 + 5 + 1 + 2
+    options = {"window_size": 3, "backend": "triton"}
+    halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
+    for losses, first, levels in (
+        ((SSIMLoss, L1SSIMLoss), [], 1),
+        ((MSSSIMLoss, L1MSSSIMLoss), halvings, 5),
+    ):
+        for loss in losses:
+            counted.clear()
+            loss(**options)(x, y)
+            assert counted == [*first, *["derive"] * levels, "mean"]
+            counted.clear()
+            step(loss(**options), x, y)
+            assert counted == [*first, *["march"] * levels, "mean", "sweep", "sweep"]
 
 
 def check_tuning():
@@ -521,6 +596,11 @@ SHIPPED = [
     (Case(33, 0, "symmetric", True), {"derive": 255}),
     (Case(33, BOTH, "symmetric", True), TWO),
     (Case(33, BOTH, "symmetric", True, channels_last=True), TWO),
+    (Case(11, 0, distance=True), {"derive": 168}),
+    (Case(11, X, "zeros", distance=True), {"march": 240}),
+    (Case(11, BOTH, distance=True), MARCH),
+    (Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True), MARCH),
+    (Case(33, BOTH, "symmetric", distance=True), TWO),
 ]
 
 
@@ -545,6 +625,7 @@ def test_the_small_kernels_compile(capability):
         _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
         gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [])
         gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [])
+        gpu.sweep(gradients, torch.empty(5, 8, 3, device="meta"), [x, x.float()])
     for launch in launches:
         if launch.kernel.__name__ != "march":
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0

@@ -179,9 +179,13 @@ def means(
         while len(images) < levels:
             images += _halves(*images[-1], levels - len(images))
         architecture = _architecture(x.device)
-        jobs = [_job(tuple(a.shape), len(window), padding, want, architecture) for a, _ in images]
-        most = max(job.programs for job in jobs)
-        sums = torch.empty([levels, n * c, most], dtype=torch.float32, device=x.device)
+        jobs = [
+            _job(tuple(a.shape), len(window), padding, want, distance and j == 0, architecture)
+            for j, (a, _) in enumerate(images)
+        ]
+        counts = tuple(job.programs for job in jobs) + (jobs[0].programs,) * distance
+        most = max(counts)
+        sums = torch.empty([len(counts), n * c, most], dtype=torch.float32, device=x.device)
         # From the coarsest on, for the halves to be gone where the gradients are large.
         for j in reversed(range(levels)):
             a, b = images.pop()
@@ -190,16 +194,17 @@ def means(
             if want & Y:
                 of_y.insert(0, torch.empty_like(y) if j == 0 else b.new_empty(b.shape))
             weight = weights[j] if weights else None
-            _run(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], settings, j < levels - 1)
-        value = torch.empty([levels, n, c], dtype=torch.float32, device=x.device)
-        block = 1 << (most - 1).bit_length()
-        counts = tuple(job.programs for job in jobs)
+            distances = sums[levels] if distance and j == 0 else None
+            _run(
+                *(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], distances, settings),
+                contrast=j < levels - 1,
+            )
+        value = torch.empty([len(counts), n, c], dtype=torch.float32, device=x.device)
         _launch(
-            *(_kernels().mean, levels * n * c, 1, sums, value, counts, n * c, most), COUNT=block
+            *(_kernels().mean, value.numel(), 1, sums, value, counts, n * c, most),
+            COUNT=1 << (most - 1).bit_length(),
+            DISTANCE=distance,
         )
-        if distance:
-            apart = (x.float() - y.float()).abs().flatten(2).mean(2)
-            value = torch.cat([value, apart[None]])
     return value, of_x, of_y
 
 
@@ -215,19 +220,17 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
     fine, *coarse = gradients
     n, c, height, width = fine.shape
     strips, bands = _ceil(width, COLUMNS), _ceil(height, ROWS)
+    x, y = images or (fine, fine)
     with _on(fine.device):
         _launch(
             *(_kernels().sweep, n * c * strips * bands, 4, fine, tuple(coarse) or (fine,), scale),
-            *(fine.stride(), scale.stride(), strips, bands, c, height, width),
+            *(x, y, fine.stride(), scale.stride(), x.stride(), y.stride()),
+            *(strips, bands, c, height, width),
             COARSE=len(coarse),
             ROWS=ROWS,
             LANES=COLUMNS,
+            DISTANCE=bool(images),
         )
-        if images:
-            x, y = images
-            share = scale[-1][..., None, None] / (height * width)
-            # As the kernels write: autograd does not see it.
-            fine.data.add_((x.float() - y.float()).sign() * share)
 
 
 class _Cover(NamedTuple):
@@ -279,7 +282,9 @@ class _Job(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _job(shape: tuple[int, ...], taps: int, padding: str, want: int, architecture: str) -> _Job:
+def _job(
+    shape: tuple[int, ...], taps: int, padding: str, want: int, distance: bool, architecture: str
+) -> _Job:
     planes, (height, width) = shape[0] * shape[1], shape[2:]
     sizes = LAUNCHES.get(architecture, LAUNCHES[None])
     launches = sizes[min(size for size in sizes if size >= taps)]
@@ -290,6 +295,9 @@ def _job(shape: tuple[int, ...], taps: int, padding: str, want: int, architectur
         top, bottom = -before, height - reach + before
         # `derive` begins a whole window before the image, for columns in pairs.
         columns = width - reach if padding == "valid" else width + radius
+        if distance and padding == "valid":
+            # A position for each pixel, if beside the map.
+            bottom, columns = height, width
         cover = _cover(launches.value, planes, bottom - top, columns, 0)
         return _Job(want, cover.tiles, None, (_Slab(top, bottom, cover, cover),), planes, 0)
     if launches.march is not None:
@@ -339,10 +347,11 @@ def _run(
     weight: Tensor | None,
     gradients: list[Tensor],
     sums: Tensor,
+    distances: Tensor | None,
     settings: Settings,
     contrast: bool,
 ) -> None:
-    """Writes a level's gradients, as many as wanted, and the programs' sums of 1 - S."""
+    """Writes a level's gradients, as many as wanted, and the programs' sums."""
     kernels = _kernels()
     window, low, c1, c2, padding = settings
     n, c, height, width = x.shape
@@ -359,7 +368,10 @@ def _run(
         "PADDING": codes[padding].value,
         "WANT": job.want,
         "WEIGHTED": weight is not None,
+        "DISTANCE": distances is not None,
     }
+    if distances is None:
+        distances = sums
     # Rows of scratch memory for mirrored pixels.
     mirrored = 4 if padding == "symmetric" else 0
     if job.march is not None:
@@ -368,7 +380,7 @@ def _run(
         scratch = sums.new_empty(planes * cover.tiles * rows * pitch)
         _launch(
             *(kernels.march, planes * cover.tiles, _warps(cover)),
-            *(x, y, weights, gradient, other, scratch, sums, x.stride(), y.stride()),
+            *(x, y, weights, gradient, other, scratch, sums, distances, x.stride(), y.stride()),
             *(weight_strides, gradient.stride(), other.stride(), sums.stride(0)),
             *(cover.strips, cover.bands, cover.rows, c, height, width),
             *(half_window, low, c1, c2, share, int(contrast)),
@@ -391,14 +403,23 @@ def _run(
             scratch = sums.new_empty(job.planes * derive.tiles * mirrored * pitch)
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
-        own_sums = sums.view(-1)[done:]
+        own_sums, own_distances = sums.view(-1)[done:], distances.view(-1)[done:]
         done += derive.tiles
         for first in range(0, planes, job.planes):
             here = min(job.planes, planes - first)
             _launch(
                 *(kernels.derive, here * derive.tiles, _warps(derive)),
-                *(x, y, weights, maps, scratch, own_sums, x.stride(), y.stride(), weight_strides),
-                *(sums.stride(0), job.pitch, derive.strips, derive.bands, derive.rows),
+                *(x, y, weights, maps, scratch, own_sums, own_distances),
+                *(
+                    x.stride(),
+                    y.stride(),
+                    weight_strides,
+                    sums.stride(0),
+                    job.pitch,
+                    derive.strips,
+                    derive.bands,
+                    derive.rows,
+                ),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
                 *(half_window, low, c1, c2, share, int(contrast)),
                 LANES=derive.lanes,

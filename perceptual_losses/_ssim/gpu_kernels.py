@@ -190,6 +190,16 @@ def _mirrored_difference_and_total(
 
 
 @triton.jit
+def _apart(x, y, x_strides, y_strides, row, column, height, width):
+    """The distance between two pixels, zero beside the image."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row, column = row.to(tl.int64), column.to(tl.int64)
+    a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
+    b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
+    return tl.abs(a.to(tl.float32) - b.to(tl.float32))
+
+
+@triton.jit
 def _squares(values):
     squares = ()
     for k in tl.static_range(len(values)):
@@ -388,7 +398,7 @@ def _finish(
     share,
     WANT: tl.constexpr,
 ):
-    """Writes a row of the gradients from the filtered derivatives."""
+    """Writes a row of the gradients from the filtered derivatives; returns how far x is from y."""
     row = row.to(tl.int64)
     column = column.to(tl.int64)
     a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
@@ -405,11 +415,12 @@ def _finish(
         value = share * (m + from_t - from_d)
         address = other + row * other_strides[2] + column * other_strides[3]
         tl.store(address, value.to(other.dtype.element_ty), mask=inside)
+    return tl.abs(a - b)
 
 
 @triton.jit(
     do_not_specialize=["strips", "bands", "rows", "channels", "height", "contrast", "sums_stride"],
-    do_not_specialize_on_alignment=["sums"],
+    do_not_specialize_on_alignment=["sums", "distances"],
 )
 def march(
     x,
@@ -419,6 +430,7 @@ def march(
     other,
     scratch,
     sums,
+    distances,
     x_strides,
     y_strides,
     weight_strides,
@@ -444,10 +456,12 @@ def march(
     PADDING: tl.constexpr,
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    DISTANCE: tl.constexpr,
 ):
     """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
 
     ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
+    With ``DISTANCE`` the mean of |x - y| over the plane is summed in ``distances`` as well.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -479,6 +493,7 @@ def march(
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
     total = tl.zeros((LANES, COLUMNS), tl.float32)
+    apart = tl.zeros((LANES, COLUMNS), tl.float32)
     for k in range(REACH):
         row = top - REACH + k
         slot = scratch + (row & 1) * HALF
@@ -514,7 +529,7 @@ def march(
         tl.store(slot + 2 * PITCH + local, v_t)
         tl.debug_barrier()
         filtered = _add_maps(filtered, slot, PITCH, first, window, COLUMNS, TAPS)
-        _finish(
+        difference = _finish(
             *(x, y, gradient, other, x_strides, y_strides, gradient_strides, other_strides),
             *(here, left + local),
             (here >= top) & (local < OWN) & (left + local < width),
@@ -524,9 +539,13 @@ def march(
             _complete(filtered[MAPS - 1], LANES, COLUMNS, TAPS),
             *(low, level_d, level_t, share, WANT),
         )
+        if DISTANCE:
+            apart += difference
         row += 1
     place = plane.to(tl.int64) * sums_stride + band * strips + strip
     tl.store(sums + place, share * tl.sum(tl.sum(total, 1), 0))
+    if DISTANCE:
+        tl.store(distances + place, tl.sum(tl.sum(apart, 1), 0) / (1.0 * height * width))
 
 
 @triton.jit(
@@ -534,7 +553,7 @@ def march(
         *("strips", "bands", "rows", "channels", "height", "contrast"),
         *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top"),
     ],
-    do_not_specialize_on_alignment=["sums"],
+    do_not_specialize_on_alignment=["sums", "distances"],
 )
 def derive(
     x,
@@ -543,6 +562,7 @@ def derive(
     maps,
     scratch,
     sums,
+    distances,
     x_strides,
     y_strides,
     weight_strides,
@@ -571,11 +591,14 @@ def derive(
     PADDING: tl.constexpr,
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    DISTANCE: tl.constexpr,
 ):
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
     ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
+    With ``DISTANCE`` the mean of |x - y| over the plane is summed in ``distances``, each pixel with
+    the position of its row and column in the map, or beside the map where that is smaller.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -599,6 +622,7 @@ def derive(
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     moments = (none, none, none, none)
     total = tl.zeros((LANES, COLUMNS), tl.float32)
+    apart = tl.zeros((LANES, COLUMNS), tl.float32)
     # The rows before the first complete one are no loop of their own: the time to compile grows
     # with the square of the loads in the code.
     here = top - REACH
@@ -619,6 +643,12 @@ def derive(
                 *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
             )
             total += tl.where(here >= own_top, deficit, 0.0)
+            if DISTANCE:
+                difference = _apart(
+                    *(x, y, x_strides, y_strides),
+                    *(here + INSET, LEFT + INSET + place, height, width),
+                )
+                apart += tl.where(here >= own_top, difference, 0.0)
             if WANT > 0:
                 slab_rows = (slab_bottom - slab_top).to(tl.int64)
                 map_row = slab_plane * MAPS * slab_rows + (here - slab_top)
@@ -631,8 +661,10 @@ def derive(
                 tl.store(target + slab_rows * pitch, v_d)
                 tl.store(target + 2 * slab_rows * pitch, v_t)
         here += 1
-    sums += plane.to(tl.int64) * sums_stride + band * strips + strip
-    tl.store(sums, share * tl.sum(tl.sum(total, 1), 0))
+    own = plane.to(tl.int64) * sums_stride + band * strips + strip
+    tl.store(sums + own, share * tl.sum(tl.sum(total, 1), 0))
+    if DISTANCE:
+        tl.store(distances + own, tl.sum(tl.sum(apart, 1), 0) / (1.0 * height * width))
 
 
 @triton.jit(
@@ -706,10 +738,11 @@ def gather(
 
 
 @triton.jit(do_not_specialize=["counts", "planes", "pitch"])
-def mean(sums, means, counts, planes, pitch, COUNT: tl.constexpr):
+def mean(sums, means, counts, planes, pitch, COUNT: tl.constexpr, DISTANCE: tl.constexpr):
     """1 less the sum of the tiles' sums of 1 - S, which is exactly 1 for identical images.
 
-    ``counts`` are those of the tiles at each level, the first of ``pitch`` places.
+    ``counts`` are those of the tiles at each level, the first of ``pitch`` places. With
+    ``DISTANCE`` the last are those of |x - y|, of which the sum is the mean.
     """
     place = tl.program_id(0)
     count = counts[0]
@@ -717,7 +750,10 @@ def mean(sums, means, counts, planes, pitch, COUNT: tl.constexpr):
         count = tl.where(place >= j * planes, counts[j], count)
     tile = tl.arange(0, COUNT)
     found = tl.load(sums + place.to(tl.int64) * pitch + tile, mask=tile < count, other=0)
-    tl.store(means + place, 1 - tl.sum(found, 0))
+    value = 1 - tl.sum(found, 0)
+    if DISTANCE:
+        value = tl.where(place < (len(counts) - 1) * planes, value, tl.sum(found, 0))
+    tl.store(means + place, value)
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
@@ -780,8 +816,12 @@ def sweep(
     gradient,
     coarse,
     scale,
+    x,
+    y,
     strides,
     scale_strides,
+    x_strides,
+    y_strides,
     strips,
     bands,
     channels,
@@ -790,11 +830,12 @@ def sweep(
     COARSE: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
+    DISTANCE: tl.constexpr,
 ):
     """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
 
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
-    corner, at each level on the way.
+    corner, at each level on the way. With ``DISTANCE`` the mean of |x - y| has the last scale.
     """
     strip, band, plane = _place(strips, bands)
     row = band * ROWS + tl.arange(0, ROWS)[:, None]
@@ -805,6 +846,15 @@ def sweep(
     address = _plane(gradient, strides, plane, channels)
     address += row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
     total = tl.load(scale) * tl.load(address, mask=inside, other=0).to(tl.float32)
+    if DISTANCE:
+        share = tl.load(scale + (COARSE + 1) * scale_strides[0]) / (1.0 * height * width)
+        a = _plane(x, x_strides, plane, channels)
+        a += row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
+        b = _plane(y, y_strides, plane, channels)
+        b += row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
+        difference = tl.load(a, mask=inside, other=0).to(tl.float32)
+        difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
+        total += share * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
     down, across = tl.full((ROWS, 1), 1.0, tl.float32), tl.full((1, LANES), 1.0, tl.float32)
     for j in tl.static_range(COARSE):
         down *= tl.where((height % 2 == 1) & (row == height - 1), 1.0, 0.5)
