@@ -1,7 +1,8 @@
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import hypothesis
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 import skimage.data
 import torch
 
+from perceptual_losses._ssim import gpu
+
 # Triton's interpreter has to be switched on before Triton is imported: the triton path's properties
 # run in a process of their own, which tests/test_gpu_path.py starts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+T = TypeVar("T")
 
 BACKENDS = ["reference", "numba"]
 if INTERPRETED:
@@ -23,10 +28,35 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+@contextlib.contextmanager
+def _wide_tiles() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        tile = gpu.Tile((64, 256), 1, 256)
+        patch.setattr(gpu, "LAUNCHES", {None: {33: gpu.Launches(tile, tile, tile, tile)}})
+        patch.setattr(gpu, "ENOUGH", 1)
+        patch.setattr(gpu, "ROWS", 64)
+        gpu._job.cache_clear()
+        yield
+    gpu._job.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def wide_tiles() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Few tiles: the interpreter takes as long for one thread as for all of a program."""
+    return _wide_tiles
+
+
 @pytest.fixture(scope="session", params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every path, by name: each property is asserted on each of them."""
-    return request.param
+    with _wide_tiles() if request.param == "triton" else contextlib.nullcontext():
+        yield request.param
+
+
+@pytest.fixture(scope="session")
+def sized(backend: str) -> Callable[[T, T], T]:
+    """Of two sizes the second in the interpreter, which takes seconds where kernels take none."""
+    return lambda usual, small: small if backend == "triton" else usual
 
 
 class Precision(NamedTuple):

@@ -108,15 +108,17 @@ def test_reduction_none_weighs_each_image(backend, precision):
         torch.testing.assert_close(x.grad[i : i + 1], expected, rtol=tolerance, atol=0)
 
 
-@pytest.mark.large
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.float64)]
+)
 @pytest.mark.parametrize("loss", [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss])
-def test_identical_images_have_no_loss_and_no_gradient(backend, loss, dtype):
-    x = torch.rand(2, 3, 177, 190, generator=torch.Generator().manual_seed(0), dtype=dtype)
+def test_identical_images_have_no_loss_and_no_gradient(backend, sized, loss, dtype):
+    shape, options = sized((2, 3, 177, 190), (2, 1, 33, 34)), sized({}, {"window_size": 3})
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
     x[0, 0] = 0.6
     x.requires_grad_()
     y = x.detach().clone().requires_grad_()
-    value = loss(backend=backend)(x, y)
+    value = loss(backend=backend, **options)(x, y)
     value.backward()
     assert value == 0
     assert not x.grad.any()
@@ -143,17 +145,18 @@ CORNERS = {
 }
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("corner", CORNERS)
 @pytest.mark.parametrize("normalize", ["floor", "relu", "simple"])
-def test_corners_are_clean(backend, corner, normalize):
-    x = torch.rand(1, 2, 190, 190, generator=torch.Generator().manual_seed(0))
+def test_corners_are_clean(backend, sized, corner, normalize):
+    shape, options = sized((1, 2, 190, 190), (1, 1, 6, 8)), sized({}, {"window_size": 3})
+    levels = {"normalize": normalize, **options, **sized({}, {"weights": (0.4, 0.6)})}
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     x, y = (image.detach().requires_grad_() for image in CORNERS[corner](x))
     with torch.autograd.set_detect_anomaly(True):
         for loss in (
-            MSSSIMLoss(normalize=normalize, backend=backend),
-            L1MSSSIMLoss(normalize=normalize, backend=backend),
-            SSIMLoss(backend=backend),
+            MSSSIMLoss(backend=backend, **levels),
+            L1MSSSIMLoss(backend=backend, **levels),
+            SSIMLoss(backend=backend, **options),
         ):
             value = loss(x, y)
             value.backward()
@@ -162,16 +165,16 @@ def test_corners_are_clean(backend, corner, normalize):
             assert y.grad.isfinite().all()
 
 
-@pytest.mark.large
-def test_inverted_images_keep_a_gradient(backend):
-    x = torch.rand(1, 1, 190, 190, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    value = ms_ssim(x, 1 - x.detach(), backend=backend)
+def test_inverted_images_keep_a_gradient(backend, sized):
+    side, options = sized(190, 33), sized({}, {"window_size": 3})
+    x = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = ms_ssim(x, 1 - x.detach(), backend=backend, **options)
     (alive,) = torch.autograd.grad(value, x)
     assert 0 < value < 0.01
     assert alive.isfinite().all()
     assert (alive != 0).float().mean() > 0.99
 
-    value = ms_ssim(x, 1 - x.detach(), normalize="relu", backend=backend)
+    value = ms_ssim(x, 1 - x.detach(), normalize="relu", backend=backend, **options)
     (dead,) = torch.autograd.grad(value, x)
     assert value == 0
     assert not dead.any()

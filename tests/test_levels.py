@@ -17,6 +17,17 @@ def pair(*shape, dtype=torch.float64):
     return x.to(dtype), y.to(dtype)
 
 
+@pytest.fixture
+def of_three_taps(sized):
+    """Sides and options: for a window of three the sides that take as many levels as of eleven."""
+
+    def smaller(size):
+        small = tuple((side - 1) // 5 + 1 for side in size)
+        return sized(size, small), sized({}, {"window_size": 3})
+
+    return smaller
+
+
 def by_definition(x, y, weights, **options):
     return np.mean(
         [
@@ -30,36 +41,38 @@ def by_definition(x, y, weights, **options):
     ("size", "levels"),
     [
         *(((11, 40), 1), ((20, 21), 1), ((21, 21), 2), ((32, 32), 2)),
-        pytest.param((64, 64), 3, marks=pytest.mark.large),
-        pytest.param((128, 128), 4, marks=pytest.mark.large),
+        *(((64, 64), 3), ((128, 128), 4)),
     ],
 )
-def test_as_many_levels_as_fit(backend, precision, size, levels):
+def test_as_many_levels_as_fit(backend, precision, of_three_taps, size, levels):
+    size, options = of_three_taps(size)
     x, y = pair(1, 2, *size, dtype=precision.dtype)
     with pytest.warns(UserWarning, match=f"fit {levels} of 5 MS-SSIM levels"):
-        value = ms_ssim(x, y, backend=backend)
+        value = ms_ssim(x, y, backend=backend, **options)
     scale = sum(MS_SSIM_WEIGHTS) / sum(MS_SSIM_WEIGHTS[:levels])
     weights = [weight * scale for weight in MS_SSIM_WEIGHTS[:levels]]
-    expected = pytest.approx(by_definition(x, y, weights), abs=precision.value(1e-12))
-    assert value.item() == expected
-    assert ms_ssim(x, y, levels=levels, backend=backend) == value
+    expected = by_definition(x, y, weights, **options)
+    assert value.item() == pytest.approx(expected, abs=precision.value(1e-12))
+    assert ms_ssim(x, y, levels=levels, backend=backend, **options) == value
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("size", [(161, 161), (161, 177)])
-def test_five_levels_without_a_warning(backend, size):
-    x, y = pair(1, 1, *size)
-    expected = by_definition(x, y, MS_SSIM_WEIGHTS)
-    assert ms_ssim(x, y, backend=backend).item() == pytest.approx(expected, abs=1e-12)
+def test_five_levels_without_a_warning(backend, precision, of_three_taps, size):
+    size, options = of_three_taps(size)
+    x, y = pair(1, 1, *size, dtype=precision.dtype)
+    expected = by_definition(x, y, MS_SSIM_WEIGHTS, **options)
+    value = ms_ssim(x, y, backend=backend, **options).item()
+    assert value == pytest.approx(expected, abs=precision.value(1e-12))
 
 
 @pytest.mark.filterwarnings("ignore:.* MS-SSIM levels:UserWarning")
-@pytest.mark.large
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (161, 177)])
 @pytest.mark.parametrize("channels", [1, 12])
-def test_loss_on_any_size_and_channel_count(backend, size, channels):
-    x, y = (image.float().requires_grad_() for image in pair(2, channels, *size))
-    loss = MSSSIMLoss(backend=backend)(x, y)
+def test_loss_on_any_size_and_channel_count(backend, sized, of_three_taps, size, channels):
+    size, options = of_three_taps(size)
+    planes = sized((2, channels), (1, min(channels, 3)))
+    x, y = (image.float().requires_grad_() for image in pair(*planes, *size))
+    loss = MSSSIMLoss(backend=backend, **options)(x, y)
     loss.backward()
     assert 0.01 < loss < 0.5
     for image in (x, y):
@@ -88,12 +101,13 @@ def test_a_level_count_that_does_not_fit_is_refused():
         ms_ssim(x, y, levels=1)
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("weights", [[1, 1, 1, 1, 1], [0.5, 0.5], [1.0], [0, 0.2, 0, 0, 0, 0.8]])
-def test_weights_of_any_length(backend, weights):
-    x, y = pair(1, 1, 330, 328) if len(weights) > 5 else pair(1, 1, 176, 180)
-    value = ms_ssim(x, y, weights=weights, backend=backend).item()
-    assert value == pytest.approx(by_definition(x, y, weights), abs=1e-12)
+def test_weights_of_any_length(backend, precision, of_three_taps, weights):
+    size, options = of_three_taps((330, 328) if len(weights) > 5 else (176, 180))
+    x, y = pair(1, 1, *size, dtype=precision.dtype)
+    value = ms_ssim(x, y, weights=weights, backend=backend, **options).item()
+    expected = by_definition(x, y, weights, **options)
+    assert value == pytest.approx(expected, abs=precision.value(1e-12))
 
 
 @pytest.mark.volumes

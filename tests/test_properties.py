@@ -147,25 +147,29 @@ def test_a_negated_ramp_is_minus_one(backend, precision):
     assert value.min() == pytest.approx(-1, abs=1e-6)
 
 
-@pytest.mark.large
-def test_reduction_none_is_one_value_per_image(backend, photo):
-    x = torch.cat([photo[..., :192, :192], photo[..., 200:392, 200:392]])
+def test_reduction_none_is_one_value_per_image(backend, precision, sized, photo):
+    side, channels = sized(192, 36), sized(3, 1)
+    options = {"backend": backend, **sized({}, {"window_size": 3})}
+    x = photo[:, :channels].to(precision.dtype)
+    x = torch.cat([x[..., :side, :side], x[..., 200 : 200 + side, 200 : 200 + side]])
     y = (x + 0.1).sqrt()
+    tolerance = precision.value(1e-14)
     for function in (ssim, ms_ssim):
-        values = function(x, y, reduction="none", backend=backend)
-        alone = [function(x[i : i + 1], y[i : i + 1], backend=backend).item() for i in (0, 1)]
-        assert values.tolist() == pytest.approx(alone, abs=1e-14)
-        assert function(x, y, backend=backend).item() == pytest.approx(np.mean(alone), abs=1e-14)
+        values = function(x, y, reduction="none", **options)
+        alone = [function(x[i : i + 1], y[i : i + 1], **options).item() for i in (0, 1)]
+        assert values.tolist() == pytest.approx(alone, abs=tolerance)
+        assert function(x, y, **options).item() == pytest.approx(np.mean(alone), abs=tolerance)
 
 
-@pytest.mark.large
 @pytest.mark.parametrize("function", [ssim, ms_ssim])
-def test_a_nan_pixel_spoils_its_image_alone(backend, function):
-    x = torch.rand(3, 2, 176, 176, generator=torch.Generator().manual_seed(0))
+def test_a_nan_pixel_spoils_its_image_alone(backend, sized, function):
+    shape, middle = sized((3, 2, 176, 176), (3, 1, 33, 33)), sized(80, 16)
+    options = {"reduction": "none", "backend": backend, **sized({}, {"window_size": 3})}
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     y = x.sqrt()
-    clean = function(x, y, reduction="none", backend=backend)
-    x[1, 0, 80, 80] = torch.nan
-    values = function(x, y, reduction="none", backend=backend)
+    clean = function(x, y, **options)
+    x[1, 0, middle, middle] = torch.nan
+    values = function(x, y, **options)
     assert values[1].isnan()
     assert torch.equal(values[[0, 2]], clean[[0, 2]])
 
