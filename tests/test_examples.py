@@ -76,7 +76,7 @@ def test_the_terms_of_the_objective(vgg16, kind):
     back = output.reconstruction
     expected = {
         "vae": {"mse": (1.0, (back - x).square().mean())},
-        "msssim": {"ms_ssim_loss": (1.0, 1 - ms_ssim(back, x, weights=[1, 1], levels=2))},
+        "msssim": {"ms_ssim_loss": (1.0, 1 - ms_ssim(back, x, levels=2))},
         "dfc": {"vgg_loss": (1.0, VGGLoss({"relu1_1": 1.0}, weights=vgg16)(back, x))},
         "cvae": {
             "mse": (1.0, (back - x).square().mean()),
@@ -91,6 +91,14 @@ def test_the_terms_of_the_objective(vgg16, kind):
     total = sum(weight * term for weight, term in expected.values())
     torch.testing.assert_close(loss.total, total)
     assert loss.terms["kl"] > 0
+
+
+def test_the_equal_weights_of_the_el_vae(vgg16):
+    model = made("msssim", vgg16, level_weights=(1, 1))
+    x, _ = images()
+    back = model.generate(x)
+    expected = 1 - ms_ssim(back, x, weights=(1, 1), levels=2)
+    torch.testing.assert_close(model.losses["ms_ssim_loss"](back, x), expected)
 
 
 @pytest.mark.parametrize("kind", vae.MODELS)

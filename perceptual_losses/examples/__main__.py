@@ -96,7 +96,9 @@ def arguments() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
     train.add_argument("--seed", type=whole, default=0, help="of the weights, the order, the noise")
     train.add_argument("--kl-weight", type=float, help="else the model's", **own)
-    train.add_argument("--level-weights", type=float, nargs="+", help="msssim: else all 1", **own)
+    train.add_argument(
+        "--level-weights", type=float, nargs="+", help="msssim: else those of Wang et al.", **own
+    )
     train.add_argument("--layers", help="dfc: dfc-345, or else dfc-123", **own)
     train.add_argument(
         "--weights", help="dfc: a path, random (features of no meaning), or else imagenet", **own

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perceptual_losses import MSSSIMLoss, SSIMLoss, VGGLoss
+from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, VGGLoss
 
 OUTPUTS: dict[str, tuple[type[nn.Module], tuple[float, float]]] = {
     "sigmoid": (nn.Sigmoid, (0.0, 1.0)),
@@ -260,16 +260,16 @@ class VanillaVAE(BaseVAE):
 
 
 class MSSSIMVAE(BaseVAE):
-    """The VAE trained with ``1 - MS-SSIM``, or EL-VAE. The other options are those of `BaseVAE`.
+    """The VAE trained with ``1 - MS-SSIM``. The other options are those of `BaseVAE`.
 
     Snell et al., "Learning to generate images with perceptual similarity metrics",
     arXiv:1511.06409.
 
     Args:
-        level_weights: of the levels of MS-SSIM, finest first. By default 1 for each level that fits
-            into the images, as that paper weighs its five. The demo passes those of Wang et al.,
-            `perceptual_losses.MS_SSIM_WEIGHTS`, which give better images in as many steps; of more
-            weights than levels that fit, the first are scaled to the sum of all.
+        level_weights: of the levels of MS-SSIM, finest first; of more than fit into the images, the
+            first are scaled to the sum of all. Those of Wang et al. by default. With 1 for each
+            level it is the EL-VAE of that paper, which takes more steps: a product of small means
+            has a small gradient.
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
@@ -283,15 +283,13 @@ class MSSSIMVAE(BaseVAE):
     def __init__(
         self,
         *,
-        level_weights: Sequence[float] | None = None,
+        level_weights: Sequence[float] = MS_SSIM_WEIGHTS,
         kl_weight: float = MS_SSIM_KL_WEIGHT,
         **options: Any,
     ) -> None:
         super().__init__(kl_weight=kl_weight, **options)
-        fitting = levels_that_fit(self.image_size)
-        weights = level_weights or [1.0] * fitting
-        levels = min(fitting, len(weights))
-        loss = MSSSIMLoss(weights=weights, levels=levels, data_range=self.data_range)
+        levels = min(levels_that_fit(self.image_size), len(level_weights))
+        loss = MSSSIMLoss(weights=level_weights, levels=levels, data_range=self.data_range)
         self.minimise("ms_ssim_loss", 1.0, loss)
 
 
