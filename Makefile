@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: test lint demo demo-smoke study fuzz bench lock test-oldest .venv
+.PHONY: test lint demo demo-smoke study fuzz bench bench-gpu lock test-oldest .venv
 
 test: .venv/installed
 	.venv/bin/python -m pytest
@@ -25,6 +25,10 @@ demo-smoke: .venv/installed
 # About 20 minutes on two cores.
 study: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples study --out docs/vae
+
+bench-gpu: .venv/installed
+	.venv/bin/python -m benchmarks.run --device cuda
+	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.run

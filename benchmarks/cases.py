@@ -70,15 +70,27 @@ def images(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
     return x.to(device), y.to(device)
 
 
-IMAGES = ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (1, 1, 4320, 7680))
+IMAGES = {
+    "cpu": ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (1, 1, 4320, 7680)),
+    "cuda": (
+        *((64, 3, 64, 64), (8, 3, 256, 256), (1, 3, 512, 512)),
+        *((1, 3, 1080, 1920), (8, 3, 1080, 1920), (1, 3, 2160, 3840)),
+    ),
+}
 VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
 
-CASES = (
-    *itertools.starmap(Case, itertools.product(["SSIM"], IMAGES + VOLUMES, [False, True])),
-    *(
-        Case("MS-SSIM", shape, backward, THREE_WEIGHTS if min(shape[2:]) < 161 else None)
-        for shape, backward in itertools.product(IMAGES, [False, True])
-    ),
-    Case("VGG", (4, 3, 224, 224), backward=True),
-    Case("LPIPS", (4, 3, 224, 224), backward=True),
-)
+
+def _cases(shapes: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
+    return (
+        *itertools.starmap(Case, itertools.product(["SSIM"], shapes + VOLUMES, [False, True])),
+        *(
+            Case("MS-SSIM", shape, backward, THREE_WEIGHTS if min(shape[2:]) < 161 else None)
+            for shape, backward in itertools.product(shapes, [False, True])
+        ),
+        Case("VGG", (4, 3, 224, 224), backward=True),
+        Case("LPIPS", (4, 3, 224, 224), backward=True),
+    )
+
+
+CASES = {device: _cases(shapes) for device, shapes in IMAGES.items()}
+"""What is measured on each kind of device."""

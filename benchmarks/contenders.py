@@ -176,6 +176,11 @@ def _own(backend: str, case: Case, device: str) -> Call:
     return _function(perceptual_losses.ms_ssim, **_weights("weights", case), backend=backend)
 
 
+def _compiled(case: Case, device: str) -> Call:
+    call = _own("reference", case, device)
+    return Call(torch.compile(call.similarity), f"torch.compile({call.settings})", call.deviation)
+
+
 def _pytorch_msssim(case: Case, device: str) -> Call:
     import pytorch_msssim
 
@@ -288,6 +293,10 @@ CONTENDERS = (
         "perceptual-losses, reference",
         "perceptual-losses",
         functools.partial(_own, "reference"),
+    ),
+    # On a CPU the compiler alone takes longer than all the others' turns.
+    Contender(
+        *("perceptual-losses, reference compiled", "perceptual-losses", _compiled, ("cuda",))
     ),
     Contender("pytorch-msssim", "pytorch-msssim", _pytorch_msssim),
     Contender("piq", "piq", _piq),

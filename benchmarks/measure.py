@@ -8,6 +8,7 @@ import functools
 import multiprocessing
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -132,6 +133,15 @@ def seconds(run: Callable[[], Any], calls: int, device: str) -> float:
     for _ in range(calls):
         run()
     return (time.perf_counter() - begin) / calls
+
+
+def copy_rate(size: int = 2**30, device: str = "cuda") -> float:
+    """Bytes a second that a copy reads and writes: the median of several."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    times = [seconds(lambda: target.copy_(source), 5, device) for _ in range(9)]
+    return 2 * size / statistics.median(times)
 
 
 def configure(device: str, threads: int) -> None:

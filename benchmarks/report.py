@@ -47,6 +47,8 @@ def markdown(result: Result, plots: dict[str, str]) -> str:
             parts.append(f"![Throughput of {metric}]({plots[metric]})")
         for size, group in _groups(cases, "size"):
             parts += [f"### {metric}, {size}", table(group)]
+            if result.get("copy_bytes_per_second"):
+                parts.append(_floor(group[0], result["copy_bytes_per_second"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,6 +131,15 @@ def _cost(cost: Result) -> str:
         f"channel counted: {_number(cost['ratio'])} times the {_number(cost['bound_ns_per_pixel'])}"
         f" ns of its {cost['multiply_adds_per_pixel']} multiply-adds at the rate of a 1024x1024 "
         f"matrix product, {_number(cost['multiply_adds_per_second'] / 1e9)} billion per second."
+    )
+
+
+def _floor(case: Result, rate: float) -> str:
+    """What memory alone would take, to hold the times against."""
+    read, written = (1e3 * 4 * images * case["pixels"] / rate for images in (2, 3))
+    return (
+        f"At the {_number(rate / 1e12)} TB/s of a copy in the same run, to read both images takes "
+        f"{_number(read)} ms, and to write a gradient as well {_number(written)} ms."
     )
 
 

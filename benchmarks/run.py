@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args(arguments)
 
-    cases = [case for case in CASES if options.cases in case.name]
+    cases = [case for case in CASES[options.device] if options.cases in case.name]
     if not cases:
         parser.error(f"no case has {options.cases!r} in its name")
     how = Options(options.device, options.rounds, options.budget, options.seed)
@@ -299,6 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "method": method(how),
     }
     result["cases"] = compare(cases, CONTENDERS, how)
+    result["copy_bytes_per_second"] = measure.copy_rate() if how.device == "cuda" else None
     result["cost"] = one_thread_cost(COST_SHAPE) if how.device == "cpu" else None
 
     name = re.sub(r"[^a-z0-9]+", "-", device_name(how.device).lower()).strip("-")

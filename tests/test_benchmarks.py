@@ -85,7 +85,15 @@ def test_settings_are_shown():
 
 
 def test_cases_are_distinct():
-    assert len({case.name for case in CASES}) == len(CASES)
+    for cases in CASES.values():
+        assert len({case.name for case in cases}) == len(cases)
+
+
+def test_what_memory_alone_takes():
+    assert 1e8 < measure.copy_rate(2**22, "cpu") < 1e13
+    text = report._floor({"pixels": 1_000_000}, 4e12)
+    assert text.startswith("At the 4 TB/s of a copy")
+    assert "takes 0.002 ms, and to write a gradient as well 0.003 ms" in text
 
 
 def build_broken(case, device):
@@ -125,7 +133,7 @@ def result_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("benchmarks") / "here.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "CONTENDERS", contenders)
-        patch.setattr(run, "CASES", SMALL[:2])
+        patch.setattr(run, "CASES", {"cpu": SMALL[:2]})
         patch.setattr(run, "COST_SHAPE", (1, 1, 16, 16))
         assert run.main(["--rounds", "1", "--out", str(path)]) == path
     return path
