@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,6 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
 
 NORMALIZATIONS = ("floor", "relu", "simple", None)
-
-FLOOR = 0.01
-"""Where ``normalize="floor"`` leaves Wang's definition. Smaller floors start training from
-anti-correlated images with gradients so small that they drown in Adam's epsilon."""
 
 
 def ssim(
@@ -69,8 +64,8 @@ def ssim(
             weighted with the mask's value at the centre of each window. No gradient flows to it.
             A pixel that is not finite shows under it too: windows reach there.
         reduction: ``"mean"`` over the batch, or ``"none"`` for one value per image.
-        backend: ``"auto"`` takes the fastest path that has been tried on the device; a path asked
-            for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
+        backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
+            asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
 
     Returns:
         A scalar, or ``(N,)`` with ``reduction="none"``; float64 if ``x`` or ``y`` is, else
@@ -290,17 +285,13 @@ def ms_ssim_terms(
     while pixel_weights is not None and len(map_weights) < len(exponents):
         map_weights.append(_normalized(pixel_weights, definition))
         pixel_weights = _ssim.halve(pixel_weights)
-    means = _ssim.means(
+    return _ssim.products(
         *(x, y, definition, map_weights),
-        levels=len(exponents),
+        exponents=exponents,
+        normalize=normalize,
         distance=distance,
         backend=options["backend"],
-    ).unbind()
-    powers = [
-        _power(mean, exponent, normalize)
-        for mean, exponent in zip(means[: len(exponents)], exponents, strict=True)
-    ]
-    return functools.reduce(torch.mul, powers), *means[len(exponents) :]
+    )
 
 
 class SSIMLoss(nn.Module):
@@ -435,20 +426,6 @@ def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:
     total = pixel_weights.sum(tuple(range(1, pixel_weights.dim())), keepdim=True)
     _arguments.check_total(total)
     return pixel_weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-
-
-def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:
-    if normalize == "floor":
-        # Clamped so that the branch not taken stays finite, and with it the gradient.
-        below = FLOOR**2 / (2 * FLOOR - mean.clamp(max=FLOOR))
-        mean = torch.where(mean > FLOOR, mean, below)
-    elif normalize == "simple":
-        mean = (mean + 1) / 2
-    elif normalize == "relu":
-        # NaN is not hidden.
-        alive = ~(mean <= 0)
-        return torch.where(alive, torch.where(alive, mean, 1.0) ** exponent, 0.0)
-    return mean**exponent
 
 
 def reduce(values: Tensor, reduction: str) -> Tensor:

@@ -549,17 +549,58 @@ def check_launches(tiles, monkeypatch):
     x, y = pair(1, 1, 33, 33)
     options = {"window_size": 3, "backend": "triton"}
     halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
-    for losses, first, levels in (
-        ((SSIMLoss, L1SSIMLoss), [], 1),
-        ((MSSSIMLoss, L1MSSSIMLoss), halvings, 5),
+    for losses, first, last, levels in (
+        ((SSIMLoss, L1SSIMLoss), [], ["mean"], 1),
+        ((MSSSIMLoss, L1MSSSIMLoss), halvings, ["mean", "product"], 5),
     ):
         for loss in losses:
             counted.clear()
             loss(**options)(x, y)
-            assert counted == [*first, *["derive"] * levels, "mean"]
+            assert counted == [*first, *["derive"] * levels, *last]
             counted.clear()
             step(loss(**options), x, y)
-            assert counted == [*first, *["march"] * levels, "mean", "sweep", "sweep"]
+            assert counted == [*first, *["march"] * levels, *last, "sweep", "sweep"]
+
+
+@pytest.mark.parametrize("normalize", ["floor", "relu", "simple", None])
+@pytest.mark.parametrize("exponents", [(1.0,), (0.3, 0.7), (1.0, 0.0, 0.4, 2.0, 0.1333)])
+def check_the_product_of_the_levels(normalize, exponents):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(len(exponents), 5, 9, generator=generator)
+    # Each level has its turn with means that the normalizations change.
+    for j in range(len(exponents)):
+        means[j, j % 5, :6] = torch.tensor([-0.9, -1e-3, 0.0, 1e-6, 0.01, 1.0])
+    if normalize is None:
+        means.clamp_(min=1e-6)
+    product, derivatives = torch.ops.perceptual_losses.ms_ssim_product(
+        means, list(exponents), normalize
+    )
+    exact = means.double().requires_grad_()
+    expected = reference.product(exact, exponents, normalize)
+    (slopes,) = torch.autograd.grad(expected.sum(), exact)
+    torch.testing.assert_close(product.double(), expected.detach(), rtol=2e-6, atol=1e-12)
+    torch.testing.assert_close(derivatives.double(), slopes, rtol=5e-6, atol=1e-12)
+    assert torch.equal(op.product(torch.ones_like(means), exponents, normalize), torch.ones(5, 9))
+
+
+def check_the_product_in_autograd():
+    means = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    exponents, normalize = (0.2, 0.3, 0.5), "floor"
+    arguments = means.detach(), list(exponents), normalize
+    torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
+    found = op.product(means, exponents, normalize)
+    (gradient,) = torch.autograd.grad(found.sum(), means, create_graph=True)
+    exact = means.detach().double().requires_grad_()
+    expected = reference.product(exact, exponents, normalize)
+    (slopes,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
+    for got, true in (
+        (gradient, slopes),
+        (*torch.autograd.grad(gradient.sum(), means), *torch.autograd.grad(slopes.sum(), exact)),
+    ):
+        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-7)
+    nan = torch.full((3, 1, 1), 0.5)
+    nan[1] = float("nan")
+    assert all(op.product(nan, exponents, way).isnan() for way in ("floor", "relu", "simple", None))
 
 
 def check_tuning():
@@ -634,6 +675,8 @@ def test_the_small_kernels_compile(capability):
         gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [])
         gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [])
         gpu.sweep(gradients, torch.empty(5, 8, 3, device="meta"), [x, x.float()])
+        for normalize in ("floor", "relu", "simple", None):
+            gpu.product(torch.empty(4, 8, 3, device="meta"), [0.1, 0.2, 0.3, 0.4], normalize)
     for launch in launches:
         if launch.kernel.__name__ != "march":
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0

@@ -15,7 +15,7 @@ from . import cpu, gpu, op, reference
 from .contract import Settings, compute_dtype
 from .reference import halve
 
-__all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "similarity_map"]
+__all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "products", "similarity_map"]
 
 BACKENDS = ("auto", "reference", "numba", "triton")
 
@@ -47,7 +47,53 @@ def means(
         of SSIM; and with ``distance`` one more, that of ``|x - y|``. In `compute_dtype` and
         differentiable with respect to ``x`` and ``y``.
     """
+    return _means(x, y, settings, weights, levels, distance, _path(x, y, settings, backend))
+
+
+def products(
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weights: Sequence[Tensor],
+    *,
+    exponents: Sequence[float],
+    normalize: str | None,
+    distance: bool = False,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """The product of the levels' means, each to its power.
+
+    Args:
+        x: as for `means`, as are ``y``, ``settings``, ``weights``, ``distance`` and ``backend``.
+        y: the other images.
+        settings: what is computed.
+        weights: for each level, or none.
+        exponents: of as many levels.
+        normalize: what becomes of a mean before the power: ``"floor"``, ``"relu"``, ``"simple"`` or
+            ``None``.
+        distance: whether the mean of ``|x - y|`` follows.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        ``(N, C)``, and with ``distance`` another.
+    """
     path = _path(x, y, settings, backend)
+    found = _means(x, y, settings, weights, len(exponents), distance, path)
+    # As a split, whose gradient is one operation.
+    means, *rest = found.split([len(exponents), 1] if distance else [len(exponents)])
+    combine = op.product if path == "triton" else reference.product
+    return combine(means, exponents, normalize), *(row.squeeze(0) for row in rest)
+
+
+def _means(
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weights: Sequence[Tensor],
+    levels: int,
+    distance: bool,
+    path: str,
+) -> Tensor:
     if path == "reference":
         return reference.means(x, y, settings, weights, levels, distance)
     return op.means(x, y, settings, weights, levels, distance, path)
@@ -66,8 +112,7 @@ def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
     """Which path runs: the only place that decides."""
     path = backend
     if backend == "auto":
-        # The Triton kernels run by name alone until tests/test_gpu.py has passed on a GPU.
-        path = "numba" if x.device.type == "cpu" else "reference"
+        path = {"cpu": "numba", "cuda": "triton", "xpu": "triton"}.get(x.device.type, "reference")
     if path == "reference":
         return path
     fast = cpu if path == "numba" else gpu

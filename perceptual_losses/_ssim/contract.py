@@ -10,6 +10,11 @@ from torch import Tensor
 X, Y = 1, 2
 
 
+# Where normalize="floor" leaves Wang's definition. Smaller floors start training from
+# anti-correlated images with gradients so small that they drown in Adam's epsilon.
+FLOOR = 0.01
+
+
 class Settings(NamedTuple):
     """What is computed, in the paper's terms.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .contract import Settings, X, Y
+from .contract import FLOOR, Settings, X, Y
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -72,6 +72,8 @@ WORKSPACE = 24 * 2**20
 # comes a level.
 ROWS, COLUMNS = 4, 256
 HALVED_ROWS, HALVED_COLUMNS = 16, 128
+# Planes of a program that combines levels.
+PLANES = 32
 
 
 def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:
@@ -231,6 +233,27 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
             LANES=COLUMNS,
             DISTANCE=bool(images),
         )
+
+
+def product(means: Tensor, exponents: list[float], normalize: str | None) -> tuple[Tensor, Tensor]:
+    """The product over the levels of their means' powers, and its derivatives by the means."""
+    kernels = _kernels()
+    means = means.contiguous()
+    value, derivatives = torch.empty_like(means[0]), torch.empty_like(means)
+    codes = {
+        "floor": kernels.FLOOR,
+        "relu": kernels.RELU,
+        "simple": kernels.SIMPLE,
+        None: kernels.PLAIN,
+    }
+    with _on(means.device):
+        _launch(
+            *(kernels.product, _ceil(value.numel(), PLANES), 1, means, value, derivatives),
+            *(tuple(exponents), FLOOR, value.numel()),
+            NORMALIZE=codes[normalize].value,
+            LANES=PLANES,
+        )
+    return value, derivatives
 
 
 class _Cover(NamedTuple):

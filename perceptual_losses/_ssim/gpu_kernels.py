@@ -40,6 +40,11 @@ VALID = tl.constexpr(0)
 ZEROS = tl.constexpr(1)
 SYMMETRIC = tl.constexpr(2)
 
+FLOOR = tl.constexpr(0)
+RELU = tl.constexpr(1)
+SIMPLE = tl.constexpr(2)
+PLAIN = tl.constexpr(3)
+
 
 @triton.jit
 def _place(strips, bands):
@@ -754,6 +759,64 @@ def mean(sums, means, counts, planes, pitch, COUNT: tl.constexpr, DISTANCE: tl.c
     if DISTANCE:
         value = tl.where(place < (len(counts) - 1) * planes, value, tl.sum(found, 0))
     tl.store(means + place, value)
+
+
+@triton.jit
+def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
+    """A level's factor in the product, and its derivative."""
+    base, slope = mean, tl.full(mean.shape, 1.0, tl.float32)
+    if NORMALIZE == FLOOR:
+        below = floor * floor / (2 * floor - tl.minimum(mean, floor))
+        base = tl.where(mean <= floor, below, mean)
+        slope = tl.where(mean <= floor, below * below / (floor * floor), 1.0)
+    elif NORMALIZE == SIMPLE:
+        base, slope = 0.5 * (mean + 1), 0.5 * slope
+    elif NORMALIZE == RELU:
+        dead = mean <= 0
+        base, slope = tl.where(dead, 1.0, mean), tl.where(dead, 0.0, 1.0)
+    bits = tl.log2(base)
+    # The logarithm of zero times zero is not what its power is.
+    factor = tl.where(exponent == 0, 1.0, tl.exp2(exponent * bits))
+    derivative = exponent * tl.where(exponent == 1, 1.0, tl.exp2((exponent - 1) * bits))
+    if NORMALIZE == RELU:
+        factor = tl.where(dead, 0.0, factor)
+    return factor, tl.where(exponent == 0, 0.0, derivative * slope)
+
+
+@triton.jit(do_not_specialize=["exponents", "floor", "planes"])
+def product(
+    means,
+    value,
+    derivatives,
+    exponents,
+    floor,
+    planes,
+    NORMALIZE: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """The product over the levels of their means' powers, and its derivatives by the means.
+
+    ``means`` and ``derivatives`` are of ``planes`` for each level.
+    """
+    plane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = plane < planes
+    factors, slopes = (), ()
+    for j in tl.static_range(len(exponents)):
+        mean = tl.load(means + j * planes + plane, mask=inside, other=1)
+        factor, slope = _power(mean, exponents[j], floor, NORMALIZE)
+        factors = factors + (factor,)
+        slopes = slopes + (slope,)
+    whole = factors[0]
+    for j in tl.static_range(1, len(exponents)):
+        whole *= factors[j]
+    tl.store(value + plane, whole, mask=inside)
+    for j in tl.static_range(len(exponents)):
+        # Not the whole product divided by the factor, which can be zero.
+        derivative = slopes[j]
+        for k in tl.static_range(len(exponents)):
+            if k != j:
+                derivative *= factors[k]
+        tl.store(derivatives + j * planes + plane, derivative, mask=inside)
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])

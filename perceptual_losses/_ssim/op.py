@@ -16,6 +16,7 @@ from .contract import Settings, X, Y, compute_dtype, halved, spread
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
+PRODUCT = "perceptual_losses::ms_ssim_product"
 
 torch.library.define(
     MEANS,
@@ -26,6 +27,10 @@ torch.library.define(
 # In place, because the gradient is the only thing of an image's size that a step keeps.
 torch.library.define(
     SWEEP, "(Tensor(a!)[] gradients, Tensor scale, Tensor[] images, str path) -> ()"
+)
+torch.library.define(
+    PRODUCT,
+    "(Tensor means, float[] exponents, str? normalize) -> (Tensor product, Tensor derivatives)",
 )
 
 PATHS = {"numba": cpu, "triton": gpu}
@@ -45,6 +50,7 @@ def _sweep_in_place(
 # By name and not by device: in Triton's interpreter CPU tensors have two paths.
 torch.library.impl(MEANS, "CompositeExplicitAutograd", _means)
 torch.library.impl(SWEEP, "CompositeExplicitAutograd", _sweep_in_place)
+torch.library.impl(PRODUCT, "CompositeExplicitAutograd", gpu.product)
 
 
 def _fake_means(
@@ -73,6 +79,9 @@ def _fake_means(
 
 torch.library.register_fake(MEANS, _fake_means)
 torch.library.register_fake(SWEEP, lambda gradients, scale, images, path: None)
+torch.library.register_fake(
+    PRODUCT, lambda means, *_: (means.new_empty(means.shape[1:]), means.new_empty(means.shape))
+)
 
 
 def means(
@@ -185,6 +194,37 @@ def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> Tens
         pixels = math.prod(x.shape[2:])
         total = total + (x.to(scale.dtype) - y.to(scale.dtype)).sign() * (factors[-1] / pixels)
     return total.to(gradients[0].dtype)
+
+
+def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
+    """The reference's `product` in one launch on the GPU path, and a multiplication backward."""
+    if torch.compiler.is_compiling():
+        # The compiler fuses the formula.
+        return reference.product(means, exponents, normalize)
+    out: Tensor = _Product.apply(means, exponents, normalize)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None
+    ) -> Tensor:
+        found, derivatives = torch.ops.perceptual_losses.ms_ssim_product(
+            means, list(exponents), normalize
+        )
+        ctx.save_for_backward(means, derivatives)
+        ctx.options = exponents, normalize
+        out: Tensor = found
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        means, derivatives = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = reference.product(means, *ctx.options)
+            return *torch.autograd.grad(found, means, grad, create_graph=True), None, None
+        return grad * derivatives, None, None
 
 
 def _reference_gradients(

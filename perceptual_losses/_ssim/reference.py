@@ -20,6 +20,7 @@ gradient of exactly 0, and the small gradient of nearly identical ones is not wh
 terms that cancel.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Settings, compute_dtype
+from .contract import FLOOR, Settings, compute_dtype
 
 
 def means(
@@ -150,3 +151,26 @@ class _Correlate(torch.autograd.Function):
         reach = len(ctx.window) - 1
         padded = F.pad(grad, [0, 0] * (-ctx.dim - 1) + [reach, reach])
         return _correlate(padded, ctx.window[::-1], ctx.dim), None, None
+
+
+def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
+    """Of the levels' means ``(levels, N, C)``, each normalized and to its power."""
+    powers = [
+        _power(mean, exponent, normalize)
+        for mean, exponent in zip(means.unbind(), exponents, strict=True)
+    ]
+    return functools.reduce(torch.mul, powers)
+
+
+def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:
+    if normalize == "floor":
+        # Clamped so that the branch not taken stays finite, and with it the gradient.
+        below = FLOOR**2 / (2 * FLOOR - mean.clamp(max=FLOOR))
+        mean = torch.where(mean > FLOOR, mean, below)
+    elif normalize == "simple":
+        mean = (mean + 1) / 2
+    elif normalize == "relu":
+        # NaN is not hidden.
+        alive = ~(mean <= 0)
+        return torch.where(alive, torch.where(alive, mean, 1.0) ** exponent, 0.0)
+    return mean**exponent

@@ -1,0 +1,103 @@
+"""Launches the GPU path's kernels through Triton's own launcher, on a driver that only reports.
+
+``python tests/launched.py CAPABILITY`` prints a line for each launch whose parameters arrived as
+they were given; `test_launches` sets up the driver and runs it.
+"""
+
+import ctypes
+import re
+import sys
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
+
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
+from perceptual_losses._ssim import gpu
+
+CAPABILITY = int(sys.argv[1])
+TYPES = {"u64": ctypes.c_uint64, "u32": ctypes.c_uint32, "f32": ctypes.c_float}
+
+
+class Driver(CudaDriver):
+    def __init__(self):
+        self.utils, self.launcher_cls = CudaUtils(), CudaLauncher
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device: 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+
+def flat(values):
+    for value in values:
+        yield from flat(value) if isinstance(value, tuple) else (value,)
+
+
+reports = []
+
+
+def report(name, programs, threads, parameters):
+    kernel, ptx = name.decode(), expected["ptx"]
+    kinds = re.findall(rf"\.param \.(\w+)(?: \.ptr [^\n]*?)? {kernel}_param_\d+", ptx)
+    values = [
+        ctypes.cast(place, ctypes.POINTER(TYPES[kind])).contents.value
+        for place, kind in zip(parameters[: len(kinds)], kinds, strict=True)
+    ]
+    reports.append((kernel, programs, threads, list(zip(kinds, values, strict=True))))
+
+
+expected = {}
+launch = gpu._launch
+
+
+def checked(kernel, programs, warps, *arguments, **constants):
+    compiled = kernel.warmup(*arguments, grid=(programs,), num_warps=warps, **constants)
+    expected["ptx"] = compiled.asm["ptx"]
+    launch(kernel, programs, warps, *arguments, **constants)
+    name, grid, threads, parameters = reports[-1]
+    assert (name, grid, threads) == (kernel.__name__, programs, 32 * warps)
+    given = (v.data_ptr() if isinstance(v, torch.Tensor) else v for v in flat(arguments))
+    # Triton has compiled ones in; two pointers of its own come last.
+    for kind, arrived in parameters[:-2]:
+        for value in given:
+            if kind == "f32" and abs(arrived - value) <= 1e-6 * abs(value):
+                break
+            if kind != "f32" and arrived == value % 2 ** (8 * ctypes.sizeof(TYPES[kind])):
+                break
+            assert (type(value), value) == (int, 1), (name, kind, arrived)
+        else:
+            raise AssertionError(f"{name} got {arrived}, which nobody gave")
+    assert set(given) <= {1}, name
+    print(name)
+
+
+def main():
+    library = ctypes.CDLL("libcuda.so.1")
+    receive = ctypes.CFUNCTYPE(
+        *(None, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_void_p))
+    )(report)
+    library.report_to(receive)
+    triton.runtime.driver.set_active(Driver())
+    with (
+        mock.patch.object(gpu, "_launch", checked),
+        # Their memory is the CPU's, and nobody reads it.
+        mock.patch.object(gpu, "_interpreted", return_value=True),
+        mock.patch.object(gpu, "_architecture", return_value=f"sm_{CAPABILITY}"),
+    ):
+        x, y = torch.rand(2, 2, 3, 96, 131)
+        x.requires_grad_()
+        SSIMLoss(backend="triton")(x, y).backward()
+        L1MSSSIMLoss(levels=3, backend="triton")(x, y).backward()
+        SSIMLoss(window_size=17, padding="zeros", backend="triton")(x, y).backward()
+        L1SSIMLoss(backend="triton")(x.detach(), y)
+        halves = x.detach().bfloat16().contiguous(memory_format=torch.channels_last)
+        halves.requires_grad_()
+        loss = MSSSIMLoss(levels=2, padding="symmetric", backend="triton")
+        loss(halves, y.bfloat16().requires_grad_(), mask=torch.rand(96, 131)).backward()
+
+
+if __name__ == "__main__":
+    main()
