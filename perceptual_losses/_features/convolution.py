@@ -63,8 +63,9 @@ BASES = {
     # Of the 8 bits of bfloat16 the other basis would leave 5.
     torch.bfloat16: _Basis(0, 1, -1),
 }
-# Channels from which on there is time to save.
-LEAST = {torch.float32: 64, torch.bfloat16: 128}
+# Channels, and values of as many as the fewer of them, from which on there is time to save.
+LEAST = {torch.float32: 64, torch.bfloat16: 256}
+ENOUGH = 2**16
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
@@ -75,6 +76,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in BASES
         and weight.shape[2:] == (3, 3)
         and min(weight.shape[:2]) >= LEAST[x.dtype]
+        and x[:, 0].numel() * min(weight.shape[:2]) >= ENOUGH
         and weight.shape[0] % 64 == weight.shape[1] % 64 == 0
         and not torch.is_autocast_enabled("cpu")
     )

@@ -37,6 +37,18 @@ TWO, FOUR, EIGHT = np.float32(2), np.float32(4), np.float32(8)
 
 _kernel = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 _inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **OPTIONS)
+_ordered = njit(
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    forceinline=True,
+    **{**OPTIONS, "fastmath": False},
+)
+
+
+@_ordered
+def _difference(a, b):
+    """Of equal products exactly zero, which a fused multiply-add would leave a rounding of."""
+    return a - b
 
 
 def _wide(value):
@@ -288,12 +300,11 @@ def calibrated(a, b, weight, offset, begin, end, sums):
                 length_a += x * x
                 length_b += y * y
             inverse_a = ONE / (math.sqrt(length_a) + offset)
-            # Between equal features there is exactly nothing, fused multiply-adds or not.
-            between = inverse_a - ONE / (math.sqrt(length_b) + offset)
+            inverse_b = ONE / (math.sqrt(length_b) + offset)
             here = ZERO
             for k in range(channels):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
-                difference = (x - y) * inverse_a + y * between
+                difference = _difference(x * inverse_a, y * inverse_b)
                 here += weight[k] * difference * difference
             total += here
         sums[image, row] = total
@@ -315,16 +326,16 @@ def calibrated_gradient(a, b, weight, offset, scales, begin, end, gradient):
                 length_b += y * y
             length_a = math.sqrt(length_a)
             inverse_a = ONE / (length_a + offset)
-            between = inverse_a - ONE / (math.sqrt(length_b) + offset)
+            inverse_b = ONE / (math.sqrt(length_b) + offset)
             along = ZERO
             for k in range(channels):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
-                along += x * (weight[k] * ((x - y) * inverse_a + y * between))
+                along += x * (weight[k] * _difference(x * inverse_a, y * inverse_b))
             across = scales[image] * inverse_a if length_a > ZERO else ZERO
             along = across * along * inverse_a / length_a if length_a > ZERO else ZERO
             for k in range(channels):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
-                sent = weight[k] * ((x - y) * inverse_a + y * between)
+                sent = weight[k] * _difference(x * inverse_a, y * inverse_b)
                 gradient[image, row, column, k] = _narrow(
                     across * sent - along * x, gradient[image, row, column, k]
                 )
