@@ -2,8 +2,11 @@ PYTHON ?= python3
 
 .PHONY: test lint demo demo-smoke study fuzz bench bench-gpu lock test-oldest .venv
 
+# Files are shared out to two processes: one alone leaves a core idle most of the time.
+PYTEST = -m pytest -n 2 --dist loadfile
+
 test: .venv/installed
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 # Draws calls until the time is up; runs/fuzz.json has the counts, a failing call joins the tests.
 MINUTES ?= 10
@@ -39,7 +42,7 @@ bench: .venv/installed
 
 # The oldest torch that pyproject.toml declares.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python $(PYTEST)
 
 .venv/installed: requirements.lock pyproject.toml
 .venv-oldest/installed: requirements-oldest.lock pyproject.toml
