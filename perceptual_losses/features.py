@@ -77,9 +77,10 @@ def vgg_features(
     parameters, adds nothing to a state dict, ignores ``.train()``, and moves with ``.to()``.
     Gradients flow to the images, at no cost where the images need none.
 
-    On a CPU, 3x3 convolutions in float32 and bfloat16 are done with a third of the multiplications
-    (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016), whose rounding
-    is some 1e-6 of the features in float32. The filters take four times their memory then.
+    On a CPU, 3x3 convolutions of many values take a quarter of the multiplications in float32 and
+    4/9 in bfloat16 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR
+    2016), whose rounding is some 1e-6 of the features in float32. The filters take up to four times
+    their memory more then.
 
     Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition",
     ICLR 2015.

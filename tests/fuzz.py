@@ -474,7 +474,9 @@ def failing(backend, seed, examples):
     try:
         run()
     except Exception:
-        # The last to run is the smallest.
+        if not found:  # Hypothesis's own.
+            raise
+        # A call's, recorded above: the last to run is the smallest.
         return tally, found[-1]
     return tally, None
 

@@ -56,8 +56,9 @@ launch = gpu._launch
 def checked(kernel, programs, warps, *arguments, **constants):
     compiled = kernel.warmup(*arguments, grid=(programs,), num_warps=warps, **constants)
     expected["ptx"] = compiled.asm["ptx"]
+    reports.clear()
     launch(kernel, programs, warps, *arguments, **constants)
-    name, grid, threads, parameters = reports[-1]
+    ((name, grid, threads, parameters),) = reports
     assert (name, grid, threads) == (kernel.__name__, programs, 32 * warps)
     given = (v.data_ptr() if isinstance(v, torch.Tensor) else v for v in flat(arguments))
     # Triton has compiled ones in; two pointers of its own come last.

@@ -147,6 +147,18 @@ def test_the_matrices_live_and_die_with_the_weights():
     assert torch.equal(twin(x)["relu2_2"], extract(x)["relu2_2"])
 
 
+def test_training_after_inference():
+    """What the first call makes and keeps can be saved for a backward."""
+    loss = VGGLoss({"relu2_2": 1.0}, weights=None)
+    x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = loss(x, y)
+    value = loss(x.requires_grad_(), y)
+    value.backward()
+    assert value.item() == expected.item()
+    assert x.grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_losses_in_them(dtype):
     """Against the same weights in float64, which torch convolves."""

@@ -317,6 +317,14 @@ def test_the_calibrated_distance_where_features_are_zero(distance):
         assert gradient[..., 1, :].abs().min() > 0
 
 
+def test_no_nan_is_rounded_to_a_number():
+    """All ones in a NaN's lower half would carry over into its sign."""
+    a, b = (feature.bfloat16().requires_grad_() for feature in pair(1, 64, 2, 2))
+    nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    (gradient,) = torch.autograd.grad(calibrated_distance(a, b, torch.ones(64)), a, nan)
+    assert gradient.isnan().all()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_identical_images(networks, linear, loss):
     x = next(pair(2, 3, 40, 40)).requires_grad_()
@@ -576,6 +584,18 @@ def test_every_source_gives_the_same_numbers(networks, offline):
         assert extract.loaded == (source != "imagenet")
         close(extract(x)["relu3_1"], vgg_features(["relu3_1"], weights=network)(x)["relu3_1"], 0)
         assert extract.loaded
+
+
+def test_weights_fetched_in_inference_mode_serve_training(networks, offline):
+    torch.save(networks["vgg16"].state_dict(), offline / "vgg16-397923af.pth")
+    loss = VGGLoss("johnson")
+    x, y = pair(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = loss(x, y)
+    value = loss(x.requires_grad_(), y)
+    value.backward()
+    assert value.item() == expected.item()
+    assert x.grad.any()
 
 
 def test_imagenet_is_fetched_when_it_is_needed(networks, offline):

@@ -1,19 +1,24 @@
 """Drawn calls on every path, and those that once failed. `python -m tests.fuzz` draws more."""
 
 import json
+import os
 
 import fuzz
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-KEPT = [json.loads(line) for line in fuzz.KEPT.read_text().splitlines()]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Those of the GPU path run with the others that take the interpreter.
+KEPT = [
+    pytest.param(kept, marks=[pytest.mark.interpreted] * (kept["backend"] == "triton"))
+    for kept in map(json.loads, fuzz.KEPT.read_text().splitlines())
+    if INTERPRETED or kept["backend"] != "triton"
+]
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=range(len(KEPT)))
 def test_what_once_failed(kept):
-    if kept["backend"] == "triton":
-        pytest.skip("the interpreter is switched off")
     fuzz.check(kept["case"], kept["backend"])
 
 

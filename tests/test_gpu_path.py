@@ -589,11 +589,13 @@ def check_the_product_in_autograd():
     arguments = means.detach(), list(exponents), normalize
     torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
     found = op.product(means, exponents, normalize)
+    (plain,) = torch.autograd.grad(found.sum(), means, retain_graph=True)
     (gradient,) = torch.autograd.grad(found.sum(), means, create_graph=True)
     exact = means.detach().double().requires_grad_()
     expected = reference.product(exact, exponents, normalize)
     (slopes,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
     for got, true in (
+        (plain, slopes),
         (gradient, slopes),
         (*torch.autograd.grad(gradient.sum(), means), *torch.autograd.grad(slopes.sum(), exact)),
     ):

@@ -175,6 +175,7 @@ class Extractor(nn.Module):
         if not self.loaded:
             self._adopt(_imagenet(self.backbone))
 
+    @torch.inference_mode(False)  # A first call in that mode may fetch them, a later one train.
     def _adopt(self, state: Mapping[str, Tensor]) -> None:
         like = self.get_buffer("scale")
         for layer in self._plan:
@@ -276,7 +277,8 @@ class Extractor(nn.Module):
         """What `convolution` multiplies with, kept for as long as the weight is the same."""
         of, matrices = self._matrices.get(name, (None, None))
         if matrices is None or of is not weight:
-            matrices = at_points(weight)
+            with torch.inference_mode(False):  # A later call may save them for its backward.
+                matrices = at_points(weight)
             self._matrices[name] = weight, matrices
         return matrices
 

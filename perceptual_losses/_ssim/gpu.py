@@ -433,16 +433,8 @@ def _run(
             _launch(
                 *(kernels.derive, here * derive.tiles, _warps(derive)),
                 *(x, y, weights, maps, scratch, own_sums, own_distances),
-                *(
-                    x.stride(),
-                    y.stride(),
-                    weight_strides,
-                    sums.stride(0),
-                    job.pitch,
-                    derive.strips,
-                    derive.bands,
-                    derive.rows,
-                ),
+                *(x.stride(), y.stride(), weight_strides, sums.stride(0), job.pitch),
+                *(derive.strips, derive.bands, derive.rows),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
                 *(half_window, low, c1, c2, share, int(contrast)),
                 LANES=derive.lanes,

@@ -311,7 +311,7 @@ is {cost["loss_ms"]:.2f} ms: {share} of the step. Medians, with {config["batch_s
   downloaded: its row is not the paper's, nor its verdict on features. With ImageNet's weights
   run `train --model dfc`.
 * The EL-VAE at its best: the product of the levels' means to the power 1 is small at first, and so
-  is its gradient. It needs more steps than these.
+  is its gradient. More steps may change its row.
 * Converged models, or good samples. {config["steps"]} steps on patches of {len(TRAINING_PHOTOS)}
   photos are little; more steps can change the order.
 * What people see. PSNR, SSIM and MS-SSIM are measured; each favours what was trained on it. No

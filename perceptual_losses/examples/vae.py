@@ -268,8 +268,8 @@ class MSSSIMVAE(BaseVAE):
     Args:
         level_weights: of the levels of MS-SSIM, finest first; of more than fit into the images, the
             first are scaled to the sum of all. Those of Wang et al. by default. With 1 for each
-            level it is the EL-VAE of that paper, which takes more steps: a product of small means
-            has a small gradient.
+            level it is the EL-VAE of that paper, which is slow to leave its start: a product of
+            small means has a small gradient.
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
