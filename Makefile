@@ -1,6 +1,7 @@
 PYTHON ?= python3
 
-.PHONY: test lint demo demo-smoke study fuzz bench bench-gpu lock test-oldest .venv
+.PHONY: test test-oldest test-newest lint docs pages demo demo-smoke study fuzz long-run bench bench-gpu
+.PHONY: release-check lock .venv
 
 # Files are shared out to two processes: one alone leaves a core idle most of the time.
 PYTEST = -m pytest -n 2 --dist loadfile
@@ -18,6 +19,17 @@ lint: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# The site in build/site. A broken link fails.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+
+# Every generated part of the documentation anew, from the committed results.
+pages: .venv/installed
+	.venv/bin/python -m benchmarks.overview
+	.venv/bin/python -m benchmarks.numerics --from-results
+	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
+	.venv/bin/python -m perceptual_losses.examples study --from-results --out docs/vae
+
 demo: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo
 
@@ -31,30 +43,32 @@ study: .venv/installed
 
 bench-gpu: .venv/installed
 	.venv/bin/python -m benchmarks.run --device cuda
-	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks
+	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.run
-	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks
+	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
 
 # The environment alone, from the pinned lock.
 .venv: .venv/installed
 
-# The oldest torch that pyproject.toml declares.
-test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python $(PYTEST)
+# The oldest torch that pyproject.toml declares, and the newest that there was.
+test-oldest test-newest: test-%: .venv-%/installed
+	.venv-$*/bin/python $(PYTEST)
 
 .venv/installed: requirements.lock pyproject.toml
 .venv-oldest/installed: requirements-oldest.lock pyproject.toml
-.venv/installed .venv-oldest/installed:
+.venv-newest/installed: requirements-newest.lock pyproject.toml
+.venv/installed .venv-oldest/installed .venv-newest/installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --require-hashes -r $<
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-# Writes both locks anew; needs uv.
+# Writes the locks anew; needs uv.
 COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-header --no-annotate --extra dev pyproject.toml -
 lock:
 	printf 'torch==2.11.0\ntorchvision==0.26.0\n' | $(COMPILE) -o requirements.lock
 	printf 'torch==2.7.0\ntorchvision==0.22.0\n' | $(COMPILE) -o requirements-oldest.lock
+	printf 'torch\ntorchvision\n' | $(COMPILE) -o requirements-newest.lock

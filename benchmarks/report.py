@@ -12,6 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .contenders import OURS
+from .pages import ROOT, fill
+from .pages import table as markdown_table
+from .run import RESULTS
 
 Result = dict[str, Any]
 
@@ -27,6 +30,10 @@ HEADER = (
 )
 
 MISSING = "-"
+
+METRICS = ("SSIM", "MS-SSIM", "VGG", "LPIPS")
+
+README_SIZES = ("16x3x256x256", "1x3x1080x1920", "4x3x224x224")
 
 INK, OURS_COLOR, OTHERS_COLOR = "#333333", "#c44e24", "#8da3b5"
 
@@ -98,6 +105,109 @@ def throughput(cases: Sequence[Result]) -> Figure:
     figure.suptitle(f"{cases[0]['metric']}, forward + backward", fontsize=11)
     figure.supxlabel("megapixels per second, each channel counted (longer is faster)", fontsize=9)
     return figure
+
+
+def summary(results: Sequence[Result], sizes: Sequence[str] | None = None) -> str:
+    """Forward and backward of each metric and size, against the others at their best and worst.
+
+    Args:
+        results: contents of result files.
+        sizes: those to show; all by default.
+    """
+    lines = []
+    for case in _cases(results):
+        if sizes is not None and case["size"] not in sizes:
+            continue
+        rows = [row for row in case["rows"] if row.get("median_ms")]
+        ours, others = _ours_and_others(rows)
+        if not (case["backward"] and ours and others):
+            continue
+        by_time = sorted(others, key=lambda row: row["median_ms"])
+        least = min(others, key=lambda row: row["peak_gradients"])
+        cells = [f"{case['metric']}, {case['size']}", f"{_number(ours['median_ms'])} ms"]
+        for other in (by_time[0], by_time[-1]):
+            cells.append(f"{_number(other['ratio'], 'x')} {other['contender']}")
+        cells += [_number(ours["peak_gradients"]), _number(least["peak_gradients"])]
+        lines.append(cells)
+    header = ["", "ours", "fastest other", "slowest other", "memory, ours", "the others' least"]
+    return markdown_table(header, lines)
+
+
+def devices(results: Sequence[Result]) -> str:
+    """Throughput of ours on each device.
+
+    Args:
+        results: contents of result files, one for each device.
+    """
+    rates = _rates(results)
+    sizes = _sizes(rates)
+    lines = [
+        [f"{metric}, {size}", *(_number(device.get((metric, size))) for device in rates.values())]
+        for metric, size in sizes
+    ]
+    return markdown_table(["forward + backward, megapixels per second", *rates], lines)
+
+
+def devices_plot(results: Sequence[Result]) -> Figure:
+    """The same as points, a color for each device.
+
+    Args:
+        results: contents of result files, one for each device.
+    """
+    rates = _rates(results)
+    sizes = _sizes(rates)[::-1]
+    figure = Figure(figsize=(7, 1.4 + 0.3 * len(sizes)), layout="constrained")
+    panel = figure.subplots()
+    for name, found in rates.items():
+        places = [place for place, size in enumerate(sizes) if size in found]
+        values = [found[sizes[place]] for place in places]
+        (points,) = panel.semilogx(values, places, "o", label=name)
+        for value, place in zip(values, places, strict=True):
+            panel.annotate(
+                _number(value),
+                (value, place),
+                (6, -3),
+                textcoords="offset points",
+                fontsize=8,
+                color=points.get_color(),
+            )
+    panel.set_yticks(range(len(sizes)), [", ".join(size) for size in sizes], fontsize=8)
+    panel.set_xlabel("megapixels per second, each channel counted (right is faster)", fontsize=9)
+    panel.margins(x=0.12)
+    panel.grid(axis="y", color="#e0e0e0")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title("perceptual-losses, forward + backward", fontsize=11)
+    figure.legend(fontsize=8, loc="outside lower right")
+    return figure
+
+
+def _sizes(rates: dict[str, dict[tuple[str, str], float]]) -> list[tuple[str, str]]:
+    """Metrics and sizes of all devices."""
+    found = dict.fromkeys(key for device in rates.values() for key in device)
+    return sorted(found, key=lambda key: METRICS.index(key[0]))
+
+
+def _rates(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]:
+    rates: dict[str, dict[tuple[str, str], float]] = {}
+    for result in results:
+        device = rates.setdefault(result["environment"]["device"], {})
+        for case in result["cases"]:
+            ours, _ = _ours_and_others(case["rows"])
+            if case["backward"] and ours and ours.get("median_ms"):
+                rate = case["pixels"] / 1e3 / ours["median_ms"]
+                device[case["metric"], case["size"]] = rate
+    return rates
+
+
+def _cases(results: Sequence[Result]) -> list[Result]:
+    """Of all files, metric by metric."""
+    cases = itertools.chain.from_iterable(result["cases"] for result in results)
+    return sorted(cases, key=lambda case: METRICS.index(case["metric"]))
+
+
+def _ours_and_others(rows: Sequence[Result]) -> tuple[Result | None, list[Result]]:
+    ours = next((row for row in rows if row["contender"] == OURS.name), None)
+    return ours, [row for row in rows if not row["contender"].startswith(OURS.name)]
 
 
 def _conditions(result: Result) -> str:
@@ -173,10 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument(
+        "--pages", action="store_true", help="README, docs/benchmarks.md too"
+    )
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in options.results:
-        result = json.loads(path.read_text())
+    results = {path: json.loads(path.read_text()) for path in options.results}
+    for path, result in results.items():
         plots = {}
         backward = [case for case in result["cases"] if case["backward"]]
         for metric, cases in _groups(backward, "metric"):
@@ -185,6 +298,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = options.out / f"{path.stem}.md"
         report.write_text(markdown(result, plots))
         print(report)
+    if options.pages:
+        # With variables set a result is of another setting, and has a page of its own.
+        usual = [result for result in results.values() if not result["environment"]["variables"]]
+        page = ROOT / "docs" / "benchmarks.md"
+        fill(page, "summary", summary(usual))
+        fill(page, "devices", devices(usual))
+        devices_plot(usual).savefig(options.out / "devices.png", dpi=150)
+        fill(ROOT / "README.md", "summary", summary(usual, README_SIZES))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def vgg_features(
             channels or too small; with what to pass instead.
         RuntimeError: ImageNet's weights cannot be fetched; with where to put the file.
 
-    Example:
+    Examples:
         >>> import torch, warnings
         >>> warnings.simplefilter("ignore")
         >>> extract = vgg_features(["relu1_2", "conv2_1"], weights=None)
@@ -206,10 +206,11 @@ class VGGLoss(_FeatureLoss):
     r"""Distance between what VGG sees in two batches of images: 0 for identical ones; falls in
     training.
 
-    .. math::
-        \sum_l w_l \frac{1}{C_l H_l W_l} \sum \left| \phi_l(x) - \phi_l(y) \right|^p
+    $$
+    \sum_l w_l \frac{1}{C_l H_l W_l} \sum \left| \phi_l(x) - \phi_l(y) \right|^p
+    $$
 
-    with :math:`p = 1` for ``distance="l1"`` and 2 for ``"l2"``: a mean over the elements of each
+    with $p = 1$ for ``distance="l1"`` and 2 for ``"l2"``: a mean over the elements of each
     layer, the weighted sum over layers, the mean over images. At most what the features allow: it
     has no unit.
 
@@ -237,7 +238,7 @@ class VGGLoss(_FeatureLoss):
     Gradients flow to ``x`` and ``y``; a target that needs none is passed through the network
     without a graph. Errors are those of `vgg_features`.
 
-    Example:
+    Examples:
         >>> import torch, warnings
         >>> warnings.simplefilter("ignore")
         >>> loss = VGGLoss({"relu1_2": 1.0, "relu2_2": 0.5}, weights=None)
@@ -287,9 +288,10 @@ class StyleLoss(_FeatureLoss):
     r"""Distance between the Gram matrices of VGG's features, which know textures and no places: 0
     for identical images; falls in training.
 
-    .. math::
-        \sum_l w_l \left\| G_l(x) - G_l(y) \right\|_F^2, \qquad
-        G_l = \frac{\phi_l \phi_l^\top}{C_l H_l W_l}
+    $$
+    \sum_l w_l \left\| G_l(x) - G_l(y) \right\|_F^2, \qquad
+    G_l = \frac{\phi_l \phi_l^\top}{C_l H_l W_l}
+    $$
 
     with the features as a matrix of channels and places; the mean over images.
 
@@ -307,7 +309,7 @@ class StyleLoss(_FeatureLoss):
 
     Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
 
-    Example:
+    Examples:
         >>> import torch, warnings
         >>> warnings.simplefilter("ignore")
         >>> loss = StyleLoss({"relu1_1": 1.0}, weights=None)
@@ -360,9 +362,10 @@ class LPIPSLoss(_FeatureLoss):
     r"""Learned perceptual image patch similarity (LPIPS), a distance calibrated on people's
     judgements: 0 for identical images; falls in training.
 
-    .. math::
-        \sum_l \frac{1}{H_l W_l} \sum_{h, w} \sum_c w_{l c}
-        \left( \frac{\phi_l(x)}{\|\phi_l(x)\|} - \frac{\phi_l(y)}{\|\phi_l(y)\|} \right)_{c h w}^2
+    $$
+    \sum_l \frac{1}{H_l W_l} \sum_{h, w} \sum_c w_{l c}
+    \left( \frac{\phi_l(x)}{\|\phi_l(x)\|} - \frac{\phi_l(y)}{\|\phi_l(y)\|} \right)_{c h w}^2
+    $$
 
     with the norm over channels; the mean over images. It equals version 0.1 of the ``lpips``
     package for the same weights, but where all features of a place are zero: there the gradient is
@@ -375,7 +378,7 @@ class LPIPSLoss(_FeatureLoss):
         backbone: ``"vgg16"``, which the authors advise for training, or ``"alexnet"``, for
             measuring.
         weights: of the network, as for `vgg_features`.
-        linear: the weights :math:`w`, which stay as they are: ``"lpips"`` for those in the
+        linear: the weights $w$, which stay as they are: ``"lpips"`` for those in the
             installed ``lpips`` package, a path to such a file, or its state dict.
         data_range: as for `vgg_features`, as are ``dtype`` and ``checkpointing``.
         dtype: that the network computes in.
@@ -387,7 +390,7 @@ class LPIPSLoss(_FeatureLoss):
 
     Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
 
-    Example:
+    Examples:
         >>> import torch, warnings
         >>> warnings.simplefilter("ignore")
         >>> widths = {"relu1": 64, "relu2": 192, "relu3": 384, "relu4": 256, "relu5": 256}

@@ -14,7 +14,7 @@ from .structural import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss
 class L1SSIMLoss(nn.Module):
     r"""``(1 - weight) * L1 + weight * (1 - SSIM)``: 0 for identical images; falls in training.
 
-    The L1 term is the mean of :math:`|x - y| / L`, in units of the data range, so that the mix does
+    The L1 term is the mean of $|x - y| / L$, in units of the data range, so that the mix does
     not depend on the scale of the images. With the default ``weight=0.2``, values in [0, 1] and
     ``padding="zeros"`` it is the loss of 3D Gaussian splatting.
 
@@ -33,7 +33,7 @@ class L1SSIMLoss(nn.Module):
     Gradients flow to ``x`` and ``y``; that of the L1 term is zero where they are equal. Errors are
     those of `ssim`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.zeros(1, 3, 16, 16)
         >>> round(L1SSIMLoss()(x, torch.ones_like(x)).item(), 4)
@@ -78,7 +78,7 @@ class L1SSIMLoss(nn.Module):
 class L1MSSSIMLoss(nn.Module):
     r"""``(1 - weight) * L1 + weight * (1 - MS-SSIM)``: 0 for identical images; falls in training.
 
-    The L1 term is the mean of :math:`|x - y| / L`, in units of the data range. The default
+    The L1 term is the mean of $|x - y| / L$, in units of the data range. The default
     ``weight=0.84`` is the paper's; the paper also blurs the L1 term with the coarsest window,
     which in the mean over an image changes the weight of the border alone and is left out here.
 
@@ -97,7 +97,7 @@ class L1MSSSIMLoss(nn.Module):
     Gradients flow to ``x`` and ``y``; that of the L1 term is zero where they are equal. Errors are
     those of `ms_ssim`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(1, 3, 192, 192)
         >>> L1MSSSIMLoss()(x, x).item()

@@ -32,10 +32,11 @@ def ssim(
 ) -> Tensor:
     r"""Structural similarity (SSIM) of two batches of images: 1 for identical ones, at least -1.
 
-    .. math::
-        \mathrm{SSIM} = \frac{(2 \mu_x \mu_y + C_1)(2 \sigma_{xy} + C_2)}
-        {(\mu_x^2 + \mu_y^2 + C_1)(\sigma_x^2 + \sigma_y^2 + C_2)},
-        \qquad C_i = (k_i L)^2
+    $$
+    \mathrm{SSIM} = \frac{(2 \mu_x \mu_y + C_1)(2 \sigma_{xy} + C_2)}
+    {(\mu_x^2 + \mu_y^2 + C_1)(\sigma_x^2 + \sigma_y^2 + C_2)},
+    \qquad C_i = (k_i L)^2
+    $$
 
     with Gaussian-weighted means, (population) variances and covariance in a window around each
     pixel; the mean over pixels and channels. Higher is more similar. It equals
@@ -80,7 +81,7 @@ def ssim(
             without any weight for an image; elsewhere such an image has similarity 0 and no
             gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
         >>> ssim(x, x).item()
@@ -128,7 +129,7 @@ def ssim_map(
         ``padding="valid"`` each side is ``window_size - 1`` shorter than the images'; else the
         sizes are equal.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(1, 3, 32, 48)
         >>> ssim_map(x, x).shape
@@ -168,11 +169,12 @@ def ms_ssim(
 ) -> Tensor:
     r"""Multi-scale structural similarity (MS-SSIM): 1 for identical images. Higher is more similar.
 
-    .. math::
-        \mathrm{MS\text{-}SSIM} = \bar S_M^{w_M} \prod_{j=1}^{M-1} \overline{cs}_j^{\,w_j}
+    $$
+    \mathrm{MS\text{-}SSIM} = \bar S_M^{w_M} \prod_{j=1}^{M-1} \overline{cs}_j^{\,w_j}
+    $$
 
-    where, for each image and channel, :math:`\overline{cs}_j` is the mean of the second factor of
-    `ssim` (contrast and structure) at level j and :math:`\bar S_M` the mean SSIM of the last level;
+    where, for each image and channel, $\overline{cs}_j$ is the mean of the second factor of
+    `ssim` (contrast and structure) at level j and $\bar S_M$ the mean SSIM of the last level;
     then the mean over channels. Each level halves the one before by 2x2 means, in which the last
     row or column of an odd side counts twice, as in MATLAB and TensorFlow.
 
@@ -216,7 +218,7 @@ def ms_ssim(
         TypeError: as for `ssim`.
         ValueError: as for `ssim`; the images are too small for ``levels``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.linspace(0, 1, 192 * 192).reshape(1, 1, 192, 192)
         >>> ms_ssim(x, x).item()
@@ -304,7 +306,7 @@ class SSIMLoss(nn.Module):
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
         ``(N, 1, H, W)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(2, 3, 32, 32, requires_grad=True)
         >>> loss = SSIMLoss()(x, torch.rand(2, 3, 32, 32))
@@ -357,7 +359,7 @@ class MSSSIMLoss(nn.Module):
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
         ``(N, 1, H, W)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(2, 3, 192, 192, requires_grad=True)
         >>> loss = MSSSIMLoss(data_range=1.0)(x, torch.rand(2, 3, 192, 192))

@@ -31,7 +31,7 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
     Raises:
         TypeError, ValueError: as `perceptual_losses.ssim`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(1, 3, 32, 32)
         >>> fused_ssim(x, x).item()

@@ -59,7 +59,7 @@ def ssim(
     Raises:
         TypeError, ValueError: as `perceptual_losses.ssim`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(2, 3, 32, 32)
         >>> ssim(x, x, data_range=1).item()
@@ -117,7 +117,7 @@ def ms_ssim(
     Raises:
         TypeError, ValueError: as `perceptual_losses.ms_ssim`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(2, 3, 192, 192)
         >>> ms_ssim(x, x, data_range=1).item()
@@ -146,7 +146,7 @@ class SSIM(nn.Module):
     """`ssim` as a module; a similarity, not a loss. ``channel`` and ``spatial_dims`` are not needed
     and not used: any number of either works.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(2, 3, 32, 32)
         >>> SSIM(data_range=1)(x, x).item()
@@ -189,7 +189,7 @@ class MS_SSIM(nn.Module):
     """`ms_ssim` as a module; a similarity, not a loss. ``channel`` and ``spatial_dims`` are not
     needed and not used: any number of either works.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x = torch.rand(2, 3, 192, 192)
         >>> MS_SSIM(data_range=1)(x, x).item()

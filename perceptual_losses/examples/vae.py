@@ -200,7 +200,7 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
 
     Kingma and Welling, appendix B.
 
-    Example:
+    Examples:
         >>> import torch
         >>> kl_divergence(torch.ones(4, 10), torch.zeros(4, 10)).item()
         5.0
@@ -226,7 +226,7 @@ class RelativeMSE(nn.Module):
 def levels_that_fit(image_size: int) -> int:
     """The levels of MS-SSIM, at most five, whose last still holds its window of 11 pixels.
 
-    Example:
+    Examples:
         >>> [levels_that_fit(size) for size in (32, 64, 128, 256)]
         [2, 3, 4, 5]
     """
@@ -247,7 +247,7 @@ VGG_KL_WEIGHT = 2e-6
 class VanillaVAE(BaseVAE):
     """The VAE trained with the mean squared error. The options are those of `BaseVAE`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = VanillaVAE()
         >>> x = torch.rand(2, 3, 64, 64)
@@ -273,7 +273,7 @@ class MSSSIMVAE(BaseVAE):
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = MSSSIMVAE(image_size=32, in_channels=1)
         >>> x = torch.rand(2, 1, 32, 32)
@@ -337,7 +337,7 @@ class ConditionalVAE(BaseVAE):
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = ConditionalVAE(num_classes=10)
         >>> x, labels = torch.rand(2, 3, 64, 64), torch.tensor([3, 7])

@@ -1,0 +1,85 @@
+"""The code of the documentation runs, and its numbers are those of the result files."""
+
+import inspect
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import vgg
+
+import perceptual_losses
+from benchmarks import numerics, report
+
+ROOT = Path(__file__).parent.parent
+
+PAGES = [
+    page
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if "```python" in page.read_text()
+]
+
+
+def run(page):
+    """The names after all of the page's code, in its order."""
+    torch.manual_seed(0)
+    vgg16, vgg19 = (vgg.make_layers(vgg.cfgs[name]).state_dict() for name in "DE")
+    x, y = torch.rand(4, 3, 192, 192, requires_grad=True), torch.rand(4, 3, 192, 192)
+    names = {"torch": torch, "x": x, "y": y, "vgg16": vgg16, "vgg19": vgg19}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(code, page.name, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code(page):
+    run(page)
+
+
+def test_the_readme_is_right():
+    names = run(ROOT / "README.md")
+    assert names["x"].grad.abs().max() > 0
+    assert names["per_image"].shape == (4,)
+    assert names["errors"].shape == (4, 3, 192, 192)
+    assert 1 - names["errors"].mean().item() == pytest.approx(names["similarity"].item(), abs=0.02)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+
+
+def test_every_public_name_has_its_place():
+    shown = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    listed = re.findall(r"^::: perceptual_losses\.(\w+)$", shown, re.MULTILINE)
+    assert sorted(listed) == sorted(perceptual_losses.__all__)
+
+
+@pytest.mark.parametrize("name", perceptual_losses.__all__)
+def test_docstrings_have_their_sections(name):
+    """What tools leave out in silence: a section whose name they do not know."""
+    member = getattr(perceptual_losses, name)
+    if callable(member):
+        documented = inspect.getdoc(member)
+        assert "\nExamples:\n" in documented
+        assert "\nExample:\n" not in documented
+
+
+def test_numerics_are_those_of_the_results(tmp_path):
+    page = Path(shutil.copy(numerics.PAGE, tmp_path))
+    numerics.pages(json.loads(numerics.RESULTS.read_text()), page)
+    assert page.read_text() == numerics.PAGE.read_text()
+
+
+def test_speed_is_that_of_the_results():
+    results = [json.loads(path.read_text()) for path in sorted(report.RESULTS.glob("*.json"))]
+    usual = [result for result in results if not result["environment"]["variables"]]
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert report.summary(usual) in page
+    assert report.devices(usual) in page
+    assert report.summary(usual, report.README_SIZES) in (ROOT / "README.md").read_text()
+    for path in report.RESULTS.glob("*.json"):
+        shown = (ROOT / "docs" / "benchmarks" / f"{path.stem}.md").read_text()
+        for case in json.loads(path.read_text())["cases"]:
+            assert f"### {case['metric']}, {case['size']}\n" in shown
