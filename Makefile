@@ -65,6 +65,11 @@ test-oldest test-newest: test-%: .venv-%/installed
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
+# Builds dist/ and tries it in an empty environment, with the newest dependencies there are.
+release-check: .venv/installed
+	rm -rf dist
+	.venv/bin/python -m tests.release
+
 # Writes the locks anew; needs uv.
 COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-header --no-annotate --extra dev pyproject.toml -

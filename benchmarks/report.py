@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from .contenders import OURS
 from .pages import ROOT, fill
 from .pages import table as markdown_table
-from .run import RESULTS
 
 Result = dict[str, Any]
 
@@ -283,9 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="folder")
-    parser.add_argument(
-        "--pages", action="store_true", help="README, docs/benchmarks.md too"
-    )
+    parser.add_argument("--pages", action="store_true", help="README, docs/benchmarks.md too")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {path: json.loads(path.read_text()) for path in options.results}

@@ -11,7 +11,7 @@ import torch
 from torchvision.models import vgg
 
 import perceptual_losses
-from benchmarks import numerics, report
+from benchmarks import numerics, report, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,7 +22,7 @@ PAGES = [
 ]
 
 
-def run(page):
+def run_code(page):
     """The names after all of the page's code, in its order."""
     torch.manual_seed(0)
     vgg16, vgg19 = (vgg.make_layers(vgg.cfgs[name]).state_dict() for name in "DE")
@@ -34,12 +34,13 @@ def run(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code(page):
-    run(page)
+def test_code(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_code(page)
 
 
 def test_the_readme_is_right():
-    names = run(ROOT / "README.md")
+    names = run_code(ROOT / "README.md")
     assert names["x"].grad.abs().max() > 0
     assert names["per_image"].shape == (4,)
     assert names["errors"].shape == (4, 3, 192, 192)
@@ -73,13 +74,13 @@ def test_numerics_are_those_of_the_results(tmp_path):
 
 
 def test_speed_is_that_of_the_results():
-    results = [json.loads(path.read_text()) for path in sorted(report.RESULTS.glob("*.json"))]
+    results = [json.loads(path.read_text()) for path in sorted(run.RESULTS.glob("*.json"))]
     usual = [result for result in results if not result["environment"]["variables"]]
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert report.summary(usual) in page
     assert report.devices(usual) in page
     assert report.summary(usual, report.README_SIZES) in (ROOT / "README.md").read_text()
-    for path in report.RESULTS.glob("*.json"):
+    for path in run.RESULTS.glob("*.json"):
         shown = (ROOT / "docs" / "benchmarks" / f"{path.stem}.md").read_text()
         for case in json.loads(path.read_text())["cases"]:
             assert f"### {case['metric']}, {case['size']}\n" in shown
