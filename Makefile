@@ -4,7 +4,7 @@ PYTHON ?= python3
 .PHONY: release-check lock .venv
 
 # Files are shared out to two processes: one alone leaves a core idle most of the time.
-PYTEST = -m pytest -n 2 --dist loadfile
+PYTEST = -m pytest -n 2 --dist loadfile --junit-xml=runs/tests-$@.xml
 
 test: .venv/installed
 	.venv/bin/python $(PYTEST)

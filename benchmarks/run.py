@@ -216,7 +216,7 @@ def environment(device: str, contenders: Sequence[Contender]) -> dict[str, Any]:
         "system": platform.platform(),
         "cuda": torch.version.cuda if device == "cuda" else None,
         "versions": {name: _version(name) for name in dict.fromkeys(names)},
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -243,7 +243,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Of the checkout, as git describes it."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         output = subprocess.run(
