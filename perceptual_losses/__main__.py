@@ -1,0 +1,307 @@
+"""``python -m perceptual_losses``: the metrics, for image files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .compare import (
+    BOUND,
+    METRICS,
+    WINDOW,
+    Comparison,
+    Pair,
+    Row,
+    largest_difference,
+    measured,
+    pairs,
+    save,
+    table,
+    write_csv,
+    write_json,
+)
+from .features import LPIPS_LAYERS, VGG_PRESETS, LPIPSLoss, VGGLoss
+from .structural import MS_SSIM_WEIGHTS
+
+EXIT_CODES = """\
+exit codes:
+  0  every file was compared
+  1  some were not; stderr names them with the reason
+  2  nothing was: wrong usage, or the results could not be written
+  3  --check found a difference above the bound
+"""
+
+FULL_SIZE = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
+"""The side that all levels of MS-SSIM fit in."""
+
+
+def megapixels(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not positive: pass a number above 0")
+    return number
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command and its options."""
+    parser = argparse.ArgumentParser(prog="python -m perceptual_losses")
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser(
+        "compare",
+        help="SSIM, MS-SSIM, VGG and LPIPS of image files",
+        description="Compares two images, or the images of two folders that have the same path in "
+        "both, at any depth. Higher SSIM and MS-SSIM are more similar, lower VGG and LPIPS.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("a", type=Path, metavar="A", help="image or folder of images")
+    compare.add_argument("b", type=Path, metavar="B", help="what A is compared with")
+    weights = "a file of torchvision's weights, or imagenet, which are fetched"
+    compare.add_argument("--vgg-weights", metavar="PATH", help=f"adds the VGG loss: {weights}")
+    compare.add_argument(
+        "--vgg-layers", choices=VGG_PRESETS, default="johnson", help="default: johnson, of VGG-16"
+    )
+    compare.add_argument("--lpips-weights", metavar="PATH", help=f"adds LPIPS: {weights}")
+    compare.add_argument(
+        "--lpips-backbone", choices=LPIPS_LAYERS, default="alexnet", help="default: alexnet"
+    )
+    compare.add_argument(
+        "--lpips-linear",
+        metavar="PATH",
+        default="lpips",
+        help="file of the linear weights; default: that of the installed lpips package",
+    )
+    compare.add_argument("--csv", type=Path, metavar="FILE", help="writes a line for each file")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="writes all results")
+    compare.add_argument(
+        "--picture",
+        type=Path,
+        metavar="PATH",
+        help="draws A, B and their SSIM map: a file for two images, a folder for folders",
+    )
+    compare.add_argument(
+        "--check",
+        action="store_true",
+        help=f"compares SSIM with scikit-image's: they may differ by {BOUND:g}",
+    )
+    compare.add_argument(
+        "--float32",
+        action="store_true",
+        help="half the memory of float64; some 1e-7 from scikit-image",
+    )
+    compare.add_argument("--device", default="cpu", help="to compute on; default: cpu")
+    compare.add_argument(
+        "--max-megapixels",
+        type=megapixels,
+        default=200,
+        metavar="N",
+        help="larger images are left out before they are decoded; default: 200",
+    )
+    return parser
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Two images, or two folders of images."""
+    for module in needed(options):
+        importlib.import_module(module)
+    from tqdm import tqdm
+
+    with refusals():
+        found, rows, others = pairs(options.a, options.b)
+        check_outputs(options)
+        comparison = Comparison(
+            dtype="float32" if options.float32 else "float64",
+            device=usable(options),
+            losses=losses(options),
+            check=options.check,
+            megapixels=options.max_megapixels,
+            draw=drawer(options),
+        )
+    quiet = len(found) < 2 or not sys.stderr.isatty()
+    with tqdm(found, "comparing", unit="file", leave=False, disable=quiet) as bar:
+        rows = sorted([*rows, *map(comparison.row, bar)], key=lambda row: str(row["file"]))
+    complain(rows, others)
+    labels = columns(options)
+    say(table(rows, labels))
+    for line in remarks(rows, options):
+        say(f"\n{line}")
+    with refusals():
+        if options.csv:
+            keys = ["file", "width", "height", "channels", *labels, "notice", "problem"]
+            write_csv(options.csv, rows, keys)
+        if options.json:
+            write_json(options.json, rows, settings(options))
+    if options.check and not largest_difference(rows) <= BOUND:
+        return 3
+    return 0 if len(measured(rows)) == len(rows) else 1
+
+
+def needed(options: argparse.Namespace) -> list[str]:
+    """What has to be installed, found missing before any work."""
+    modules = ["PIL", "tqdm"]
+    return modules + ["matplotlib"] * bool(options.picture) + ["skimage"] * options.check
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuses to write where it cannot, or over what is compared."""
+    folders = options.a.is_dir()
+    for name in ("csv", "json", "picture"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        into = name == "picture" and folders
+        if path.exists() and path.is_dir() != into:
+            kind = "a folder" if into else "a file"
+            raise ValueError(f"--{name} {path}: pass {kind}, which this is not")
+        for given in (options.a, options.b):
+            same = path.resolve() == given.resolve()
+            if same or (into and path.resolve().is_relative_to(given.resolve())):
+                raise ValueError(f"--{name} {path} is in what is compared: pass another place")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if options.picture and not folders:
+        from matplotlib.figure import Figure
+
+        kinds = sorted(f".{kind}" for kind in Figure().canvas.get_supported_filetypes())
+        if options.picture.suffix.lower() not in kinds:
+            raise ValueError(
+                f"--picture {options.picture}: pass a name that ends in one of {' '.join(kinds)}"
+            )
+
+
+def usable(options: argparse.Namespace) -> str:
+    """The device, if it is there and has numbers of that kind."""
+    device = str(options.device)
+    try:
+        torch.zeros(1, dtype=torch.float32 if options.float32 else torch.float64, device=device)
+    except (AssertionError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def losses(options: argparse.Namespace) -> dict[str, VGGLoss | LPIPSLoss]:
+    """The losses on features that weights are given for, ready."""
+    found: dict[str, VGGLoss | LPIPSLoss] = {}
+    if options.vgg_weights:
+        found["vgg"] = VGGLoss(options.vgg_layers, weights=options.vgg_weights)
+    if options.lpips_weights:
+        found["lpips"] = LPIPSLoss(
+            options.lpips_backbone, weights=options.lpips_weights, linear=options.lpips_linear
+        )
+    for loss in found.values():
+        loss.load()
+        loss.to(options.device)
+    return found
+
+
+def drawer(options: argparse.Namespace) -> Any:
+    """What writes the pictures, if they are asked for."""
+    if options.picture is None:
+        return None
+    folders = options.a.is_dir()
+
+    def draw(pair: Pair, drawn: Any) -> None:
+        save(drawn, options.picture / f"{pair.name}.png" if folders else options.picture)
+
+    return draw
+
+
+def columns(options: argparse.Namespace) -> dict[str, str]:
+    """What is shown of each pair."""
+    labels = {"data_range": "range", "ssim": METRICS["ssim"], "ms_ssim": METRICS["ms_ssim"]}
+    labels["levels"] = "levels"
+    if options.vgg_weights:
+        labels["vgg"] = f"{METRICS['vgg']} {options.vgg_layers}"
+    if options.lpips_weights:
+        labels["lpips"] = f"{METRICS['lpips']} {options.lpips_backbone}"
+    if options.check:
+        labels |= {"scikit_image": "scikit-image", "difference": "difference"}
+    return labels
+
+
+def complain(rows: Sequence[Row], others: int) -> None:
+    """Says on stderr what was not compared, and what was left out of what was."""
+    for row in rows:
+        if "problem" in row:
+            print(f"{row['file']}: {row['problem']}", file=sys.stderr)
+        elif row["notice"]:
+            print(row["notice"], file=sys.stderr)
+    if others:
+        print(f"left out {others} files whose names are no images'", file=sys.stderr)
+    done = len(measured(rows))
+    if done < len(rows):
+        print(f"compared {done} of {len(rows)}", file=sys.stderr)
+
+
+def remarks(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[str]:
+    """What the numbers of a table do not say themselves."""
+    compared = measured(rows)
+    if any(row["levels"] < len(MS_SSIM_WEIGHTS) for row in compared):
+        yield (
+            f"MS-SSIM has {len(MS_SSIM_WEIGHTS)} levels from {FULL_SIZE}x{FULL_SIZE} pixels on. "
+            "Smaller images have fewer, whose weights are scaled to the same sum."
+        )
+    if options.check and compared:
+        difference = largest_difference(rows)
+        verdict = "agrees" if difference <= BOUND else "does NOT agree"
+        yield (
+            f"SSIM {verdict} with scikit-image: it differs by {difference:.1e} at most, and "
+            f"{BOUND:g} is allowed."
+        )
+
+
+def settings(options: argparse.Namespace) -> Mapping[str, Any]:
+    """What the numbers depend on, beside the files."""
+    return {
+        "a": str(options.a),
+        "b": str(options.b),
+        "dtype": "float32" if options.float32 else "float64",
+        "device": options.device,
+        "vgg_layers": options.vgg_layers if options.vgg_weights else None,
+        "lpips_backbone": options.lpips_backbone if options.lpips_weights else None,
+    }
+
+
+def say(text: str) -> None:
+    """Prints what a terminal may lack the letters for."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+class RefusedError(Exception):
+    """Something that was asked for is of no use; with what to ask for instead."""
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Around the work on the files, errors are about what was asked for: no traceback."""
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise RefusedError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    options = arguments().parse_args(argv)
+    try:
+        return compare(options)
+    except ModuleNotFoundError as error:
+        print(
+            f'{error.name} is not installed: pip install "perceptual-losses[compare]"',
+            file=sys.stderr,
+        )
+    except RefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
