@@ -30,12 +30,17 @@ from .compare import (
 from .features import LPIPS_LAYERS, VGG_PRESETS, LPIPSLoss, VGGLoss
 from .structural import MS_SSIM_WEIGHTS
 
+DESCRIPTION = """\
+Compares two images, or the images of two folders that have the same path in
+both, at any depth. SSIM and MS-SSIM are 1 for identical images, VGG and LPIPS 0.
+"""
+
 EXIT_CODES = """\
 exit codes:
   0  every file was compared
   1  some were not; stderr names them with the reason
-  2  nothing was: wrong usage, or the results could not be written
-  3  --check found a difference above the bound
+  2  wrong usage, or the results could not be written
+  3  --check found a difference above the bound, whatever else there was
 """
 
 FULL_SIZE = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
@@ -57,8 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="SSIM, MS-SSIM, VGG and LPIPS of image files",
-        description="Compares two images, or the images of two folders that have the same path in "
-        "both, at any depth. Higher SSIM and MS-SSIM are more similar, lower VGG and LPIPS.",
+        description=DESCRIPTION,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -130,9 +134,8 @@ def compare(options: argparse.Namespace) -> int:
         rows = sorted([*rows, *map(comparison.row, bar)], key=lambda row: str(row["file"]))
     complain(rows, others)
     labels = columns(options)
-    say(table(rows, labels))
-    for line in remarks(rows, options):
-        say(f"\n{line}")
+    if measured(rows):
+        say("\n\n".join([table(rows, labels), *remarks(rows, options)]))
     with refusals():
         if options.csv:
             keys = ["file", "width", "height", "channels", *labels, "notice", "problem"]
@@ -248,7 +251,7 @@ def remarks(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[str]:
             f"MS-SSIM has {len(MS_SSIM_WEIGHTS)} levels from {FULL_SIZE}x{FULL_SIZE} pixels on. "
             "Smaller images have fewer, whose weights are scaled to the same sum."
         )
-    if options.check and compared:
+    if options.check:
         difference = largest_difference(rows)
         verdict = "agrees" if difference <= BOUND else "does NOT agree"
         yield (

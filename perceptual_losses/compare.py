@@ -166,7 +166,8 @@ def read(path: Path, *, megapixels: float) -> Picture:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            # Of a name Pillow maps the file, and mixes up the pixels of a TIFF that is turned.
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 picture = _decoded(path, image, megapixels)
         except NotComparedError as error:
             raise NotComparedError(f"{path} {error}") from error
