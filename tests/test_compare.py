@@ -532,16 +532,16 @@ def test_alpha_is_left_out_where_it_says_nothing(tmp_path, capsys):
         ("deep", deep[..., 2:], -1),
     ):
         path = tmp_path / "x.png"
-        write(path, values) if mode == "deep" else Image.fromarray(values, mode).save(path)
+        write(path, values) if mode == "deep" else Image.fromarray(values).save(path)
         picture = compare.read(path, **READ)
         assert np.array_equal(picture.values, values[..., :last])
         assert picture.notices == (f"{path}: its alpha is opaque everywhere and left out",)
         values = values.copy()
         values[3, 4, -1] -= 1
-        write(path, values) if mode == "deep" else Image.fromarray(values, mode).save(path)
+        write(path, values) if mode == "deep" else Image.fromarray(values).save(path)
         with pytest.raises(compare.NotComparedError, match="x.png is transparent in parts: put it"):
             compare.read(path, **READ)
-    Image.fromarray(np.dstack([x, opaque]), "RGBA").save(path)
+    Image.fromarray(np.dstack([x, opaque])).save(path)
     assert run(path, path, "--csv", tmp_path / "out.csv") == 0
     notice = f"{path}: its alpha is opaque everywhere and left out"
     assert capsys.readouterr().err == f"{notice}; {notice}\n"
