@@ -213,16 +213,16 @@ def _decoded(path: Path, image: ImageFile.ImageFile, megapixels: float) -> Pictu
         image.format == "PPM" or (raw.startswith("I;16") and not raw.endswith("S"))
     ):
         values = _array(image).astype(np.uint16)
+    elif image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise NotComparedError(
+            f"has pixels of the kind {image.mode}: save it with 8 or 16 bits, in grey or RGB"
+        )
     elif ";16" in raw or highest > 255:
         raise NotComparedError(
             "has more than 8 bits for each colour, which are read from PNG alone: save it as that"
         )
-    elif image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        values = _array(_true_colour(image))
     else:
-        raise NotComparedError(
-            f"has pixels of the kind {image.mode}: save it with 8 or 16 bits, in grey or RGB"
-        )
+        values = _array(_true_colour(image))
     return _opaque(values, notices)
 
 

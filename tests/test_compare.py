@@ -44,6 +44,19 @@ def png16(path, values, *, chunk=b""):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunked(b"IHDR", header) + body + chunked(b"IEND", b""))
 
 
+def tiff16(path, values, *, sample_format=1):
+    """As `png16`; with samples of 2, signed."""
+    height, width, channels = values.shape
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 2 if channels == 3 else 1, 273: 200}
+    tags |= {277: channels, 278: height, 279: values.nbytes, 339: sample_format}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    if channels == 3:
+        entries[2] = struct.pack("<HHII", 258, 3, 3, 180)
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
+    data = data.ljust(180, b"\0") + struct.pack("<3H", 16, 16, 16)
+    path.write_bytes(data.ljust(200, b"\0") + values.astype("<u2").tobytes())
+
+
 def patch(name, side=170, bits=8):
     """A part of a photo of scikit-image, and the same with noise, ``(H, W)`` or ``(H, W, 3)``."""
     dtype, top = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
@@ -570,15 +583,10 @@ def refused_files(folder):
     yield saved(folder / "x.jp2", image), "is not in any of BMP"
     (folder / "deep.ppm").write_bytes(b"P6 24 16 65535\n" + deep.astype(">u2").tobytes())
     yield folder / "deep.ppm", "has more than 8 bits for each colour, which are read from PNG"
-    tags = [(256, 24), (257, 16), (258, 16), (259, 1), (262, 2), (273, 200), (277, 3)]
-    tags += [(278, 16), (279, deep.nbytes)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    bits = struct.pack("<HHII", 258, 3, 3, 180)
-    entries = entries[:24] + bits + entries[36:]
-    start = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
-    data = start.ljust(180, b"\0") + struct.pack("<3H", 16, 16, 16)
-    (folder / "deep.tif").write_bytes(data.ljust(200, b"\0") + deep.tobytes())
+    tiff16(folder / "deep.tif", deep)
     yield folder / "deep.tif", "has more than 8 bits for each colour, which are read from PNG"
+    tiff16(folder / "signed.tif", deep[..., :1], sample_format=2)
+    yield folder / "signed.tif", "has pixels of the kind I"
     whole = io.BytesIO()
     image.save(whole, "JPEG")
     (folder / "cut.jpg").write_bytes(whole.getvalue()[:-200])
