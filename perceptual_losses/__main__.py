@@ -199,7 +199,8 @@ def losses(options: argparse.Namespace) -> dict[str, VGGLoss | LPIPSLoss]:
             options.lpips_backbone, weights=options.lpips_weights, linear=options.lpips_linear
         )
     for loss in found.values():
-        loss.load()
+        with contextlib.redirect_stdout(sys.stderr):  # Where torch says what it downloads.
+            loss.load()
         loss.to(options.device)
     return found
 

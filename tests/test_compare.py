@@ -186,7 +186,7 @@ def test_identical_files(tmp_path, capsys):
 
 
 def test_the_levels_of_small_images_are_said(tmp_path, capsys):
-    for name, side in (("16.png", 16), ("64.png", 64)):
+    for name, side in (("32.png", 32), ("64.png", 64)):
         for folder, value in zip("ab", patch("camera", side), strict=True):
             write(tmp_path / folder / name, value)
     assert run(tmp_path / "a", tmp_path / "b", "--json", tmp_path / "out.json") == 0
@@ -195,7 +195,7 @@ def test_the_levels_of_small_images_are_said(tmp_path, capsys):
     expected = ms_ssim(x, y, data_range=255, levels=3).item()
     assert rows[1]["ms_ssim"] == pytest.approx(expected, abs=1e-12)
     out = capsys.readouterr().out
-    assert re.search(r"16.png +21x16 .* 1\n64.png +69x64 .* 3\n", out)
+    assert re.search(r"32.png +37x32 .* 2\n64.png +69x64 .* 3\n", out)
     assert "MS-SSIM has 5 levels from 161x161 pixels on. Smaller images have fewer" in out
 
 
@@ -248,6 +248,19 @@ def test_losses_on_features(tmp_path, weights, capsys):
     assert f"{record['mean']['vgg']:.6f}       {record['mean']['lpips']:.6f}\n" in out
     names = (place / "out.csv").read_text().splitlines()[0]
     assert names.endswith(",ms_ssim,levels,vgg,lpips,notice,problem")
+
+
+def test_weights_that_cannot_be_fetched_are_missed_before_any_work(folders, monkeypatch, capsys):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    place, _ = folders
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
+    assert run(place / "a", place / "b", "--vgg-weights", "imagenet") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(r"^error: .*/nowhere/checkpoints/vgg16", captured.err, re.MULTILINE)
 
 
 def test_images_too_small_for_a_network(tmp_path, weights, capsys):
@@ -639,7 +652,7 @@ def test_large_images(tmp_path, monkeypatch, capsys):
 
 def test_names_in_any_script(tmp_path, capsys):
     x, y = patch("camera", 40)
-    composed, name = "Café.png", "日本$x$.png"
+    composed, name = "Café.png", "日本$^$.png"
     decomposed = unicodedata.normalize("NFD", composed)
     assert composed != decomposed
     for folder, first, value in (("a", composed, x), ("b", decomposed, y)):
