@@ -52,7 +52,7 @@ bench: .venv/installed
 # The environment alone, from the pinned lock.
 .venv: .venv/installed
 
-# The oldest torch that pyproject.toml declares, and the newest that there was.
+# The oldest releases that pyproject.toml declares, and the newest that there were.
 test-oldest test-newest: test-%: .venv-%/installed
 	.venv-$*/bin/python $(PYTEST)
 
@@ -75,5 +75,6 @@ COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-ha
 	--no-header --no-annotate --extra dev pyproject.toml -
 lock:
 	printf 'torch==2.11.0\ntorchvision==0.26.0\n' | $(COMPILE) -o requirements.lock
-	printf 'torch==2.7.0\ntorchvision==0.22.0\n' | $(COMPILE) -o requirements-oldest.lock
+	printf 'torch==2.7.0\ntorchvision==0.22.0\nnumba==0.61.0\nnumpy==1.26.4\n' \
+		| $(COMPILE) -o requirements-oldest.lock
 	printf 'torch\ntorchvision\n' | $(COMPILE) -o requirements-newest.lock

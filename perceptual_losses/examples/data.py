@@ -135,7 +135,8 @@ class Files(Images):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        with Image.open(self.files[index]) as image:
+        # Of a name Pillow 13 maps the file, and mixes up the pixels of a TIFF that is turned.
+        with self.files[index].open("rb") as file, Image.open(file) as image:
             return self.form.of(image), self.labels[index]
 
 
