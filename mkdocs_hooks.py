@@ -18,6 +18,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _mathml(match: re.Match[str]) -> str:
-    block = match["block"]
-    latex = html.unescape(block if block is not None else match["inline"])
-    return convert(latex.strip(), display="block" if block is not None else "inline")
+    if match["inline"] is not None:
+        return convert(html.unescape(match["inline"]).strip())
+    formula = convert(html.unescape(match["block"]).strip(), display="block")
+    return f'<div class="formula">{formula}</div>'
