@@ -123,6 +123,9 @@ _TM_MS = "multiscale_structural_similarity_index_measure(x, y, data_range=1.0)"
 FLOAT_WINDOW = "its window is built in float32"
 ROUNDING = "rounding"
 REFLECTED = "averages windows over a reflected border in"
+TIES = (
+    "which of equal neighbours (flat areas of 8 bits) a max pooling gives the gradient to: rounding"
+)
 
 COMPARISONS = (
     _scikit_image(
@@ -233,7 +236,7 @@ COMPARISONS = (
         "pytorch_msssim.ssim(x, y, data_range=1, nonnegative_ssim=True)",
         "compat.pytorch_msssim.ssim(x, y, data_range=1, nonnegative_ssim=True)",
         images="negatives",
-        note=FLOAT_WINDOW,
+        note="all 0, as both replace negative values",
     ),
     Comparison(
         "pytorch-msssim",
@@ -280,7 +283,8 @@ COMPARISONS = (
         "piq",
         "piq.ssim(x, y)",
         "ssim(x, y)",
-        images="photos",
+        images="gray photos",
+        dtype="float32",
         note="its default averages sides from 384 pixels down to some 256 first",
     ),
     Comparison("piq", "piq.multi_scale_ssim(x, y)", 'ms_ssim(x, y, normalize="relu")'),
@@ -288,14 +292,24 @@ COMPARISONS = (
         "piq",
         "piq.multi_scale_ssim(x, y, scale_weights=torch.tensor([0.2, 0.6]))",
         'ms_ssim(x, y, weights=[0.25, 0.75], normalize="relu")',
-        note="weights passed are divided by their sum, in float32",
+        images="gray crops",
+        note="weights passed are divided by their sum",
     ),
     Comparison(
         "piq",
         "piq.multi_scale_ssim(x, y)",
         'ms_ssim(x, y, normalize="relu")',
         images="odd crops",
+        dtype="float32",
         note="repeats the first row and column where either side is odd",
+    ),
+    Comparison(
+        "piq",
+        'piq.ContentLoss(vgg16, layers=("15",), weights=[1 / 256])(x, y)',
+        'VGGLoss({"relu3_3": 1.0}, distance="l2", weights=vgg16)(x, y)',
+        images="noisy small crops",
+        dtype="float32",
+        note=ROUNDING,
     ),
     Comparison(
         "piq",
@@ -303,15 +317,15 @@ COMPARISONS = (
         'VGGLoss({"relu3_3": 1.0}, distance="l2", weights=vgg16)(x, y)',
         images="small crops",
         dtype="float32",
-        note=ROUNDING,
+        note=TIES,
     ),
     Comparison(
         "piq",
-        'piq.StyleLoss(vgg16, layers=("8",), weights=[1.0])(x, y)',
-        'StyleLoss({"relu2_2": 1.0}, weights=vgg16)(x, y) * (32 * 32) ** 2',
-        images="small crops",
+        'piq.StyleLoss(vgg16, layers=("8",), weights=[1 / 32**4])(x, y)',
+        'StyleLoss({"relu2_2": 1.0}, weights=vgg16)(x, y)',
+        images="noisy small crops",
         dtype="float32",
-        note="its Gram matrix is divided by nothing",
+        note="its weight stands for the division of the Gram matrix by 32x32 places; rounding",
     ),
     Comparison(
         "piqa",
@@ -379,18 +393,21 @@ COMPARISONS = (
         "torchmetrics",
         _FULL.format("1.0", ""),
         "ssim(x, y)",
+        dtype="float32",
         note=REFLECTED,
     ),
     Comparison(
         "torchmetrics",
         _FULL.format("1.0", ""),
         'ssim(x, y, padding="symmetric")',
+        dtype="float32",
         note=f"{REFLECTED}, without the edge pixel",
     ),
     Comparison(
         "torchmetrics",
         _FULL.format("None", ""),
         "ssim(x, y)",
+        dtype="float32",
         note="its default takes the range off each batch, and the border as above",
     ),
     Comparison(
@@ -398,6 +415,7 @@ COMPARISONS = (
         _FULL.format("(-1.0, 1.0)", ", return_full_image=True") + _INNER,
         "ssim(x, y, data_range=2.0)",
         images="tanh crops",
+        dtype="float32",
         note="clamps variances at 0: rounding; a pair gives the length and does not shift",
     ),
     Comparison(
@@ -405,6 +423,7 @@ COMPARISONS = (
         _FULL.format("(-1.0, 1.0)", ", return_full_image=True") + _INNER,
         "ssim(x, y, data_range=(-1.0, 1.0))",
         images="tanh crops",
+        dtype="float32",
         note="we shift -1 to 0, as the same images in [0, 1] would be",
     ),
     Comparison(
@@ -412,12 +431,14 @@ COMPARISONS = (
         _TM_MS,
         'ms_ssim(x, y, normalize="relu")',
         images="gray crops",
+        dtype="float32",
         note="the reflected border is in the last level's mean",
     ),
     Comparison(
         "torchmetrics",
         _TM_MS,
         'ms_ssim(x, y, normalize="relu")',
+        dtype="float32",
         note="the same, and the mean over channels comes before the powers",
     ),
     Comparison(
@@ -425,7 +446,16 @@ COMPARISONS = (
         _TM_MS,
         'ms_ssim(x, y, normalize="relu")',
         images="odd crops",
+        dtype="float32",
         note="the same, and odd rows and columns are dropped",
+    ),
+    Comparison(
+        "lpips",
+        "lpips_vgg(x, y, normalize=True).mean()",
+        'LPIPSLoss("vgg16", weights=vgg16)(x, y)',
+        images="noisy small crops",
+        dtype="float32",
+        note=ROUNDING,
     ),
     Comparison(
         "lpips",
@@ -433,7 +463,7 @@ COMPARISONS = (
         'LPIPSLoss("vgg16", weights=vgg16)(x, y)',
         images="small crops",
         dtype="float32",
-        note=ROUNDING,
+        note=TIES,
     ),
     Comparison(
         "lpips",
@@ -441,7 +471,7 @@ COMPARISONS = (
         'LPIPSLoss("vgg16", weights=vgg16, data_range=(-1, 1), reduction="none")(x, y)',
         images="tanh batches",
         dtype="float32",
-        note=ROUNDING,
+        note=TIES,
     ),
     Comparison(
         "lpips",
@@ -595,7 +625,7 @@ def _volumes() -> Pairs:
     """Slices of a plane that moves over a photo."""
 
     def stack(image: Tensor) -> Tensor:
-        slices = [image[..., 2 * i : 2 * i + 40, 3 * i : 3 * i + 48] for i in range(24)]
+        slices = [image[..., 2 * i : 2 * i + 32, 3 * i : 3 * i + 36] for i in range(16)]
         return torch.stack(slices, 2)
 
     return _map(_photos(), stack, "camera")
@@ -614,6 +644,9 @@ IMAGES: dict[str, Callable[[], Pairs]] = {
         if "noise" in name
     },
     "small crops": lambda: _coloured(64),
+    "noisy small crops": lambda: {
+        name: pair for name, pair in _coloured(64).items() if "noise" in name
+    },
     "batches": _batches,
     "tanh batches": lambda: _map(_batches(), lambda image: 2 * image - 1),
     "volumes": _volumes,
@@ -633,9 +666,10 @@ def _normal(*shape: int) -> tuple[Tensor, Tensor]:
     return x / x.max(), y / y.max()
 
 
-def _ramp() -> tuple[Tensor, Tensor]:
-    ramp = torch.arange(0, 256, 16, dtype=torch.uint8).expand(1, 1, 16, 16)
-    return ramp, ramp.flip(-1)
+def ramp() -> tuple[Tensor, Tensor]:
+    """Of TensorFlow's ``testNegative``."""
+    steps = torch.arange(0, 256, 16, dtype=torch.uint8).expand(1, 1, 16, 16)
+    return steps, steps.flip(-1)
 
 
 PUBLISHED = (

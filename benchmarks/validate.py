@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from perceptual_losses import ssim
+from perceptual_losses.examples.study import wrapped
 
 from . import run
 from .comparisons import (
@@ -19,6 +27,7 @@ from .comparisons import (
     Package,
     Published,
     names,
+    ramp,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +36,31 @@ PAGE = ROOT / "docs" / "validation.md"
 MIGRATING = ROOT / "docs" / "migrating.md"
 
 Row = dict[str, Any]
+
+IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and coffee, each with
+  noise (sigma 20 of 255), blurred (sigma 1.5), as a JPEG of quality 20, and with 0.6 of its
+  contrast, all rounded to 8 bits. *Crops* are their middle 192x192 pixels, *odd crops* 179x213,
+  *small crops* and *batches* 64x64 of those in colour, *tanh* means that values are in [-1, 1],
+  *gray* is the camera; *negatives* are 1 - y and y; *volumes* are 16 moving crops of the camera."""
+
+SECTIONS = {
+    "scikit-image": "Colour is averaged over its channels by both.",
+    "MATLAB": "NumPy transcriptions of the authors' `ssim_index.m` and `msssim.m`, and of `ssim` "
+    "in the Image Processing Toolbox. `tf.image.ssim` and `ssim_multiscale` have the definition "
+    "of the former two.",
+    "pytorch-msssim": "Its window is a float32 tensor; the third line passes one in float64.",
+    "piq": "Its 2-D window is built in the precision of the images.",
+    "piqa": "Its window is a float32 buffer.",
+    "kornia": "`kornia.losses.MS_SSIMLoss` has one resolution, five windows and an L1 term: it is "
+    "another loss, and not compared.",
+    "torchmetrics": "It crops the windows of a reflected border from the contrast of MS-SSIM, but "
+    "not from its SSIM.",
+    "lpips": "Random backbones, alike for both, and the linear weights of the lpips package.",
+    "fused-ssim": "`zero_padded_ssim` is the formula that its tests check it against, and that 3D "
+    "Gaussian splatting trains with: `conv2d` with 5 zeros around the images.",
+    "MONAI": "Not in the lock: compared where it is installed.",
+}
+"""What is said of each package before its table."""
 
 
 def measured(comparison: Comparison) -> Row:
@@ -103,15 +137,18 @@ def published(number: Published) -> Row:
 
 def results() -> Row:
     """All of it, and with what."""
+    begin = time.perf_counter()
     environment = run.environment("cpu", list(PACKAGES.values()))
     return {
         "environment": environment,
         "published": [published(number) for number in PUBLISHED],
-        "comparisons": [measured(comparison) for comparison in COMPARISONS],
+        "ramp": ssim(*ramp(), data_range=255).item(),
+        "comparisons": [measured(comparison) for comparison in tqdm(COMPARISONS)],
+        "seconds": time.perf_counter() - begin,
     }
 
 
-def table(rows: Iterable[Row], *, ours: bool = True) -> str:
+def table(rows: Iterable[Row]) -> str:
     """A line for each comparison."""
     lines = [
         ["theirs", "ours", "images", "value", "gradient", "why they differ"],
@@ -122,11 +159,14 @@ def table(rows: Iterable[Row], *, ours: bool = True) -> str:
         if row["error"]:
             lines.append([*cells, "", "", "", row["error"]])
             continue
-        count = len(row["cases"])
-        cells.append(f"{count} {row['images']}, {row['dtype']}")
+        cells.append(f"{len(row['cases'])} {row['images']}, {row['dtype']}")
         cells += [_worst(row["cases"], key) for key in ("difference", "gradient_difference")]
         lines.append([*cells, row["note"]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _lines(lines)
+
+
+def _lines(cells: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in cells)
 
 
 def _worst(cases: Sequence[Row], key: str) -> str:
@@ -137,10 +177,115 @@ def _worst(cases: Sequence[Row], key: str) -> str:
 
 
 def _number(value: float) -> str:
-    return (
-        "0"
-        if value == 0
-        else f"{value:.0e}".replace("e-0", "e-")
-        if value < 1e-3
-        else f"{value:.2g}"
+    """One digit of what is rounding, two of what is not."""
+    if value and value < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _published_table(rows: Iterable[Row]) -> str:
+    lines = [
+        ["published by", "of", "ours", "published", "difference", "tolerance of the source"],
+        ["---", "---", "---", "---:", "---:", "---:"],
+    ]
+    for row in rows:
+        difference = abs(row["result"] - row["value"])
+        numbers = [f"{row['value']:.9g}", _number(difference), _number(row["tolerance"])]
+        lines.append([row["source"], row["images"], f"`{row['ours']}`", *numbers])
+    return _lines(lines)
+
+
+def page(found: Row) -> str:
+    """The validation page, in Markdown."""
+    environment = found["environment"]
+    versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
+    sections = []
+    for name, text in SECTIONS.items():
+        rows = [row for row in found["comparisons"] if row["package"] == name]
+        version = environment["versions"][PACKAGES[name].distribution]
+        heading = f"{name} {version}" if PACKAGES[name].modules or PACKAGES[name].flat else name
+        sections += [f"### {heading}\n", f"{text}\n", f"{table(rows)}\n"]
+    text = f"""# Are these the right numbers?
+
+Our values and gradients beside those of other packages, of published numbers, and of transcriptions
+of the definition. Written by `python -m benchmarks.validate` from
+[its results](validation/results.json), which have the value of every pair of images. It takes
+a minute or two and asks for no network.
+
+## How to read it
+
+* A call is what was evaluated, as it stands. `x` is an image that something was done to, `y` the
+  original; with an integer dtype they have values to 255, else to 1.
+* **value** is the largest absolute difference over all pairs of images (and over all pixels of
+  a map). **gradient** is the largest relative difference of the gradients with respect to `x`:
+  the norm of the difference over the norm of theirs. It is empty where theirs has none.
+* Where the definitions are the same, what remains is rounding: 1e-12 and less in float64, 1e-6
+  or so in float32. Where it is more, the last column says why.
+* {IMAGES_TEXT}
+
+## Published numbers
+
+Those whose input can be made from what is printed with them.
+
+{_published_table(found["published"])}
+
+What could not be used, because its images are not at hand: the values in MATLAB's documentation of
+`ssim` and `multissim`, of MATLAB's own photos; those in TensorFlow's tests of `tf.image.ssim` and
+`tf.image.ssim_multiscale`, which are MATLAB's too, of three files with chessboards, but for
+a ramp against its mirror, which is to be negative and is {found["ramp"]:.4f}; those of the
+author's `ssim_index.m` in old versions of scikit-image's tests, of a photo that scikit-image has
+since replaced. TensorFlow and MATLAB themselves were not run.
+
+## Other implementations
+
+{chr(10).join(sections)}
+
+## What this does not show
+
+* Trained features. The networks under LPIPS, and those of VGG, have random weights, the same for
+  both sides; the linear weights of LPIPS are its own.
+* fused-ssim's own kernels, which need a GPU: the formula that its tests compare them with stands
+  in for them.
+* A GPU. All of this ran on a CPU; `tests/test_gpu_path.py` compares the paths with each other.
+* Half precision, masks, flat or tiny images: `tests/` has those.
+
+{environment["device"]}; Python {environment["python"]}; {", ".join(versions)}; commit
+{environment["commit"]}; {found["seconds"]:.0f} seconds.
+"""
+    return "\n\n".join(wrapped(part) for part in text.split("\n\n"))
+
+
+def filled(text: str, found: Row) -> str:
+    """The migration page with its tables anew, between their markers."""
+
+    def generated(match: re.Match[str]) -> str:
+        rows = [
+            row
+            for row in found["comparisons"]
+            if row["package"] == match["name"] and row["migrating"]
+        ]
+        if not rows:
+            raise ValueError(f"nothing is compared with {match['name']!r}")
+        return f"{match['begin']}\n\n{table(rows)}\n\n{match['end']}"
+
+    pattern = r"(?P<begin><!-- generated: (?P<name>.+?) -->).*?(?P<end><!-- end -->)"
+    return re.sub(pattern, generated, text, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__)
+    parser.add_argument(
+        "--from-results", action="store_true", help="compare nothing: the pages anew"
     )
+    options = parser.parse_args(arguments)
+    if not options.from_results:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results(), indent=1) + "\n")
+    found = json.loads(RESULTS.read_text())
+    PAGE.write_text(page(found))
+    MIGRATING.write_text(filled(MIGRATING.read_text(), found))
+
+
+if __name__ == "__main__":
+    main()
