@@ -65,6 +65,10 @@ PACKAGES = {
 }
 
 
+ALSO = (Package("the networks", "torchvision"), Package("JPEG", "pillow"))
+"""What the numbers depend on besides."""
+
+
 class Comparison(NamedTuple):
     """Two calls that are to give the same, or whose difference is to be known.
 
@@ -122,7 +126,7 @@ _TM_MS = "multiscale_structural_similarity_index_measure(x, y, data_range=1.0)"
 
 FLOAT_WINDOW = "its window is built in float32"
 ROUNDING = "rounding"
-REFLECTED = "averages windows over a reflected border in"
+REFLECTED = "its mean includes windows over a reflected border"
 TIES = (
     "which of equal neighbours (flat areas of 8 bits) a max pooling gives the gradient to: rounding"
 )
@@ -401,7 +405,7 @@ COMPARISONS = (
         _FULL.format("1.0", ""),
         'ssim(x, y, padding="symmetric")',
         dtype="float32",
-        note=f"{REFLECTED}, without the edge pixel",
+        note=f"{REFLECTED}, mirrored without the edge pixel",
     ),
     Comparison(
         "torchmetrics",
@@ -697,14 +701,14 @@ PUBLISHED = (
     Published(
         *("MONAI's tests", "normal noise, 64x64", 0.023176, 5e-5),
         *(
-            "ms_ssim(x, y, weights=[0.5, 0.5], normalize='relu').item()",
+            'ms_ssim(x, y, weights=[0.5, 0.5], normalize="relu").item()',
             lambda: _normal(1, 1, 64, 64),
         ),
     ),
     Published(
         *("MONAI's tests", "normal noise, 64x64x64", 0.061796, 5e-5),
         *(
-            "ms_ssim(x, y, weights=[0.5, 0.5], normalize='relu').item()",
+            'ms_ssim(x, y, weights=[0.5, 0.5], normalize="relu").item()',
             lambda: _normal(1, 1, 64, 64, 64),
         ),
     ),

@@ -19,6 +19,7 @@ from perceptual_losses.examples.study import wrapped
 
 from . import run
 from .comparisons import (
+    ALSO,
     COMPARISONS,
     IMAGES,
     PACKAGES,
@@ -63,8 +64,10 @@ SECTIONS = {
 """What is said of each package before its table."""
 
 
-def measured(comparison: Comparison) -> Row:
-    """What both calls give for each pair of images, and how far apart that is."""
+def measured(comparison: Comparison, only: Sequence[str] = ()) -> Row:
+    """What both calls give for each pair of images, or some of them by name, and how far apart
+    that is.
+    """
     row = {**comparison._asdict(), "cases": [], "error": None}
     package = PACKAGES[comparison.package]
     try:
@@ -75,6 +78,8 @@ def measured(comparison: Comparison) -> Row:
         return {**row, "error": f"not installed: {error.name}"}
     ours = _function(comparison.ours)
     for name, pair in IMAGES[comparison.images]().items():
+        if only and name not in only:
+            continue
         pair = [_converted(image, getattr(torch, comparison.dtype)) for image in pair]
         row["cases"].append({"images": name, **_compared(comparison, theirs, ours, *pair)})
     return row
@@ -106,6 +111,9 @@ def _compared(comparison: Comparison, theirs: Any, ours: Any, x: Tensor, y: Tens
         values.append(value.detach().double().squeeze())
         if both:
             gradients += torch.autograd.grad(value.sum(), image)
+    shapes = [tuple(value.shape) for value in values]
+    if shapes[0] != shapes[1] or not torch.stack(values).isfinite().all():
+        raise ValueError(f"{comparison.theirs} and {comparison.ours} give {shapes}, or no numbers")
     if comparison.compares == "gradients":
         return {"gradient_difference": _relative(*values)}
     found = {
@@ -138,7 +146,7 @@ def published(number: Published) -> Row:
 def results() -> Row:
     """All of it, and with what."""
     begin = time.perf_counter()
-    environment = run.environment("cpu", list(PACKAGES.values()))
+    environment = run.environment("cpu", [*PACKAGES.values(), *ALSO])
     return {
         "environment": environment,
         "published": [published(number) for number in PUBLISHED],
@@ -203,8 +211,10 @@ def page(found: Row) -> str:
     for name, text in SECTIONS.items():
         rows = [row for row in found["comparisons"] if row["package"] == name]
         version = environment["versions"][PACKAGES[name].distribution]
-        heading = f"{name} {version}" if PACKAGES[name].modules or PACKAGES[name].flat else name
-        sections += [f"### {heading}\n", f"{text}\n", f"{table(rows)}\n"]
+        imported = PACKAGES[name].modules or PACKAGES[name].flat
+        heading = f"{name} {version}" if imported and version else name
+        sections += [f"### {heading}", text, table(rows)]
+    paragraphs = "\n\n".join(sections)
     text = f"""# Are these the right numbers?
 
 Our values and gradients beside those of other packages, of published numbers, and of transcriptions
@@ -238,7 +248,7 @@ since replaced. TensorFlow and MATLAB themselves were not run.
 
 ## Other implementations
 
-{chr(10).join(sections)}
+{paragraphs}
 
 ## What this does not show
 
