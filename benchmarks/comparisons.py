@@ -49,6 +49,7 @@ class Package(NamedTuple):
 PACKAGES = {
     package.name: package
     for package in (
+        Package("our own float64", "perceptual-losses"),
         Package("scikit-image", "scikit-image", flat="skimage.metrics", of_tensors=False),
         Package("MATLAB", "scipy", of_tensors=False),
         Package("pytorch-msssim", "pytorch-msssim", ("pytorch_msssim",)),
@@ -125,13 +126,33 @@ _INNER = "[1][..., 5:-5, 5:-5].mean()"
 _TM_MS = "multiscale_structural_similarity_index_measure(x, y, data_range=1.0)"
 
 FLOAT_WINDOW = "its window is built in float32"
-ROUNDING = "rounding"
+ROUNDING = "rounding in float32"
 REFLECTED = "its mean includes windows over a reflected border"
-TIES = (
-    "which of equal neighbours (flat areas of 8 bits) a max pooling gives the gradient to: rounding"
-)
+TIES = "rounding decides which of equal neighbours, in flat areas, gets a max pooling's gradient"
 
 COMPARISONS = (
+    Comparison(
+        "our own float64",
+        "ssim(x.double(), y.double())",
+        "ssim(x, y)",
+        dtype="float32",
+        migrating=False,
+    ),
+    Comparison(
+        "our own float64",
+        "ssim(x.double(), y.double())",
+        "ssim(x, y)",
+        images="volumes",
+        dtype="float32",
+        migrating=False,
+    ),
+    Comparison(
+        "our own float64",
+        "ms_ssim(x.double(), y.double())",
+        "ms_ssim(x, y)",
+        dtype="float32",
+        migrating=False,
+    ),
     _scikit_image(
         _SKIMAGE.format("1.0", _AS_WANG),
         "ssim(x, y)",
@@ -520,21 +541,21 @@ COMPARISONS = (
         "MONAI",
         "monai.losses.SSIMLoss(spatial_dims=2)(x, y)",
         "SSIMLoss()(x, y)",
-        note="computes in float32, whatever the images are",
+        note="rounding: it computes in float32, whatever the images are",
     ),
     Comparison(
         "MONAI",
         "monai.losses.SSIMLoss(spatial_dims=3)(x, y)",
         "SSIMLoss()(x, y)",
         images="volumes",
-        note="computes in float32",
+        note="rounding: it computes in float32",
     ),
     Comparison(
         "MONAI",
         "compute_ms_ssim(x, y, spatial_dims=2).mean()",
         'ms_ssim(x, y, normalize="relu")',
         images="gray crops",
-        note="computes in float32",
+        note="rounding: it computes in float32",
     ),
     Comparison(
         "MONAI",

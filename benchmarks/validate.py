@@ -38,6 +38,9 @@ MIGRATING = ROOT / "docs" / "migrating.md"
 
 Row = dict[str, Any]
 
+KEYS = ("package", "theirs", "ours", "images", "dtype", "compares")
+"""What a row of the results says of its comparison; the rest is words."""
+
 IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and coffee, each with
   noise (sigma 20 of 255), blurred (sigma 1.5), as a JPEG of quality 20, and with 0.6 of its
   contrast, all rounded to 8 bits. *Crops* are their middle 192x192 pixels, *odd crops* 179x213,
@@ -45,10 +48,11 @@ IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and co
   *gray* is the camera; *negatives* are 1 - y and y; *volumes* are 16 moving crops of the camera."""
 
 SECTIONS = {
+    "our own float64": "Our own rounding: what rows of float32 differ by beyond this is theirs.",
     "scikit-image": "Colour is averaged over its channels by both.",
     "MATLAB": "NumPy transcriptions of the authors' `ssim_index.m` and `msssim.m`, and of `ssim` "
     "in the Image Processing Toolbox. `tf.image.ssim` and `ssim_multiscale` have the definition "
-    "of the former two.",
+    "of the former two, with negative levels replaced by 0.",
     "pytorch-msssim": "Its window is a float32 tensor; the third line passes one in float64.",
     "piq": "Its 2-D window is built in the precision of the images.",
     "piqa": "Its window is a float32 buffer.",
@@ -68,7 +72,7 @@ def measured(comparison: Comparison, only: Sequence[str] = ()) -> Row:
     """What both calls give for each pair of images, or some of them by name, and how far apart
     that is.
     """
-    row = {**comparison._asdict(), "cases": [], "error": None}
+    row = {key: getattr(comparison, key) for key in KEYS} | {"cases": [], "error": None}
     package = PACKAGES[comparison.package]
     try:
         theirs = _function(comparison.theirs, package)
@@ -156,6 +160,16 @@ def results() -> Row:
     }
 
 
+def rows(found: Row, package: str) -> list[Row]:
+    """The results of a package, with the words that go with them."""
+    described = []
+    for comparison, row in zip(COMPARISONS, found["comparisons"], strict=True):
+        if any(row[key] != getattr(comparison, key) for key in KEYS):
+            raise ValueError(f"the results are not of {comparison}: compare anew")
+        described.append(comparison._asdict() | row)
+    return [row for row in described if row["package"] == package]
+
+
 def table(rows: Iterable[Row]) -> str:
     """A line for each comparison."""
     lines = [
@@ -209,18 +223,17 @@ def page(found: Row) -> str:
     versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
     sections = []
     for name, text in SECTIONS.items():
-        rows = [row for row in found["comparisons"] if row["package"] == name]
         version = environment["versions"][PACKAGES[name].distribution]
         imported = PACKAGES[name].modules or PACKAGES[name].flat
         heading = f"{name} {version}" if imported and version else name
-        sections += [f"### {heading}", text, table(rows)]
+        sections += [f"### {heading}", text, table(rows(found, name))]
     paragraphs = "\n\n".join(sections)
     text = f"""# Are these the right numbers?
 
 Our values and gradients beside those of other packages, of published numbers, and of transcriptions
 of the definition. Written by `python -m benchmarks.validate` from
 [its results](validation/results.json), which have the value of every pair of images. It takes
-a minute or two and asks for no network.
+a few minutes and asks for no network.
 
 ## How to read it
 
@@ -262,21 +275,17 @@ since replaced. TensorFlow and MATLAB themselves were not run.
 {environment["device"]}; Python {environment["python"]}; {", ".join(versions)}; commit
 {environment["commit"]}; {found["seconds"]:.0f} seconds.
 """
-    return "\n\n".join(wrapped(part) for part in text.split("\n\n"))
+    return "\n\n".join(wrapped(part) for part in text.split("\n\n")) + "\n"
 
 
 def filled(text: str, found: Row) -> str:
     """The migration page with its tables anew, between their markers."""
 
     def generated(match: re.Match[str]) -> str:
-        rows = [
-            row
-            for row in found["comparisons"]
-            if row["package"] == match["name"] and row["migrating"]
-        ]
-        if not rows:
+        shown = [row for row in rows(found, match["name"]) if row["migrating"]]
+        if not shown:
             raise ValueError(f"nothing is compared with {match['name']!r}")
-        return f"{match['begin']}\n\n{table(rows)}\n\n{match['end']}"
+        return f"{match['begin']}\n\n{table(shown)}\n\n{match['end']}"
 
     pattern = r"(?P<begin><!-- generated: (?P<name>.+?) -->).*?(?P<end><!-- end -->)"
     return re.sub(pattern, generated, text, flags=re.DOTALL)
