@@ -281,7 +281,7 @@ COMPARISONS = (
         "pytorch_msssim.ms_ssim(x, y, data_range=1)",
         'ms_ssim(x, y, normalize="relu")',
         images="odd crops",
-        note="pads odd sides with zeros before it halves them",
+        note="pads odd sides with zeros at both ends: darker borders, and other pixels averaged",
     ),
     Comparison(
         "pytorch-msssim",
@@ -326,7 +326,7 @@ COMPARISONS = (
         'ms_ssim(x, y, normalize="relu")',
         images="odd crops",
         dtype="float32",
-        note="repeats the first row and column where either side is odd",
+        note="repeats the first row and column where a side is odd: other pixels averaged",
     ),
     Comparison(
         "piq",
