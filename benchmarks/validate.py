@@ -1,0 +1,310 @@
+"""Compares our numbers with those of others, and writes the pages that say so."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from perceptual_losses import ssim
+from perceptual_losses.examples.study import wrapped
+
+from . import run
+from .comparisons import (
+    ALSO,
+    COMPARISONS,
+    IMAGES,
+    PACKAGES,
+    PUBLISHED,
+    Comparison,
+    Package,
+    Published,
+    names,
+    ramp,
+)
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "validation" / "results.json"
+PAGE = ROOT / "docs" / "validation.md"
+MIGRATING = ROOT / "docs" / "migrating.md"
+
+Row = dict[str, Any]
+
+KEYS = ("package", "theirs", "ours", "images", "dtype", "compares")
+"""What a row of the results says of its comparison; the rest is words."""
+
+IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and coffee, each with
+  noise (sigma 20 of 255), blurred (sigma 1.5), as a JPEG of quality 20, and with 0.6 of its
+  contrast, all rounded to 8 bits. *Crops* are their middle 192x192 pixels, *odd crops* 179x213,
+  *small crops* and *batches* 64x64 of those in colour, *tanh* means that values are in [-1, 1],
+  *gray* is the camera; *negatives* are 1 - y and y; *volumes* are 16 moving crops of the camera."""
+
+SECTIONS = {
+    "our own float64": "Our own rounding: what rows of float32 differ by beyond this is theirs.",
+    "scikit-image": "Colour is averaged over its channels by both.",
+    "MATLAB": "NumPy transcriptions of the authors' `ssim_index.m` and `msssim.m`, and of `ssim` "
+    "in the Image Processing Toolbox. `tf.image.ssim` and `ssim_multiscale` have the definition "
+    "of the former two, with negative levels replaced by 0.",
+    "pytorch-msssim": "Its window is a float32 tensor; the third line passes one in float64.",
+    "piq": "Its 2-D window is built in the precision of the images.",
+    "piqa": "Its window is a float32 buffer.",
+    "kornia": "`kornia.losses.MS_SSIMLoss` has one resolution, five windows and an L1 term: it is "
+    "another loss, and not compared.",
+    "torchmetrics": "It crops the windows of a reflected border from the contrast of MS-SSIM, but "
+    "not from its SSIM.",
+    "lpips": "Random backbones, alike for both, and the linear weights of the lpips package.",
+    "fused-ssim": "`zero_padded_ssim` is the formula that its tests check it against, and that 3D "
+    "Gaussian splatting trains with: `conv2d` with 5 zeros around the images.",
+    "MONAI": "Not in the lock: compared where it is installed.",
+}
+"""What is said of each package before its table."""
+
+
+def measured(comparison: Comparison, only: Sequence[str] = ()) -> Row:
+    """What both calls give for each pair of images, or some of them by name, and how far apart
+    that is.
+    """
+    row = {key: getattr(comparison, key) for key in KEYS} | {"cases": [], "error": None}
+    package = PACKAGES[comparison.package]
+    try:
+        theirs = _function(comparison.theirs, package)
+    except ImportError as error:
+        if not package.optional:
+            raise
+        return {**row, "error": f"not installed: {error.name}"}
+    ours = _function(comparison.ours)
+    for name, pair in IMAGES[comparison.images]().items():
+        if only and name not in only:
+            continue
+        pair = [_converted(image, getattr(torch, comparison.dtype)) for image in pair]
+        row["cases"].append({"images": name, **_compared(comparison, theirs, ours, *pair)})
+    return row
+
+
+def _function(expression: str, package: Package | None = None) -> Any:
+    """Of two images: NumPy's of one without its batch, where the package knows no tensors."""
+    found, code = names(expression, package), compile(expression, expression, "eval")
+    in_numpy = package is not None and not package.of_tensors
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        if not in_numpy:
+            return eval(code, {**found, "x": x, "y": y})
+        return torch.as_tensor(eval(code, {**found, "x": x[0].numpy(), "y": y[0].numpy()}))[None]
+
+    return function
+
+
+def _converted(image: Tensor, dtype: torch.dtype) -> Tensor:
+    return image.to(dtype) if dtype.is_floating_point else (image * 255).round().to(dtype)
+
+
+def _compared(comparison: Comparison, theirs: Any, ours: Any, x: Tensor, y: Tensor) -> Row:
+    both = comparison.compares == "both"
+    values, gradients = [], []
+    for function in (theirs, ours):
+        image = x.clone().requires_grad_(both)
+        value = function(image, y)
+        values.append(value.detach().double().squeeze())
+        if both:
+            gradients += torch.autograd.grad(value.sum(), image)
+    shapes = [tuple(value.shape) for value in values]
+    if shapes[0] != shapes[1] or not torch.stack(values).isfinite().all():
+        raise ValueError(f"{comparison.theirs} and {comparison.ours} give {shapes}, or no numbers")
+    if comparison.compares == "gradients":
+        return {"gradient_difference": _relative(*values)}
+    found = {
+        "theirs": values[0].mean().item(),
+        "ours": values[1].mean().item(),
+        "difference": (values[0] - values[1]).abs().max().item(),
+    }
+    return found | ({"gradient_difference": _relative(*gradients)} if both else {})
+
+
+def _relative(theirs: Tensor, ours: Tensor) -> float | None:
+    """The norm of the difference over that of theirs, unless theirs is zero and ours is not."""
+    difference, norm = ((ours - theirs).double().norm().item(), theirs.double().norm().item())
+    if not norm:
+        return None if difference else 0.0
+    return difference / norm
+
+
+def published(number: Published) -> Row:
+    """Ours beside a published number."""
+    x, y = number.pair()
+    options = names(number.ours)
+    with torch.no_grad():
+        value = eval(number.ours, {**options, "x": x, "y": y})
+    row = number._asdict()
+    del row["pair"]
+    return row | {"result": value}
+
+
+def results() -> Row:
+    """All of it, and with what."""
+    begin = time.perf_counter()
+    environment = run.environment("cpu", [*PACKAGES.values(), *ALSO])
+    return {
+        "environment": environment,
+        "published": [published(number) for number in PUBLISHED],
+        "ramp": ssim(*ramp(), data_range=255).item(),
+        "comparisons": [measured(comparison) for comparison in tqdm(COMPARISONS)],
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def rows(found: Row, package: str) -> list[Row]:
+    """The results of a package, with the words that go with them."""
+    described = []
+    for comparison, row in zip(COMPARISONS, found["comparisons"], strict=True):
+        if any(row[key] != getattr(comparison, key) for key in KEYS):
+            raise ValueError(f"the results are not of {comparison}: compare anew")
+        described.append(comparison._asdict() | row)
+    return [row for row in described if row["package"] == package]
+
+
+def table(rows: Iterable[Row]) -> str:
+    """A line for each comparison."""
+    lines = [
+        ["theirs", "ours", "images", "value", "gradient", "why they differ"],
+        ["---", "---", "---", "---:", "---:", "---"],
+    ]
+    for row in rows:
+        cells = [f"`{row['theirs']}`", f"`{row['ours']}`"]
+        if row["error"]:
+            lines.append([*cells, "", "", "", row["error"]])
+            continue
+        cells.append(f"{len(row['cases'])} {row['images']}, {row['dtype']}")
+        cells += [_worst(row["cases"], key) for key in ("difference", "gradient_difference")]
+        lines.append([*cells, row["note"]])
+    return _lines(lines)
+
+
+def _lines(cells: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in cells)
+
+
+def _worst(cases: Sequence[Row], key: str) -> str:
+    if key not in cases[0]:
+        return ""
+    found = [case[key] for case in cases]
+    return "theirs is 0" if None in found else _number(max(found))
+
+
+def _number(value: float) -> str:
+    """One digit of what is rounding, two of what is not."""
+    if value and value < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _published_table(rows: Iterable[Row]) -> str:
+    lines = [
+        ["published by", "of", "ours", "published", "difference", "tolerance of the source"],
+        ["---", "---", "---", "---:", "---:", "---:"],
+    ]
+    for row in rows:
+        difference = abs(row["result"] - row["value"])
+        numbers = [f"{row['value']:.9g}", _number(difference), _number(row["tolerance"])]
+        lines.append([row["source"], row["images"], f"`{row['ours']}`", *numbers])
+    return _lines(lines)
+
+
+def page(found: Row) -> str:
+    """The validation page, in Markdown."""
+    environment = found["environment"]
+    versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
+    sections = []
+    for name, text in SECTIONS.items():
+        version = environment["versions"][PACKAGES[name].distribution]
+        imported = PACKAGES[name].modules or PACKAGES[name].flat
+        heading = f"{name} {version}" if imported and version else name
+        sections += [f"### {heading}", text, table(rows(found, name))]
+    paragraphs = "\n\n".join(sections)
+    text = f"""# Are these the right numbers?
+
+Our values and gradients beside those of other packages, of published numbers, and of transcriptions
+of the definition. Written by `python -m benchmarks.validate` from
+[its results](validation/results.json), which have the value of every pair of images. It takes
+a few minutes and asks for no network.
+
+## How to read it
+
+* A call is what was evaluated, as it stands. `x` is an image that something was done to, `y` the
+  original; with an integer dtype they have values to 255, else to 1.
+* **value** is the largest absolute difference over all pairs of images (and over all pixels of
+  a map). **gradient** is the largest relative difference of the gradients with respect to `x`:
+  the norm of the difference over the norm of theirs. It is empty where theirs has none.
+* Where the definitions are the same, what remains is rounding: 1e-12 and less in float64, 1e-6
+  or so in float32. Where it is more, the last column says why.
+* {IMAGES_TEXT}
+
+## Published numbers
+
+Those whose input can be made from what is printed with them.
+
+{_published_table(found["published"])}
+
+What could not be used, because its images are not at hand: the values in MATLAB's documentation of
+`ssim` and `multissim`, of MATLAB's own photos; those in TensorFlow's tests of `tf.image.ssim` and
+`tf.image.ssim_multiscale`, which are MATLAB's too, of three files with chessboards, but for
+a ramp against its mirror, which is to be negative and is {found["ramp"]:.4f}; those of the
+author's `ssim_index.m` in old versions of scikit-image's tests, of a photo that scikit-image has
+since replaced. TensorFlow and MATLAB themselves were not run.
+
+## Other implementations
+
+{paragraphs}
+
+## What this does not show
+
+* Trained features. The networks under LPIPS, and those of VGG, have random weights, the same for
+  both sides; the linear weights of LPIPS are its own.
+* fused-ssim's own kernels, which need a GPU: the formula that its tests compare them with stands
+  in for them.
+* A GPU. All of this ran on a CPU; `tests/test_gpu_path.py` compares the paths with each other.
+* Half precision, masks, flat or tiny images: `tests/` has those.
+
+{environment["device"]}; Python {environment["python"]}; {", ".join(versions)}; commit
+{environment["commit"]}; {found["seconds"]:.0f} seconds.
+"""
+    return "\n\n".join(wrapped(part) for part in text.split("\n\n")) + "\n"
+
+
+def filled(text: str, found: Row) -> str:
+    """The migration page with its tables anew, between their markers."""
+
+    def generated(match: re.Match[str]) -> str:
+        shown = [row for row in rows(found, match["name"]) if row["migrating"]]
+        if not shown:
+            raise ValueError(f"nothing is compared with {match['name']!r}")
+        return f"{match['begin']}\n\n{table(shown)}\n\n{match['end']}"
+
+    pattern = r"(?P<begin><!-- generated: (?P<name>.+?) -->).*?(?P<end><!-- end -->)"
+    return re.sub(pattern, generated, text, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__)
+    parser.add_argument(
+        "--from-results", action="store_true", help="compare nothing: the pages anew"
+    )
+    options = parser.parse_args(arguments)
+    if not options.from_results:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results(), indent=1) + "\n")
+    found = json.loads(RESULTS.read_text())
+    PAGE.write_text(page(found))
+    MIGRATING.write_text(filled(MIGRATING.read_text(), found))
+
+
+if __name__ == "__main__":
+    main()
