@@ -27,6 +27,8 @@ docs: .venv/installed
 pages: .venv/installed
 	.venv/bin/python -m benchmarks.overview
 	.venv/bin/python -m benchmarks.numerics --from-results
+	.venv/bin/python -m benchmarks.validate --from-results
+	.venv/bin/python -m benchmarks.reliability
 	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
 	.venv/bin/python -m perceptual_losses.examples study --from-results --out docs/vae
 

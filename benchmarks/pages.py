@@ -10,20 +10,30 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-def fill(page: Path, name: str, text: str) -> None:
-    """Puts text between ``<!-- generated: NAME -->`` and the ``<!-- end -->`` that follows.
+def parts(text: str) -> list[str]:
+    """The names of the generated parts of a page."""
+    return re.findall(r"<!-- generated: (.+?) -->", text)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """A page with new content between ``<!-- generated: NAME -->`` and the ``<!-- end -->`` after.
 
     Args:
-        page: a Markdown file.
-        name: that of one part of it.
-        text: what comes there.
+        text: the page, in Markdown.
+        name: that of one of its parts.
+        content: what comes there.
     """
     begin, end = f"<!-- generated: {name} -->", "<!-- end -->"
     part = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
-    found, count = part.subn(lambda _: f"\n\n{text.strip()}\n\n", page.read_text())
+    found, count = part.subn(lambda _: f"\n\n{content.strip()}\n\n", text)
     if count != 1:
-        raise ValueError(f"{page} has {count} parts {begin} ... {end}, not one")
-    page.write_text(found)
+        raise ValueError(f"the page has {count} parts {begin} ... {end}, not one")
+    return found
+
+
+def fill(page: Path, name: str, content: str) -> None:
+    """The same with a file."""
+    page.write_text(filled(page.read_text(), name, content))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from tqdm import tqdm
 from perceptual_losses import ssim
 from perceptual_losses.examples.study import wrapped
 
-from . import run
+from . import pages, run
 from .comparisons import (
     ALSO,
     COMPARISONS,
@@ -31,10 +29,9 @@ from .comparisons import (
     ramp,
 )
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "validation" / "results.json"
-PAGE = ROOT / "docs" / "validation.md"
-MIGRATING = ROOT / "docs" / "migrating.md"
+RESULTS = pages.ROOT / "docs" / "validation" / "results.json"
+PAGE = pages.ROOT / "docs" / "validation.md"
+MIGRATING = pages.ROOT / "docs" / "migrating.md"
 
 Row = dict[str, Any]
 
@@ -279,16 +276,13 @@ since replaced. TensorFlow and MATLAB themselves were not run.
 
 
 def filled(text: str, found: Row) -> str:
-    """The migration page with its tables anew, between their markers."""
-
-    def generated(match: re.Match[str]) -> str:
-        shown = [row for row in rows(found, match["name"]) if row["migrating"]]
+    """The migration page with its tables anew."""
+    for name in pages.parts(text):
+        shown = [row for row in rows(found, name) if row["migrating"]]
         if not shown:
-            raise ValueError(f"nothing is compared with {match['name']!r}")
-        return f"{match['begin']}\n\n{table(shown)}\n\n{match['end']}"
-
-    pattern = r"(?P<begin><!-- generated: (?P<name>.+?) -->).*?(?P<end><!-- end -->)"
-    return re.sub(pattern, generated, text, flags=re.DOTALL)
+            raise ValueError(f"nothing is compared with {name!r}")
+        text = pages.filled(text, name, table(shown))
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
