@@ -81,11 +81,12 @@ def table(cases: Sequence[Result]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def throughput(cases: Sequence[Result]) -> Figure:
+def throughput(cases: Sequence[Result], source: str) -> Figure:
     """Forward and backward of one metric: a panel for each size, a bar for each contender.
 
     Args:
         cases: with backward.
+        source: of the numbers.
     """
     names = [row["contender"] for row in cases[0]["rows"]][::-1]
     figure = Figure(figsize=(2.2 + 2.4 * len(cases), 1.4 + 0.34 * len(names)), layout="constrained")
@@ -102,7 +103,9 @@ def throughput(cases: Sequence[Result]) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
     figure.suptitle(f"{cases[0]['metric']}, forward + backward", fontsize=11)
-    figure.supxlabel("megapixels per second, each channel counted (longer is faster)", fontsize=9)
+    figure.supxlabel(
+        f"megapixels per second, each channel counted (longer is faster)\n{source}", fontsize=9
+    )
     return figure
 
 
@@ -171,7 +174,10 @@ def devices_plot(results: Sequence[Result]) -> Figure:
                 color=points.get_color(),
             )
     panel.set_yticks(range(len(sizes)), [", ".join(size) for size in sizes], fontsize=8)
-    panel.set_xlabel("megapixels per second, each channel counted (right is faster)", fontsize=9)
+    sources = "\n".join(map(source, results))
+    panel.set_xlabel(
+        f"megapixels per second, each channel counted (right is faster)\n{sources}", fontsize=9
+    )
     panel.margins(x=0.12)
     panel.grid(axis="y", color="#e0e0e0")
     panel.spines[["top", "right"]].set_visible(False)
@@ -207,6 +213,15 @@ def _cases(results: Sequence[Result]) -> list[Result]:
 def _ours_and_others(rows: Sequence[Result]) -> tuple[Result | None, list[Result]]:
     ours = next((row for row in rows if row["contender"] == OURS.name), None)
     return ours, [row for row in rows if not row["contender"].startswith(OURS.name)]
+
+
+def source(result: Result) -> str:
+    """Where and when a result was measured, in short."""
+    environment = result["environment"]
+    return (
+        f"{environment['device']}, torch {environment['versions']['torch']}, commit "
+        f"{environment['commit']}, {environment['date'][:10]}"
+    )
 
 
 def _conditions(result: Result) -> str:
@@ -291,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         backward = [case for case in result["cases"] if case["backward"]]
         for metric, cases in _groups(backward, "metric"):
             plots[metric] = f"{path.stem}-{metric.lower()}.png"
-            throughput(cases).savefig(options.out / plots[metric], dpi=150)
+            throughput(cases, source(result)).savefig(options.out / plots[metric], dpi=150)
         report = options.out / f"{path.stem}.md"
         report.write_text(markdown(result, plots))
         print(report)
@@ -299,7 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # With variables set a result is of another setting, and has a page of its own.
         usual = [result for result in results.values() if not result["environment"]["variables"]]
         page = ROOT / "docs" / "benchmarks.md"
-        fill(page, "summary", summary(usual))
+        sources = "; ".join(map(source, usual))
+        fill(page, "summary", f"{summary(usual)}\n\n{sources}.")
         fill(page, "devices", devices(usual))
         devices_plot(usual).savefig(options.out / "devices.png", dpi=150)
         fill(ROOT / "README.md", "summary", summary(usual, README_SIZES))
