@@ -245,7 +245,7 @@ def check_slabs(tiles, monkeypatch, workspace, padding):
     monkeypatch.setattr(gpu, "WORKSPACE", workspace)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 3, 7, 9)
-    job = gpu._job(tuple(x.shape), 3, padding, BOTH, False, "cpu")
+    job = gpu._job((tuple(x.shape),), 0, 3, padding, BOTH, False, "cpu")
     assert (len(job.slabs) > 1, job.planes) == ((True, 1) if workspace == 3000 else (False, 2))
     compare(x, y, settings(padding=padding))
 
@@ -499,7 +499,7 @@ def check_the_distance_by_slabs(tiles, monkeypatch):
     monkeypatch.setattr(gpu, "WORKSPACE", 3000)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 2, 17, 9)
-    assert len(gpu._job(tuple(x.shape), 3, "zeros", X, True, "cpu").slabs) > 1
+    assert len(gpu._job((tuple(x.shape),), 0, 3, "zeros", X, True, "cpu").slabs) > 1
     window, *others = settings(3, "zeros")
     means = gpu.means(x, y, [], list(window), *others, 1, True, X)[0]
     assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7

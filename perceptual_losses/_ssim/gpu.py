@@ -4,12 +4,13 @@ import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .contract import FLOOR, Settings, X, Y
+from .contract import FLOOR, Settings, X, Y, halved
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -181,9 +182,10 @@ def means(
         while len(images) < levels:
             images += _halves(*images[-1], levels - len(images))
         architecture = _architecture(x.device)
+        shapes = tuple(tuple(a.shape) for a, _ in images)
         jobs = [
-            _job(tuple(a.shape), len(window), padding, want, distance and j == 0, architecture)
-            for j, (a, _) in enumerate(images)
+            _job(shapes, j, len(window), padding, want, distance and j == 0, architecture)
+            for j in range(levels)
         ]
         counts = tuple(job.programs for job in jobs) + (jobs[0].programs,) * distance
         most = max(counts)
@@ -192,9 +194,9 @@ def means(
         for j in reversed(range(levels)):
             a, b = images.pop()
             if want & X:
-                of_x.insert(0, torch.empty_like(x) if j == 0 else a.new_empty(a.shape))
+                of_x.insert(0, torch.empty_like(x) if j == 0 else in_rows(a, a.shape))
             if want & Y:
-                of_y.insert(0, torch.empty_like(y) if j == 0 else b.new_empty(b.shape))
+                of_y.insert(0, torch.empty_like(y) if j == 0 else in_rows(b, b.shape))
             weight = weights[j] if weights else None
             distances = sums[levels] if distance and j == 0 else None
             _run(
@@ -225,8 +227,9 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
     x, y = images or (fine, fine)
     with _on(fine.device):
         _launch(
-            *(_kernels().sweep, n * c * strips * bands, 4, fine, tuple(coarse) or (fine,), scale),
-            *(x, y, fine.stride(), scale.stride(), x.stride(), y.stride()),
+            *(_kernels().sweep, n * c * strips * bands, 4, fine, tuple(coarse) or (fine,)),
+            *(tuple(level.stride(2) for level in coarse) or (0,), scale, x, y),
+            *(fine.stride(), scale.stride(), x.stride(), y.stride()),
             *(strips, bands, c, height, width),
             COARSE=len(coarse),
             ROWS=ROWS,
@@ -257,8 +260,14 @@ def product(means: Tensor, exponents: list[float], normalize: str | None) -> tup
 
 
 class _Cover(NamedTuple):
-    """Tiles that cover some planes."""
+    """Tiles that cover some planes.
 
+    Attributes:
+        whole: whether no thread's columns lie on both sides of the image's right edge, which makes
+            loads wide; the same for all coarser levels, which are then one compilation.
+    """
+
+    whole: bool
     lanes: int
     columns: int
     strips: int
@@ -306,9 +315,16 @@ class _Job(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _job(
-    shape: tuple[int, ...], taps: int, padding: str, want: int, distance: bool, architecture: str
+    shapes: tuple[tuple[int, ...], ...],
+    level: int,
+    taps: int,
+    padding: str,
+    want: int,
+    distance: bool,
+    architecture: str,
 ) -> _Job:
-    planes, (height, width) = shape[0] * shape[1], shape[2:]
+    n, c, height, _ = shapes[level]
+    planes = n * c
     sizes = LAUNCHES.get(architecture, LAUNCHES[None])
     launches = sizes[min(size for size in sizes if size >= taps)]
     reach, radius = taps - 1, taps // 2
@@ -317,19 +333,19 @@ def _job(
         before = 0 if padding == "valid" else radius
         top, bottom = -before, height - reach + before
         # `derive` begins a whole window before the image, for columns in pairs.
-        columns = width - reach if padding == "valid" else width + radius
+        beside = -reach if padding == "valid" else radius
         if distance and padding == "valid":
             # A position for each pixel, if beside the map.
-            bottom, columns = height, width
-        cover = _cover(launches.value, planes, bottom - top, columns, 0)
+            bottom, beside = height, 0
+        cover = _cover(launches.value, planes, bottom - top, shapes, level, beside)
         return _Job(want, cover.tiles, None, (_Slab(top, bottom, cover, cover),), planes, 0)
     if launches.march is not None:
-        cover = _cover(launches.march, planes, height, width, reach)
+        cover = _cover(launches.march, planes, height, shapes, level, halo=reach)
         return _Job(want, cover.tiles, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
-    derive = _cover(launches.derive, planes, height + reach, width + reach, 0)
-    gather = _cover(launches.gather, planes, height, width, 0)
+    derive = _cover(launches.derive, planes, height + reach, shapes, level, reach)
+    gather = _cover(launches.gather, planes, height, shapes, level)
     # Room for what the last threads of a row read and write beyond it.
     pitch = max(
         derive.strips * derive.lanes * derive.columns,
@@ -341,26 +357,44 @@ def _job(
     slabs = []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        derive = _cover(launches.derive, at_once, bottom - top + reach, width + reach, 0)
-        gather = _cover(launches.gather, at_once, bottom - top, width, 0)
+        derive = _cover(launches.derive, at_once, bottom - top + reach, shapes, level, reach)
+        gather = _cover(launches.gather, at_once, bottom - top, shapes, level)
         slabs.append(_Slab(top, bottom, derive, gather))
     programs = sum(slab.derive.tiles for slab in slabs)
     return _Job(want, programs, None, tuple(slabs), at_once, pitch)
 
 
-def _cover(tile: Tile, planes: int, height: int, width: int, halo: int) -> _Cover:
-    """Tiles of ``tile``'s kind, ``halo`` columns of each of which are its neighbour's."""
-    strips = {
-        lanes: _ceil(width, lanes * tile.columns - halo)
-        for lanes in tile.lanes
-        if lanes * tile.columns > halo
-    }
-    lanes = min(strips, key=lambda lanes: (strips[lanes] * lanes, -lanes))
+def _cover(
+    tile: Tile,
+    planes: int,
+    height: int,
+    shapes: tuple[tuple[int, ...], ...],
+    level: int,
+    beside: int = 0,
+    halo: int = 0,
+) -> _Cover:
+    """Tiles of ``tile``'s kind, ``halo`` columns of each of which are its neighbour's.
+
+    Of images with ``beside`` columns more than those of the level.
+    """
+    widths = [shape[3] + beside for shape in shapes]
+    possible = [lanes for lanes in tile.lanes if lanes * tile.columns > halo]
+
+    def threads(lanes: int) -> int:
+        strips = [_ceil(width, lanes * tile.columns - halo) for width in widths]
+        # Of all levels, each of which has half the rows of the one before.
+        return sum(lanes * number << j for j, number in enumerate(reversed(strips)))
+
+    # The same for all levels, because for another number the kernel is compiled again.
+    lanes = min(possible, key=lambda lanes: (threads(lanes), -lanes))
+    strips = _ceil(widths[level], lanes * tile.columns - halo)
     rows = tile.rows
-    while rows > SHORTEST and planes * strips[lanes] * _ceil(height, rows) < ENOUGH:
+    while rows > SHORTEST and planes * strips * _ceil(height, rows) < ENOUGH:
         rows //= 2
     bands = _ceil(height, rows)
-    return _Cover(lanes, tile.columns, strips[lanes], bands, _ceil(height, bands))
+    alike = shapes[1:] if level else shapes[:1]
+    whole = all(shape[3] % tile.columns == 0 for shape in alike)
+    return _Cover(whole, lanes, tile.columns, strips, bands, _ceil(height, bands))
 
 
 def _run(
@@ -409,6 +443,7 @@ def _run(
             *(half_window, low, c1, c2, share, int(contrast)),
             LANES=cover.lanes,
             COLUMNS=cover.columns,
+            WHOLE=cover.whole,
             PITCH=pitch,
             **constants,
         )
@@ -439,6 +474,7 @@ def _run(
                 *(half_window, low, c1, c2, share, int(contrast)),
                 LANES=derive.lanes,
                 COLUMNS=derive.columns,
+                WHOLE=derive.whole,
                 PITCH=pitch,
                 **constants,
             )
@@ -451,9 +487,20 @@ def _run(
                     *(c, height, width, half_window, low, share),
                     LANES=gather.lanes,
                     COLUMNS=gather.columns,
+                    WHOLE=gather.whole,
                     TAPS=taps,
                     WANT=job.want,
                 )
+
+
+def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for float32 images beside ``image``, in rows that begin at multiples of 16 values.
+
+    That is known to the compiler, makes loads wide and is the same for images of any width.
+    """
+    *outer, width = shape
+    rows = image.new_empty([*outer, 16 * _ceil(width, 16)], dtype=torch.float32)
+    return rows[..., :width]
 
 
 def _halves(x: Tensor, y: Tensor, levels: int) -> list[tuple[Tensor, Tensor]]:
@@ -461,14 +508,11 @@ def _halves(x: Tensor, y: Tensor, levels: int) -> list[tuple[Tensor, Tensor]]:
     n, c, height, width = x.shape
     levels = min(levels, HALVED_ROWS.bit_length() - 1)
     halves = []
-    shape = [height, width]
+    shape = x.shape
     for _ in range(levels):
-        shape = [(side + 1) // 2 for side in shape]
-        # Rows begin at multiples of 16 values, which is known to the compiler and makes loads wide.
-        rows = torch.empty(
-            *([2, n, c, shape[0], 16 * _ceil(shape[1], 16)]), dtype=torch.float32, device=x.device
-        )
-        halves.append((rows[0, ..., : shape[1]], rows[1, ..., : shape[1]]))
+        shape = torch.Size(halved(shape))
+        both = in_rows(x, [2, *shape])
+        halves.append((both[0], both[1]))
     strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
     of_x, of_y = zip(*halves, strict=True)
     _launch(

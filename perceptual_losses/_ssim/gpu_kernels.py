@@ -70,6 +70,12 @@ def _shown(index, size):
 
 
 @triton.jit
+def _known(width, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+    """The width, with ``WHOLE`` for the compiler to see that it is a multiple of ``COLUMNS``."""
+    return width // COLUMNS * COLUMNS if WHOLE else width
+
+
+@triton.jit
 def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
     """Mean difference and total of a few pixels of a region."""
     sample = tl.arange(0, 64)
@@ -424,7 +430,9 @@ def _finish(
 
 
 @triton.jit(
-    do_not_specialize=["strips", "bands", "rows", "channels", "height", "contrast", "sums_stride"],
+    do_not_specialize=[
+        *("strips", "bands", "rows", "channels", "height", "width", "contrast", "sums_stride")
+    ],
     do_not_specialize_on_alignment=["sums", "distances"],
 )
 def march(
@@ -456,6 +464,7 @@ def march(
     contrast,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
     PADDING: tl.constexpr,
@@ -472,6 +481,7 @@ def march(
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
     OWN: tl.constexpr = LANES * COLUMNS - REACH
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
+    width = _known(width, COLUMNS, WHOLE)
     strip, band, plane = _place(strips, bands)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
@@ -555,7 +565,7 @@ def march(
 
 @triton.jit(
     do_not_specialize=[
-        *("strips", "bands", "rows", "channels", "height", "contrast"),
+        *("strips", "bands", "rows", "channels", "height", "width", "contrast"),
         *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top"),
     ],
     do_not_specialize_on_alignment=["sums", "distances"],
@@ -591,6 +601,7 @@ def derive(
     contrast,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
     PADDING: tl.constexpr,
@@ -609,6 +620,7 @@ def derive(
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
     LEFT: tl.constexpr = 0 if WANT == 0 and PADDING == VALID else 1 - TAPS
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
+    width = _known(width, COLUMNS, WHOLE)
     strip, band, slab_plane = _place(strips, bands)
     plane = first_plane + slab_plane
     top = slab_top + band * rows
@@ -674,7 +686,7 @@ def derive(
 
 @triton.jit(
     do_not_specialize=[
-        *("strips", "bands", "rows", "channels", "height"),
+        *("strips", "bands", "rows", "channels", "height", "width"),
         *("first_plane", "slab_top", "slab_bottom"),
     ]
 )
@@ -703,12 +715,14 @@ def gather(
     share,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
 ):
     """The gradients of a tile from what `derive` left for a slab of rows of the image."""
     REACH: tl.constexpr = TAPS - 1
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
+    width = _known(width, COLUMNS, WHOLE)
     strip, band, slab_plane = _place(strips, bands)
     plane = first_plane + slab_plane
     top = slab_top + band * rows
@@ -878,6 +892,7 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
 def sweep(
     gradient,
     coarse,
+    pitches,
     scale,
     x,
     y,
@@ -924,7 +939,7 @@ def sweep(
         across *= tl.where((width % 2 == 1) & (column == width - 1), 1.0, 0.5)
         row, column = row // 2, column // 2
         height, width = (height + 1) // 2, (width + 1) // 2
-        offset = (plane.to(tl.int64) * height + row) * width + column
+        offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
         scale += scale_strides[0]
         sent = tl.load(scale) * tl.load(coarse[j] + offset, mask=inside, other=0)
         total += sent * (down * across)

@@ -73,7 +73,12 @@ def _fake_means(
         if want & bit:
             gradients.append(torch.empty_like(image))
             for _ in range(levels - 1):
-                gradients.append(image.new_empty(halved(gradients[-1].shape), dtype=dtype))
+                shape = halved(gradients[-1].shape)
+                gradients.append(
+                    gpu.in_rows(image, shape)
+                    if path == "triton"
+                    else image.new_empty(shape, dtype=dtype)
+                )
     return x.new_empty([levels + distance, *x.shape[:2]], dtype=dtype), gradients
 
 
