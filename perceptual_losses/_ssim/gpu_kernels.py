@@ -913,7 +913,8 @@ def sweep(
     """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
 
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
-    corner, at each level on the way. With ``DISTANCE`` the mean of |x - y| has the last scale.
+    corner, at each level on the way. ``coarse`` are of whole rows of as many values as ``pitches``
+    has. With ``DISTANCE`` the mean of |x - y| has the last scale.
     """
     strip, band, plane = _place(strips, bands)
     row = band * ROWS + tl.arange(0, ROWS)[:, None]
