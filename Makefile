@@ -43,6 +43,10 @@ demo-smoke: .venv/installed
 study: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples study --out docs/vae
 
+# 20 minutes.
+long-run: .venv/installed
+	.venv/bin/python -m benchmarks.long_run
+
 bench-gpu: .venv/installed
 	.venv/bin/python -m benchmarks.run --device cuda
 	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
