@@ -177,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for path in options.results:
         result = json.loads(path.read_text())
+        if "cases" not in result:
+            continue  # the long run's
         plots = {}
         backward = [case for case in result["cases"] if case["backward"]]
         for metric, cases in _groups(backward, "metric"):
