@@ -5,6 +5,7 @@ are written once. Paths never import each other; `op` gives the fast ones their 
 """
 
 import functools
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -110,6 +111,11 @@ def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Te
 
 def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
     """Which path runs: the only place that decides."""
+    if not torch.compiler.is_compiling() and sys.is_finalizing():
+        raise RuntimeError(
+            "the interpreter is shutting down, and torch has dropped its operations: compare "
+            "images before, in a function registered with atexit at the latest"
+        )
     path = backend
     if backend == "auto":
         path = {"cpu": "numba", "cuda": "triton", "xpu": "triton"}.get(x.device.type, "reference")
