@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, gpu, op, reference
-from .contract import Settings, compute_dtype
+from .contract import Settings, compute_dtype, transform
 from .reference import halve
 
 __all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "products", "similarity_map"]
@@ -123,8 +123,9 @@ def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
         return path
     fast = cpu if path == "numba" else gpu
     refused = fast.refuses(x, y, settings)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        refused = "a torch.func transform is active, and its gradient is made for autograd"
+    active = transform()
+    if active is not None:
+        refused = f"{active} is active, and its gradient is made for autograd"
     reason = refused or fast.missing(x.device)
     if reason is None:
         return path
