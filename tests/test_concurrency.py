@@ -423,6 +423,20 @@ def test_a_damaged_cache_is_made_anew(process, damage, kind):
     assert doubled(process()) == 1
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="object files are ELF on Linux")
+def test_damaged_machine_code_does_not_run(process):
+    """What is around it reads as it should."""
+    assert doubled(process()) == 0
+    (path,) = process.folder.rglob("*.nbc")
+    content = bytearray(path.read_bytes())
+    # An object file's instructions come right behind its header.
+    begin = content.index(b"\x7fELF") + 64
+    content[begin : begin + 64] = bytes(64)
+    path.write_bytes(content)
+    assert doubled(process()) == 0
+    assert doubled(process()) == 1
+
+
 def test_a_cache_with_the_code_of_another_signature(process):
     """As two processes may leave it that save at once."""
     kinds = np.float32, np.float64
