@@ -1,6 +1,15 @@
-"""How the Numba kernels are compiled."""
+"""How the Numba kernels are compiled, and kept on disk."""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import warnings
 
 from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
 
 # Fused multiply-adds, and sums in any order; NaN and infinity keep their meaning.
 OPTIONS = {
@@ -13,12 +22,66 @@ OPTIONS = {
 }
 
 
+class _Sealed(CompileResultCacheImpl):
+    """Machine code with its digest: damaged code would run all the same."""
+
+    def reduce(self, compiled):
+        code = dumps(super().reduce(compiled))
+        return hashlib.sha256(code).digest(), code
+
+    def rebuild(self, target_context, payload):
+        digest, code = payload
+        if hashlib.sha256(code).digest() != digest:
+            raise ValueError("the code has not its digest")
+        return super().rebuild(target_context, pickle.loads(code))
+
+
+class _Cache(FunctionCache):
+    """Numba's, in which a file that cannot be used is as good as none."""
+
+    _impl_class = _Sealed
+
+    def load_overload(self, signature, target_context):
+        try:
+            found = super().load_overload(signature, target_context)
+            # Two processes that save at once may leave the index of one with the code of the other.
+            if found is None or found.signature.args == signature:
+                return found
+        except Exception:  # Whatever reading a damaged file raises.
+            pass
+        # Saving would read the index again.
+        with contextlib.suppress(OSError):
+            self.flush()
+        return None
+
+    def save_overload(self, signature, compiled):
+        try:
+            super().save_overload(signature, compiled)
+        except OSError as error:
+            warnings.warn(
+                f"compiled kernels cannot be kept in {self.cache_path} ({error}): each process "
+                "compiles them again. Make room there, or set NUMBA_CACHE_DIR to another folder.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 def entry(function):
     """A kernel that Python calls, kept on disk."""
     compiled = njit(**OPTIONS)(function)
     try:
         compiled.enable_caching()
+        compiled._cache = _Cache(function)
     except (OSError, RuntimeError):
         # No folder can be written to: each process compiles for itself.
         return njit(**OPTIONS)(function)
     return compiled
+
+
+# A process forked while another thread compiles would wait for that thread, which it does not have.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _arguments
-from ._features.backbone import BACKBONES, Extractor, Weights, read_file
+from ._features.backbone import BACKBONES, Extractor, Weights, read_file, without_autocast
 from ._features.calibrated import calibrated_distance
 
 Features = dict[str, Tensor]
@@ -158,7 +158,7 @@ class _FeatureLoss(nn.Module):
         self.extractor.check("x", x)
         target = self._kept(x, y) if isinstance(y, Mapping) else self._target(x, y)
         seen = self._compared(self.extractor(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             distances = [self._distance(name, a, target[name]) for name, a in seen.items()]
             per_image = torch.stack(distances).sum(0)
         return per_image.mean() if self.reduction == "mean" else per_image
@@ -348,7 +348,7 @@ class StyleLoss(_FeatureLoss):
         return {name: (n, channels, channels) for name, (n, channels, *_) in shapes.items()}
 
     def _compared(self, features: Features) -> Features:
-        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
+        with without_autocast(next(iter(features.values())).device):
             return {name: _gram(_wide(feature)) for name, feature in features.items()}
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:

@@ -2,10 +2,27 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
+from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    LPIPSLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    StyleLoss,
+    VGGLoss,
+    _ssim,
+    ms_ssim,
+    ssim,
+    ssim_map,
+    vgg_features,
+)
+from perceptual_losses._ssim import gpu
 
 pytestmark = pytest.mark.large
 
@@ -128,3 +145,312 @@ def test_exported_with_the_model(backend, name):
         exported = torch.export.export(module, (x, y))
         torch.testing.assert_close(exported.module()(x, y), module(x, y), rtol=1e-6, atol=0)
     assert set(exported.state_dict) == set(module.state_dict())
+
+
+# Several processes.
+
+
+def train(trained, loss, x, y, steps=3):
+    """Of the model that is given; its parameters afterwards."""
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.5)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(trained(x), y).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in trained.parameters()]
+
+
+CASES = [(path, name) for path in ("reference", "numba") for name in LOSSES]
+
+
+def one_of_two(rank, folder):
+    """Trains on half of each batch, sharded and in copies; the first process writes what came."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    x, y = (images[2 * rank :][:2] for images in pair(4, 3, 16, 18))
+    found = {}
+    for path, name in CASES:
+        loss = LOSSES[name](backend=path)
+        copies = nn.parallel.DistributedDataParallel(model())
+        sharded = model()
+        for module in (sharded[0], sharded[2], sharded):
+            fully_shard(module, mesh=mesh)
+        inside = fully_shard(Judged(loss), mesh=mesh)
+        inside(x, y).backward()
+        found[path, name] = {
+            "ddp": train(copies, loss, x, y),
+            "fsdp": [part.full_tensor() for part in train(sharded, loss, x, y)],
+            "inside": [part.grad.full_tensor() for part in inside.parameters()],
+        }
+    if rank == 0:
+        torch.save(found, folder / "found")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    workers = multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2, join=False)
+    try:
+        # Each waits until one process has ended.
+        assert any(workers.join(timeout=300) for _ in range(2))
+    finally:
+        for process in workers.processes:
+            process.kill()
+    found = torch.load(tmp_path / "found")
+    x, y = pair(4, 3, 16, 18)
+    for path, name in CASES:
+        loss, single = LOSSES[name](backend=path), model()
+        before = [parameter.detach().clone() for parameter in single.parameters()]
+        trained = train(single, loss, x, y)
+        assert not any(map(torch.equal, before, trained))
+        judged = Judged(loss)
+        judged(x, y).backward()
+        expected = {"ddp": trained, "fsdp": trained, "inside": gradients(judged)}
+        for kind, wanted in expected.items():
+            for got, exact in zip(found[path, name][kind], wanted, strict=True):
+                torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-6)
+
+
+# Whole steps under the compiler.
+
+
+def training_step(trained, loss, optimizer, autocast, x, y):
+    optimizer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        value = loss(trained(x), y)
+    value.backward()
+    optimizer.step()
+    return value.detach()
+
+
+# How the compiler itself traces an autograd.Function, imports what is old, and leaves the graph.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("what", ["the loss", "model and loss", "the step"])
+def test_a_compiled_training_step(what, autocast):
+    torch.compiler.reset()
+    x, y = pair(2, 3, 16, 18)
+    loss = LOSSES["l1_ms_ssim"]()
+    plain, compiled = model(), model()
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (plain, compiled)]
+    step, judge, run = training_step, loss, compiled
+    if what == "the loss":
+        judge = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    elif what == "model and loss":
+        whole = torch.compile(
+            lambda x, y: loss(compiled(x), y), fullgraph=True, backend="aot_eager"
+        )
+        run, judge = (lambda x: x), whole
+    else:
+        step = torch.compile(training_step, backend="aot_eager")
+    for _ in range(3):
+        expected = training_step(plain, loss, optimizers[0], autocast, x, y)
+        value = step(run, judge, optimizers[1], autocast, x, y)
+        tolerance = 2e-2 if autocast else 1e-5
+        torch.testing.assert_close(value, expected, rtol=tolerance, atol=0)
+    for got, wanted in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance / 10)
+
+
+# Derivatives and batches by other means than autograd's.
+
+# What torch itself takes for forward mode.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+TRANSFORMED = {
+    **LOSSES,
+    "none": lambda **kw: SSIMLoss(window_size=3, reduction="none", **kw),
+    "symmetric": lambda **kw: SSIMLoss(window_size=3, padding="symmetric", **kw),
+    "relu": lambda **kw: MSSSIMLoss(
+        window_size=3, weights=(0.4, 0.6), normalize="relu", padding="zeros", **kw
+    ),
+    "map": lambda **kw: lambda x, y: ssim_map(x, y, window_size=3, **kw).square().mean(),
+    "mask": lambda **kw: lambda x, y: ssim(x, y, window_size=3, mask=y[:, :1] > 0.2, **kw),
+}
+
+
+def pairs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 2, 3, 12, 14, generator=generator, dtype=torch.float64).unbind()
+
+
+def derivative(function, x, y):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x, y).sum(), x)[0]
+
+
+def assert_equal(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_under_transforms(name):
+    function, (x, y) = TRANSFORMED[name](), pairs()
+    expected = torch.stack([function(a, b) for a, b in zip(x, y, strict=True)])
+    assert_equal(torch.func.vmap(function)(x, y), expected)
+    shared = torch.stack([function(a, y[0]) for a in x])
+    assert_equal(torch.func.vmap(function, in_dims=(0, None))(x, y[0]), shared)
+    slopes = torch.stack([derivative(function, a, b) for a, b in zip(x, y, strict=True)])
+    gradient = torch.func.grad(lambda a, b: function(a, b).sum())
+    assert_equal(gradient(x[0], y[0]), slopes[0])
+    assert_equal(torch.func.vmap(gradient)(x, y), slopes)
+
+
+@forward_mode
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_forward_mode(name):
+    function, (x, y) = TRANSFORMED[name](), (images[0] for images in pairs())
+    direction = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    slope = (derivative(function, x, y) * direction).sum()
+    assert slope.abs() > 1e-6
+    _, tangent = torch.func.jvp(lambda a: function(a, y), (x,), (direction,))
+    assert_equal(tangent.sum(), slope)
+    for wanted in (False, True):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x.clone().requires_grad_(wanted), direction)
+            assert_equal(forward_ad.unpack_dual(function(dual, y)).tangent.detach().sum(), slope)
+
+
+@forward_mode
+def test_products_with_the_hessian():
+    function, (x, y) = LOSSES["ms_ssim"](), (images[0, :1, :1] for images in pairs())
+    direction = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    slope = torch.func.grad(lambda a: function(a, y))
+    _, forward = torch.func.jvp(slope, (x,), (direction,))
+    image = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(function(image, y), image, create_graph=True)
+    (expected,) = torch.autograd.grad((first * direction).sum(), image)
+    assert_equal(forward, expected)
+
+
+@forward_mode
+@pytest.mark.parametrize("path", ["numba", "triton"])
+def test_kernels_refuse_transforms(path):
+    loss, (x, y) = SSIMLoss(window_size=3, backend=path), pairs()
+    x, y = x.float(), y.float()
+    advice = "is active, and its gradient is made for autograd; pass backend='auto'"
+    with pytest.raises(ValueError, match=f"a torch.func transform {advice}"):
+        torch.func.vmap(loss)(x, y)
+    if path == "numba" or gpu._interpreted():
+        with (
+            forward_ad.dual_level(),
+            pytest.raises(ValueError, match=f"forward-mode differentiation {advice}"),
+        ):
+            loss(forward_ad.make_dual(x[0], y[0]), y[0])
+
+
+FEATURES = {
+    "vgg": lambda: VGGLoss({"relu2_2": 1.0}, weights=None),
+    "lpips": lambda: LPIPSLoss(
+        backbone="alexnet",
+        weights=None,
+        linear={
+            f"lin{i}.model.1.weight": torch.full((1, width, 1, 1), 0.1)
+            for i, width in enumerate((64, 192, 384, 256, 256))
+        },
+    ),
+    "style": lambda: StyleLoss({"relu2_2": 1.0}, weights=None),
+}
+random_weights = pytest.mark.filterwarnings("ignore:the features of:UserWarning")
+
+
+@forward_mode
+@random_weights
+@pytest.mark.parametrize("name", FEATURES)
+def test_forward_mode_of_features(name):
+    torch.manual_seed(0)
+    function, direction = FEATURES[name]().double(), torch.rand(1, 3, 48, 48).double()
+    x, y = (image.double() for image in pair(1, 3, 48, 48))
+    slope = (derivative(function, x, y) * direction).sum()
+    assert slope.abs() > 1e-12
+    _, tangent = torch.func.jvp(lambda a: function(a, y), (x,), (direction,))
+    torch.testing.assert_close(tangent, slope, rtol=1e-8, atol=0)
+    with forward_ad.dual_level():
+        value = function(forward_ad.make_dual(x, direction), y)
+        torch.testing.assert_close(forward_ad.unpack_dual(value).tangent, slope, rtol=1e-8, atol=0)
+
+
+@forward_mode
+@random_weights
+@pytest.mark.parametrize("name", ["vgg", "lpips"])
+def test_forward_mode_where_kernels_would_run(name):
+    """In float32 and with enough values for the convolutions with fewer products."""
+    torch.manual_seed(0)
+    function, direction = FEATURES[name](), torch.rand(1, 3, 64, 64)
+    x, y = pair(1, 3, 64, 64)
+    slope = (derivative(function, x, y) * direction).sum()
+    with forward_ad.dual_level():
+        value = function(forward_ad.make_dual(x, direction), y)
+        tangent = forward_ad.unpack_dual(value).tangent
+    torch.testing.assert_close(tangent, slope, rtol=1e-3, atol=0)
+
+
+# Devices.
+
+ON_META = {
+    **{name: (build(), ()) for name, build in LOSSES.items()},
+    "none": (SSIMLoss(window_size=3, reduction="none"), (2,)),
+    "ssim": (ssim, ()),
+    "map": (ssim_map, (2, 3, 54, 56)),
+    "ms_ssim": (lambda x, y: ms_ssim(x, y, levels=2, reduction="none"), (2,)),
+    "mask": (lambda x, y: ssim(x, y, mask=y[:, :1] > 0.5), ()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ON_META)
+def test_on_meta(name, dtype):
+    function, shape = ON_META[name]
+    x, y = torch.empty(2, 2, 3, 64, 66, dtype=dtype, device="meta").unbind()
+    x.requires_grad_()
+    value = function(x, y)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert (value.device.type, value.shape, value.dtype) == ("meta", shape, wide)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert (gradient.device.type, gradient.shape, gradient.dtype) == ("meta", x.shape, dtype)
+
+
+@random_weights
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_on_meta(name):
+    x, y = torch.empty(2, 2, 3, 64, 66, device="meta").unbind()
+    x.requires_grad_()
+    value = FEATURES[name]().to("meta")(x, y)
+    assert (value.device.type, value.shape, value.dtype) == ("meta", (), torch.float32)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert (gradient.device.type, gradient.shape) == ("meta", x.shape)
+
+
+@random_weights
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_extractor_on_meta(dtype):
+    extract = vgg_features(["relu1_1", "pool2"], weights=None, dtype=dtype).to("meta")
+    found = extract(torch.empty(2, 1, 64, 66, device="meta"))
+    assert [tuple(f.shape) for f in found.values()] == [(2, 64, 64, 66), (2, 128, 16, 16)]
+    assert {f.dtype for f in found.values()} == {dtype or torch.float32}
+
+
+class On:
+    """What the choice of a path reads of images, on a device that is not here."""
+
+    dtype, is_floating_point = torch.float32, lambda self: True
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+    def dim(self):
+        return 4
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "hpu"])
+def test_other_devices_take_the_reference(device):
+    settings = _ssim.Settings((0.25, 0.5, 0.25), 0.0, 1e-4, 9e-4, "valid")
+    image = On(device)
+    for path in ("auto", "reference"):
+        assert _ssim._path(image, image, settings, path) == "reference"
+    for path, where in (("numba", "CPUs"), ("triton", "GPUs")):
+        with pytest.raises(
+            ValueError, match=f"on {device} and it runs on {where}; pass backend='a"
+        ):
+            _ssim._path(image, image, settings, path)

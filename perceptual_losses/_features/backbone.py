@@ -226,10 +226,7 @@ class Extractor(nn.Module):
             self.load()
         scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
         weight = self.get_buffer(f"{self._plan[0].name}_weight")
-        fixed = (
-            torch.autocast(x.device.type, enabled=False) if self.dtype else contextlib.nullcontext()
-        )
-        with fixed:
+        with without_autocast(x.device) if self.dtype else contextlib.nullcontext():
             # One channel is expanded to three here, which costs no memory of its own.
             x = (x.to(scale.dtype) * scale + shift).to(weight.dtype)
             x = x.contiguous(memory_format=torch.channels_last)
@@ -306,6 +303,13 @@ def _smallest(plan: tuple[Layer, ...]) -> int:
         return all((side := layer.side(side)) >= 1 for layer in plan)
 
     return next(side for side in itertools.count(1) if leaves_one(side))
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """In the precision that is written; on meta, where torch has no autocast, as it is."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _random(plan: Sequence[Layer]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._ssim.contract import transform
 from .._threads import in_threads
 from . import cpu
 
@@ -23,7 +24,7 @@ def calibrated_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         b: the same.
         weight: ``(C,)``.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transform() is not None:
         return _formula(a, b, weight)
     out: Tensor = _Calibrated.apply(a, b, weight)  # type: ignore[no-untyped-call]
     return out

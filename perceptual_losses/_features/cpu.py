@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ssim.contract import transform
 from .._ssim.cpu import missing
 
 
@@ -14,7 +15,7 @@ def runs(*tensors: Tensor) -> bool:
     return (
         all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and transform() is None
         and missing(torch.device("cpu")) is None
     )
 

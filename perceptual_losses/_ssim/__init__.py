@@ -5,6 +5,7 @@ are written once. Paths never import each other; `op` gives the fast ones their 
 """
 
 import functools
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, gpu, op, reference
-from .contract import Settings, compute_dtype
+from .contract import Settings, compute_dtype, transform
 from .reference import halve
 
 __all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "products", "similarity_map"]
@@ -110,6 +111,11 @@ def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Te
 
 def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
     """Which path runs: the only place that decides."""
+    if not torch.compiler.is_compiling() and sys.is_finalizing():
+        raise RuntimeError(
+            "the interpreter is shutting down, and torch has dropped its operations: compare "
+            "images before, in a function registered with atexit at the latest"
+        )
     path = backend
     if backend == "auto":
         path = {"cpu": "numba", "cuda": "triton", "xpu": "triton"}.get(x.device.type, "reference")
@@ -117,8 +123,9 @@ def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
         return path
     fast = cpu if path == "numba" else gpu
     refused = fast.refuses(x, y, settings)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        refused = "a torch.func transform is active, and its gradient is made for autograd"
+    active = transform()
+    if active is not None:
+        refused = f"{active} is active, and its gradient is made for autograd"
     reason = refused or fast.missing(x.device)
     if reason is None:
         return path

@@ -38,6 +38,17 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def transform() -> str | None:
+    """What is active that differentiates or batches in a way that kernels do not know, if any."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform"
+    # Where dual tensors are made, whose tangents a kernel would drop.
+    forward = torch.autograd.forward_ad._current_level >= 0
+    return "forward-mode differentiation" if forward else None
+
+
 def halved(shape: Sequence[int]) -> list[int]:
     """Shape of the images of the next coarser level."""
     return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -526,7 +527,20 @@ def _halves(x: Tensor, y: Tensor, levels: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
-    kernel[(programs,)](*arguments, num_warps=warps, **constants)
+    try:
+        kernel[(programs,)](*arguments, num_warps=warps, **constants)
+    except (OSError, json.JSONDecodeError) as error:
+        raise RuntimeError(
+            f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
+            f"{_cache_folder()}, remove it if it is damaged, or set TRITON_CACHE_DIR to another "
+            "folder"
+        ) from error
+
+
+def _cache_folder() -> str:
+    from triton import knobs
+
+    return str(knobs.cache.dir)
 
 
 def _pitch(cover: _Cover, taps: int) -> int:

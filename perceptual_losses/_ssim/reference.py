@@ -147,6 +147,10 @@ class _Correlate(torch.autograd.Function):
         _, ctx.window, ctx.dim = inputs
 
     @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _correlate(tangent, ctx.window, ctx.dim)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         reach = len(ctx.window) - 1
         padded = F.pad(grad, [0, 0] * (-ctx.dim - 1) + [reach, reach])
