@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,14 @@ def throughput(cases: Sequence[Result], source: str) -> Figure:
         source: of the numbers.
     """
     names = [row["contender"] for row in cases[0]["rows"]][::-1]
-    figure = Figure(figsize=(2.2 + 2.4 * len(cases), 1.4 + 0.34 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
-    for panel, case in zip(panels, cases, strict=True):
+    columns = min(3, len(cases))
+    rows = math.ceil(len(cases) / columns)
+    size = (2.2 + 2.4 * columns, 0.8 + rows * (0.6 + 0.3 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for panel in panels[len(cases) :]:
+        panel.set_axis_off()
+    for panel, case in zip(panels, cases, strict=False):
         medians = {row["contender"]: row.get("median_ms") for row in case["rows"]}
         rates = [case["pixels"] / 1e3 / medians[name] if medians[name] else 0 for name in names]
         colors = [OURS_COLOR if name == OURS.name else OTHERS_COLOR for name in names]

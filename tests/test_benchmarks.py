@@ -182,6 +182,49 @@ def test_what_a_report_shows(result_path, tmp_path):
     assert (tmp_path / "here-ssim.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_plots_show_the_rates():
+    (main,) = run.RESULTS.glob("*-threads.json")
+    result = json.loads(main.read_text())
+    cases = [case for case in result["cases"] if case["backward"] and case["metric"] == "MS-SSIM"]
+    assert len(cases) == 4  # in rows of three
+    figure = report.throughput(cases, "here")
+    assert [panel.get_visible() and panel.axison for panel in figure.axes] == 4 * [True] + 2 * [
+        False
+    ]
+    for panel, case in zip(figure.axes, cases, strict=False):
+        assert panel.get_title() == case["size"]
+        rates = [
+            case["pixels"] / 1e3 / row["median_ms"] if row["error"] is None else 0
+            for row in case["rows"][::-1]
+        ]
+        assert [bar.get_width() for bar in panel.patches] == pytest.approx(rates)
+
+
+def test_two_devices_side_by_side():
+    def result(device, ms, pixels):
+        row = {"contender": OURS.name, "median_ms": ms}
+        case = {
+            "metric": "SSIM",
+            "size": "1x1x8x8",
+            "backward": True,
+            "pixels": pixels,
+            "rows": [row],
+        }
+        versions = {"torch": "2"}
+        environment = {
+            "device": device,
+            "versions": versions,
+            "commit": "abc",
+            "date": "2026-01-01",
+        }
+        return {"environment": environment, "cases": [case]}
+
+    results = [result("a CPU", 2.0, 64_000), result("a GPU", 0.5, 64_000)]
+    assert report.devices(results).splitlines()[2] == "| SSIM, 1x1x8x8 | 32 | 128 |"
+    (panel,) = report.devices_plot(results).axes
+    assert [list(line.get_xdata()) for line in panel.lines] == [[32.0], [128.0]]
+
+
 def build_three_copies(case, device):
     return Call(lambda x, y: torch.stack([x, y, x]).mean(), "three copies")
 
