@@ -12,7 +12,7 @@ test: .venv/installed
 # Draws calls until the time is up; runs/fuzz.json has the counts, a failing call joins the tests.
 MINUTES ?= 10
 fuzz: .venv/installed
-	.venv/bin/python -m tests.fuzz --minutes $(MINUTES)
+	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -1,6 +1,6 @@
 """Drawn calls of every loss on every path, judged by the reference in float64.
 
-``python -m tests.fuzz --minutes 10`` draws until the time is up. What it finds it shrinks and keeps
+``python tests/fuzz.py --minutes 10`` draws until the time is up. What it finds it shrinks and keeps
 in ``fuzz_cases.jsonl``, which the suite runs, as it runs some calls of its own drawing.
 """
 
@@ -17,8 +17,22 @@ import time
 import warnings
 from pathlib import Path
 
+import fuzz_features
 import hypothesis
 import torch
+from fuzz_judge import (
+    CONTENTS,
+    DTYPES,
+    LAYOUTS,
+    LOST,
+    TIMES,
+    Violation,
+    apart,
+    require,
+    shaped,
+    sizes,
+    spoil,
+)
 from hypothesis import strategies as st
 
 from perceptual_losses import (
@@ -48,50 +62,6 @@ TAKERS = {
     "L1MSSSIMLoss": by_module(L1MSSSIMLoss),
 }
 OF_LEVELS = {"ms_ssim", "MSSSIMLoss", "L1MSSSIMLoss"}
-DTYPES = ["float32", "float64", "float16", "bfloat16", "uint8"]
-
-
-def bright(image, value):
-    image = image.clone()
-    image.flatten(2)[..., image[0, 0].numel() // 2] = value
-    return image
-
-
-# Two images in units of the range, from noise `a` and `b`.
-CONTENTS = {
-    "related": lambda a, b: (a, 0.7 * a + 0.3 * b),
-    "unrelated": lambda a, b: (a, b),
-    "same": lambda a, b: (a, a),
-    "near": lambda a, b: (a, a + 1e-4 * (b - 0.5)),
-    "nearest": lambda a, b: (a, a + 1e-7 * (b - 0.5)),
-    "negative": lambda a, b: (a, 1 - a),
-    "flat": lambda a, b: (0 * a + 0.6, 0 * a + 0.6 + 1e-7),
-    "flats": lambda a, b: (0 * a + 0.2, 0 * a + 0.9),
-    "black": lambda a, b: (0 * a, 0 * a),
-    "black_white": lambda a, b: (0 * a, 0 * a + 1),
-    "black_noise": lambda a, b: (0 * a, b),
-    "steps": lambda a, b: ((a > 0.5).double(), (b > 0.5).double()),
-    "ramp": lambda a, b: ((ramp := a.flatten(2).sort().values.view_as(a)), ramp.flip(-1)),
-    "faint": lambda a, b: (0.8 + 4e-4 * (a - 0.5), 0.8 + 4e-4 * (b - 0.5)),
-    "bright": lambda a, b: (bright(0 * a, 1), bright(0 * b, 0.5)),
-    "firefly": lambda a, b: (bright(a, 50), 0.7 * a + 0.3 * b),
-    "flare": lambda a, b: (bright(a, 1e4), 0.7 * a + 0.3 * b),
-    "overshoot": lambda a, b: (10 * a - 5, b),
-    "far": lambda a, b: (1e3 * (a - 0.5), b),
-    "denormal": lambda a, b: (1e-40 * a, 1e-40 * b),
-    "huge": lambda a, b: (1e30 * a, 1e30 * b),
-    "one_huge": lambda a, b: (torch.cat([1e30 * a[:1], a[1:]]), b),
-}
-
-LAYOUTS = {
-    "contiguous": lambda t: t,
-    "channels_last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1),
-    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
-    "batch_inside": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
-    "sliced": lambda t: torch.stack([t, torch.full_like(t, 77)], -1).flatten(-2)[..., ::2],
-    "offset": lambda t: torch.nn.functional.pad(t, (3, 2, 1, 4), value=77)[..., 1:-4, 3:-2],
-    "expanded": lambda t: t[:1, :1].expand(t.shape),
-}
 
 
 @st.composite
@@ -236,29 +206,10 @@ def images(case):
         image = low + length * image
         image = image.clamp(0, 255) if dtype == "uint8" else image
         out.append(image.to(getattr(torch, dtype)))
-    for which, place, value in case.get("spoiled", []):
-        image = out["xy".index(which)]
-        if image.is_floating_point():
-            image = out["xy".index(which)] = image.clone()
-            image.view(-1)[int(place * image.numel())] = float(value)
+    out = spoil(out, case.get("spoiled", []))
     mask = case.get("mask")
     laid = [LAYOUTS[layout](image) for image, layout in zip(out, case["layouts"], strict=True)]
     return *laid, None if mask is None else (MASKS | WRONG_MASKS)[mask](a)
-
-
-# Of the reference's own error.
-TIMES = 8
-# Of the result: float32 is no judge of what it keeps less than a digit of.
-LOST = 0.1
-
-
-class Violation(Exception):  # noqa: N818
-    """A case that a path does not pass."""
-
-
-def require(condition, case, backend, text):
-    if not condition:
-        raise Violation(f"{text}\n  check({case!r}, {backend!r})")
 
 
 def wanted(case, x, y):
@@ -292,26 +243,6 @@ def outcome(case, backend, x, y, mask):
         return call(case, backend, x, y, mask), None
     except (TypeError, ValueError) as error:
         return None, error
-
-
-def sizes(values):
-    """Root mean square and largest of each image, or of the batch: two rows."""
-    if values.dim() > 1:
-        planes = values.flatten(1)
-        most = planes.amax(1)
-        scale = torch.where((most > 0) & most.isfinite(), most, 1.0)
-        return torch.stack([(planes / scale[:, None]).square().mean(1).sqrt() * scale, most])
-    return torch.stack([values, values])
-
-
-def shaped(values, like):
-    return values.reshape(-1, *[1] * (like.dim() - 1)) if like.dim() else values
-
-
-def apart(got, exact):
-    """How far a rough result is from the exact one; infinite where only it is not finite."""
-    error = (got.double() - exact).abs()
-    return torch.where(exact.isfinite(), error.nan_to_num(math.inf, math.inf), 0.0)
 
 
 def noise(case, x, y, mask):
@@ -444,10 +375,18 @@ def budget(what, double, error, exact, dtype):
     return allowed.nan_to_num(math.inf, math.inf) + kept.smallest_normal * kept.eps, known
 
 
+# What is drawn and how it is judged, by backend; the losses on features choose theirs themselves.
+KINDS = {backend: (cases(backend), check) for backend in ("numba", "reference", "triton")}
+KINDS["features"] = (fuzz_features.cases(), fuzz_features.check)
+# In a round: some seconds of each.
+EXAMPLES = {"numba": 100, "reference": 100, "features": 25, "triton": 10}
+
+
 def failing(backend, seed, examples):
     """Draws cases: how they went, and the smallest that fails, with what it says, or ``None``."""
     tally = collections.Counter()
     found = []
+    drawn, check = KINDS[backend]
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -458,7 +397,7 @@ def failing(backend, seed, examples):
         report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(cases(backend))
+    @hypothesis.given(drawn)
     def run(case):
         try:
             tally[case["name"], check(case, backend)] += 1
@@ -486,10 +425,18 @@ def main():
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, help="of the first round; the time if not given")
+    # The reference is half of what the others are judged by: it gets a round in five.
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=["numba", "reference", "features"],
+        default=["numba", "features", "numba", "features", "reference"],
+        help="a round each in turn",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz.json"))
     options = parser.parse_args()
     seed = int(time.time()) if options.seed is None else options.seed
-    backends = ["numba", "reference"]
+    backends = options.backends
     if os.environ.get("TRITON_INTERPRET") == "1":
         backends = ["triton"]
     begin = time.monotonic()
@@ -497,9 +444,8 @@ def main():
     for turn in itertools.count():
         if time.monotonic() - begin > 60 * options.minutes:
             break
-        # The reference is half of what the others are judged by: it gets a round in five.
-        backend = backends[-1] if turn % 5 == 4 else backends[0]
-        went, failed = failing(backend, seed + turn, 10 if backend == "triton" else 100)
+        backend = backends[turn % len(backends)]
+        went, failed = failing(backend, seed + turn, EXAMPLES[backend])
         for (name, how), count in went.items():
             tally[backend, name, how] += count
         if failed is not None:

@@ -1,12 +1,16 @@
-"""Drawn calls on every path, and those that once failed. `python -m tests.fuzz` draws more."""
+"""Drawn calls on every path, and those that once failed. `python tests/fuzz.py` draws more."""
 
 import json
 import os
 
 import fuzz
+import fuzz_features
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
+
+from perceptual_losses import VGGLoss
+from perceptual_losses._features import calibrated, convolution
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Those of the GPU path run with the others that take the interpreter.
@@ -19,7 +23,8 @@ KEPT = [
 
 @pytest.mark.parametrize("kept", KEPT, ids=range(len(KEPT)))
 def test_what_once_failed(kept):
-    fuzz.check(kept["case"], kept["backend"])
+    _, check = fuzz.KINDS[kept["backend"]]
+    check(kept["case"], kept["backend"])
 
 
 @pytest.mark.large
@@ -58,3 +63,112 @@ def test_a_wrong_number_fails(monkeypatch):
         monkeypatch.setattr(fuzz, "call", wrong)
         with pytest.raises(fuzz.Violation, match=r"is off: .*\n  check\("):
             fuzz.check(case, "numba")
+
+
+CONTENT = {
+    "name": "VGGLoss",
+    "backbone": "vgg16",
+    "network": "usual",
+    "layers": {"relu1_2": 1.0, "conv2_1": 0.5},
+    "trunk": "float32",
+    "everywhere": True,
+    "shape": [2, 3, 17, 22],
+    "content": "related",
+    "seed": 0,
+    "dtypes": ["float32", "float32"],
+    "layouts": ["contiguous", "contiguous"],
+    "wants": "xy",
+    "options": {"data_range": 1.0, "reduction": "none", "distance": "l2"},
+}
+HALF = CONTENT | {"trunk": "bfloat16", "name": "StyleLoss"}
+HALF["options"] = {"data_range": 1.0, "reduction": "mean", "checkpointing": True}
+# Features so small that the offset shows.
+CALIBRATED = CONTENT | {"name": "LPIPSLoss", "backbone": "alexnet", "network": "faint"}
+CALIBRATED |= {"layers": None, "shape": [2, 3, 31, 33]}
+CALIBRATED["options"] = {"data_range": 1.0, "reduction": "none"}
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(case=fuzz_features.cases(deep=False, most=20))
+@example(case=CONTENT)
+@example(case=HALF)
+@example(case=CALIBRATED)
+def test_drawn_calls_on_features(case):
+    fuzz_features.check(case)
+
+
+def fails(case, match):
+    with pytest.raises(fuzz.Violation, match=match):
+        fuzz_features.check(case)
+
+
+@pytest.mark.parametrize("case", [CONTENT, HALF], ids=["float32", "bfloat16"])
+def test_a_wrong_convolution_fails(case, monkeypatch):
+    """In one of a tile's points by a thousandth, or by the rounding of bfloat16 and some more."""
+    assert fuzz_features.check(case) == "judged"
+    dtype = getattr(torch, case["trunk"])
+    basis, by = convolution.BASES[dtype], {torch.float32: 1.001, torch.bfloat16: 1.1}[dtype]
+    with monkeypatch.context() as patch:
+        filters = basis.filters.clone()
+        filters[-1] *= by
+        patch.setattr(basis, "filters", filters)
+        fails(case, "^x relu1_2 is off")
+    with monkeypatch.context() as patch:
+        factors = basis.backward.factors.copy()
+        factors[-1] *= by
+        patch.setattr(basis.backward, "factors", factors)
+        fails(case, "^gradient 0 is off")
+    run = convolution._run
+
+    def forgetful(x, rectified, matrices, bias, *others):
+        return run(x, None, matrices, None if bias is None else 1.01 * bias, *others)
+
+    monkeypatch.setattr(convolution, "_run", forgetful)
+    fails(case, "^(x relu1_2|gradient 0) is off")
+
+
+def test_a_wrong_rectifier_fails(monkeypatch):
+    """Of the gradient alone: what was rectified lets it through."""
+    run = convolution._run
+    monkeypatch.setattr(convolution, "_run", lambda x, _, *others: run(x, None, *others))
+    fails(CONTENT, "^gradient 0 is off")
+
+
+@pytest.mark.parametrize("offset", [0.0, 2e-10])
+def test_a_wrong_offset_fails(monkeypatch, offset):
+    assert fuzz_features.check(CALIBRATED) == "judged"
+    monkeypatch.setattr(calibrated, "OFFSET", offset)
+    fails(CALIBRATED, "^output 0 is off")
+
+
+def test_a_wrong_weight_fails(monkeypatch):
+    distance = VGGLoss._distance
+
+    def off(self, name, a, b):
+        return distance(self, name, a, b) * (1 + 1e-5 * (name == "conv2_1"))
+
+    monkeypatch.setattr(VGGLoss, "_distance", off)
+    fails(CONTENT, "^output 0 is off")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_not_finite_may_not_spread_or_hide(monkeypatch, value):
+    case = CONTENT | {"spoiled": [["x", 0.2, value]]}
+    assert fuzz_features.check(case) == "judged"
+    call = fuzz_features.call
+    for wrong in (1.0, torch.nan):
+
+        def called(case, x, y, wrong=wrong):
+            (out,), gradients = call(case, x, y)
+            out[int(wrong != wrong)] = wrong  # The first image has it.
+            return [out], gradients
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fuzz_features, "call", called)
+            fails(case, "output 0 is off" if wrong != wrong else "hides what is not finite")
+
+
+def test_what_is_not_refused_fails():
+    case = CONTENT | {"wrong": {"distance": "l3"}}
+    assert fuzz_features.check(case) == "refused"
+    fails(case | {"wrong": {"distance": "l1"}}, "is not refused")
