@@ -11,7 +11,7 @@ import torch
 from torchvision.models import vgg
 
 import perceptual_losses
-from benchmarks import numerics, report, run
+from benchmarks import numerics, reliability, report, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,6 +71,12 @@ def test_numerics_are_those_of_the_results(tmp_path):
     page = Path(shutil.copy(numerics.PAGE, tmp_path))
     numerics.pages(json.loads(numerics.RESULTS.read_text()), page)
     assert page.read_text() == numerics.PAGE.read_text()
+
+
+def test_reliability_is_that_of_the_results(tmp_path):
+    page = Path(shutil.copy(reliability.PAGE, tmp_path))
+    reliability.pages(page=page)
+    assert page.read_text() == reliability.PAGE.read_text()
 
 
 def test_speed_is_that_of_the_results():
