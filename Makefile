@@ -6,8 +6,11 @@ PYTHON ?= python3
 # Files are shared out to two processes: one alone leaves a core idle most of the time.
 PYTEST = -m pytest -n 2 --dist loadfile --junit-xml=runs/tests-$@.xml
 
+# TESTS="tests/test_compile.py ..." runs those alone.
+TESTS ?=
+
 test: .venv/installed
-	.venv/bin/python $(PYTEST)
+	.venv/bin/python $(PYTEST) $(TESTS)
 
 # Draws calls until the time is up; runs/fuzz.json has the counts, a failing call joins the tests.
 MINUTES ?= 10
@@ -60,7 +63,7 @@ bench: .venv/installed
 
 # The oldest releases that pyproject.toml declares, and the newest that there were.
 test-oldest test-newest: test-%: .venv-%/installed
-	.venv-$*/bin/python $(PYTEST)
+	.venv-$*/bin/python $(PYTEST) $(TESTS)
 
 .venv/installed: requirements.lock pyproject.toml
 .venv-oldest/installed: requirements-oldest.lock pyproject.toml

@@ -174,7 +174,7 @@ def compiled(launch: Launch, capability: int) -> Any:
             signature[parameter.name] = kind((index,), launch.arguments[index], parameter)
     source = ASTSource(launch.kernel, signature, values, aligned)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": launch.warps})
+    return triton.compile(source, target=target, options={"num_warps": launch.warps, **gpu.OPTIONS})
 
 
 def figures(kernel: Any) -> Figures:

@@ -16,6 +16,20 @@ from perceptual_losses._ssim import gpu
 # run in a process of their own, which tests/test_gpu_path.py starts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+if INTERPRETED:
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    _splat = InterpreterBuilder.create_splat
+
+    def _splat_of_comparisons(self: Any, kind: Any, value: Any) -> Any:
+        """Triton 3.9's interpreter makes integers of them, and then refuses these as masks."""
+        spread = _splat(self, kind, value)
+        if value.data.dtype != bool:
+            return spread
+        return TensorHandle(spread.data.astype(bool), spread.dtype)
+
+    InterpreterBuilder.create_splat = _splat_of_comparisons
+
 T = TypeVar("T")
 
 BACKENDS = ["reference", "numba"]

@@ -56,7 +56,9 @@ launch = gpu._launch
 
 
 def checked(kernel, programs, warps, *arguments, **constants):
-    compiled = kernel.warmup(*arguments, grid=(programs,), num_warps=warps, **constants)
+    compiled = kernel.warmup(
+        *arguments, grid=(programs,), num_warps=warps, **gpu.OPTIONS, **constants
+    )
     expected["ptx"] = compiled.asm["ptx"]
     reports.clear()
     launch(kernel, programs, warps, *arguments, **constants)

@@ -10,6 +10,7 @@ ACCEPT(cuCtxSetLimit, CUlimit which, size_t value)
 ACCEPT(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device)
 ACCEPT(cuFuncSetAttribute, CUfunction function, CUfunction_attribute which, int value)
 ACCEPT(cuFuncSetCacheConfig, CUfunction function, CUfunc_cache which)
+ACCEPT(cuModuleUnload, CUmodule module)
 
 typedef void (*report_t)(const char *kernel, int programs, int threads, void **parameters);
 static report_t report;
@@ -17,12 +18,18 @@ static report_t report;
 void report_to(report_t to) { report = to; }
 
 CUresult cuGetErrorString(CUresult code, const char **text) { *text = "stub"; return CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int *version) { *version = 13000; return CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice *device) { *device = 0; return CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int index) { *device = index; return CUDA_SUCCESS; }
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute which, CUdevice device) {
   *value = which == CU_DEVICE_ATTRIBUTE_WARP_SIZE ? 32 : 1 << 16;
   return CUDA_SUCCESS;
 }
 CUresult cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)1; return CUDA_SUCCESS; }
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
+  *status = CU_STREAM_CAPTURE_STATUS_NONE;
+  return CUDA_SUCCESS;
+}
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
   *module = (CUmodule)image;
   return CUDA_SUCCESS;

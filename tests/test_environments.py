@@ -258,7 +258,9 @@ def test_a_compiled_training_step(what, autocast):
 # Derivatives and batches by other means than autograd's.
 
 # What torch itself takes for forward mode.
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+forward_mode = pytest.mark.filterwarnings(
+    *(f"ignore:`torch.jit:{kind}Warning" for kind in ("Deprecation", "Future"))
+)
 
 TRANSFORMED = {
     **LOSSES,
