@@ -78,7 +78,7 @@ def ssim(
     Raises:
         TypeError: an argument is of a kind that is not accepted.
         ValueError: an argument has a value, shape or device that is not. On the CPU also: a mask
-            without any weight for an image; elsewhere such an image has similarity 0 and no
+            without any weight for an image; elsewhere such an image has similarity 1 and no
             gradient.
 
     Examples:

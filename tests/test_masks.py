@@ -55,6 +55,24 @@ def test_equal_weights_change_nothing(backend, precision, images, function):
         assert function(x, y, mask=mask, **options).item() == value
 
 
+@pytest.mark.parametrize("loss", [SSIMLoss, MSSSIMLoss])
+def test_identical_images_have_no_loss_under_any_mask(backend, images, loss):
+    x, _, mask = (image.float() for image in images)
+    options = {"levels": 2} if loss is MSSSIMLoss else {}
+    x = x.clone().requires_grad_()
+    value = loss(reduction="none", backend=backend, **options)(x, x.detach().clone(), mask=mask)
+    assert value.tolist() == [0, 0]
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert not gradient.any()
+
+
+@pytest.mark.volumes
+def test_identical_volumes_have_no_loss_under_any_mask(backend):
+    generator = torch.Generator().manual_seed(0)
+    x, mask = torch.rand(2, 2, 1, 12, 14, 13, generator=generator)
+    assert SSIMLoss(reduction="none", backend=backend)(x, x, mask=mask).tolist() == [0, 0]
+
+
 def test_the_scale_of_a_mask_does_not_matter(backend, precision, images):
     x, y, mask = images
     value = ssim(x, y, mask=mask, backend=backend).item()

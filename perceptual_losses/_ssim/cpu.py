@@ -135,6 +135,8 @@ def _march(
     if weight is None:
         lost = length - 1 if modes[0] == kernels.VALID else 0
         mean /= math.prod(side - lost for side in shape[2:])
+    else:
+        mean += 1
     return torch.from_numpy(mean.astype(kind))
 
 

@@ -252,6 +252,13 @@ def _weigh(weight, a):
         a[j] *= weight[j]
 
 
+@_kernel
+def _weigh_deficits(weight, a):
+    """What values are short of 1, weighed: where nothing is missing no rounding shows."""
+    for j in range(weight.shape[0]):
+        a[j] = weight[j] * (a[j] - a.dtype.type(1))
+
+
 @_inlined
 def _total(a):
     total = a.dtype.type(0)
@@ -483,7 +490,7 @@ def march(
                         at = p * pitch
                         weights = weight[(plane + p) // channels, here - inset]
                         weights = weights[first - inset : first - inset + count]
-                        _weigh(weights, line[at:])
+                        _weigh_deficits(weights, line[at:])
                         for m in range(maps):
                             _weigh(weights, source[m, shift + at :])
                 if top <= here < bottom:
@@ -701,7 +708,7 @@ def march_volume(
                     if weight is not None:
                         weights = weight[volume // channels, here - inset, i - inset]
                         weights = weights[first - inset : first - inset + count]
-                        _weigh(weights, values[at:])
+                        _weigh_deficits(weights, values[at:])
                         for m in range(maps):
                             _weigh(weights, source[m, at:])
                     if front <= here < back and top <= i < bottom:

@@ -84,7 +84,8 @@ def _factors(x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return values.flatten(2).mean(2)
-    return (values * weight).flatten(2).sum(2)
+    # Exactly 1 where all values are, whatever the weights add up to.
+    return 1 - ((1 - values) * weight).flatten(2).sum(2)
 
 
 def _level(image: Tensor) -> Tensor:
