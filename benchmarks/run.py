@@ -211,7 +211,12 @@ def environment(device: str, contenders: Sequence[Contender]) -> dict[str, Any]:
         "device": device_name(device),
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+        "variables": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            # Where a cache lies changes no number.
+            if name.startswith(VARIABLES) and not name.endswith("_CACHE_DIR")
+        },
         "python": platform.python_version(),
         "system": platform.platform(),
         "cuda": torch.version.cuda if device == "cuda" else None,
