@@ -15,11 +15,7 @@ from benchmarks import numerics, reliability, report, run
 
 ROOT = Path(__file__).parent.parent
 
-PAGES = [
-    page
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    if "```python" in page.read_text()
-]
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```python" in page.read_text()]
 
 
 def run_code(page):

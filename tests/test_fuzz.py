@@ -88,7 +88,7 @@ CALIBRATED |= {"layers": None, "shape": [2, 3, 31, 33]}
 CALIBRATED["options"] = {"data_range": 1.0, "reduction": "none"}
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(case=fuzz_features.cases(deep=False, most=20))
 @example(case=CONTENT)
 @example(case=HALF)
