@@ -76,7 +76,7 @@ ROWS, COLUMNS = 4, 256
 HALVED_ROWS, HALVED_COLUMNS = 16, 128
 # Planes of a program that combines levels.
 PLANES = 32
-# Multiply-adds are two thirds of the work. Triton 3.10 will no longer fuse them unless asked to.
+# The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
 OPTIONS = {"enable_fp_fusion": True}
 
 
