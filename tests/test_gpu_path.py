@@ -385,11 +385,10 @@ def step(function, x, y, **options):
     [
         (ssim, (2, 1, 32, 33), {"padding": "zeros", "data_range": (-1, 1)}, True),
         (ssim, (1, 1, 16, 40), {"window_size": 13, "sigma": 2.0}, False),
-        (ms_ssim, (1, 1, 176, 176), {"padding": "symmetric"}, True),
-        (ms_ssim, (1, 1, 177, 177), {"normalize": "simple"}, False),
-        (ms_ssim, (1, 1, 183, 189), {"normalize": "relu"}, True),
-        (ms_ssim, (1, 1, 64, 64), {"levels": 3, "normalize": "simple"}, True),
-        (ms_ssim, (1, 1, 64, 64), {"levels": 3}, False),
+        (ms_ssim, (1, 1, 163, 171), {"normalize": "relu"}, True),
+        (ms_ssim, (1, 1, 48, 48), {"window_size": 3, "padding": "symmetric"}, True),
+        (ms_ssim, (1, 1, 65, 67), {"window_size": 5, "normalize": "simple"}, False),
+        (ms_ssim, (1, 1, 45, 46), {"levels": 3, "normalize": "simple"}, True),
         (ms_ssim, (2, 1, 32, 32), {"levels": 2, "normalize": None}, False),
         (ms_ssim, (1, 1, 32, 32), {"levels": 2, "normalize": None}, True),
         (ms_ssim, (1, 1, 32, 32), {"levels": 2, "normalize": "relu"}, False),
@@ -406,14 +405,6 @@ def check_the_public_functions(wide_tiles, function, shape, options, masked):
     exact = step(function, x.double(), y.double(), backend="reference", **options)
     for got, true in zip(fast, exact, strict=True):
         assert (got - true).norm() < 3e-6 * true.norm()
-
-
-def check_a_prediction_that_is_the_negative():
-    x = pair(1, 1, 64, 64)[0]
-    value, gradient, _ = step(ms_ssim, x, 1 - x, levels=3, backend="triton")
-    assert value > 0
-    assert gradient.isfinite().all()
-    assert gradient.abs().max() > 0
 
 
 def check_autograd(tiles):
@@ -485,7 +476,7 @@ def check_the_distance(tiles, want, scheme, padding):
     """Each pixel counts once, whatever the tiles and the map; the rest is as without."""
     tiles(*scheme)
     x, y = pair(2, 1, 8, 13)
-    window, *others = settings(5, padding)
+    window, *others = settings(3, padding)
     arguments = [], list(window), *others, 1
     means, of_x, of_y = gpu.means(x, y, *arguments, True, want)
     plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want)
@@ -606,10 +597,10 @@ def check_the_product_in_autograd():
 
 
 def check_tuning():
-    settings = [(True, 16, 1, 8), (False, 16, 2, 8), (True, 8, 1, 8)]
-    result = tune.tune([(1, 1, 12, 12)], 11, settings, "cpu", calls=1)
-    # Eight columns do not reach under a window of eleven.
-    assert list(result["failed"]) == ["(True, 8, 1, 8)"]
+    settings = [(True, 8, 1, 8), (False, 8, 2, 8), (True, 2, 1, 8)]
+    result = tune.tune([(1, 1, 6, 6)], 3, settings, "cpu", calls=1)
+    # Two columns do not reach under a window of three.
+    assert list(result["failed"]) == ["(True, 2, 1, 8)"]
     times = {tuple(setting): taken for setting, (taken,) in result["milliseconds"]}
     assert set(times) == set(settings[:2])
     assert result["fastest"] == [min(times, key=times.get)]
