@@ -369,7 +369,8 @@ class LPIPSLoss(_FeatureLoss):
 
     with the norm over channels; the mean over images. It equals version 0.1 of the ``lpips``
     package for the same weights, but where all features of a place are zero: there the gradient is
-    zero, not NaN.
+    zero, not NaN; and where their squares overflow: there the distance is NaN, and not that of
+    features of zero.
 
     Zhang, Isola, Efros, Shechtman and Wang, "The unreasonable effectiveness of deep features as a
     perceptual metric", CVPR 2018.

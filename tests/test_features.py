@@ -317,6 +317,23 @@ def test_the_calibrated_distance_where_features_are_zero(distance):
         assert gradient[..., 1, :].abs().min() > 0
 
 
+@pytest.mark.parametrize("distance", [_formula, calibrated_distance])
+def test_the_calibrated_distance_where_lengths_overflow(distance):
+    """Neither the distance of zero that unit features of zero would have, nor in other images."""
+    a, b = (feature.requires_grad_() for feature in pair(2, 4, 2, 3))
+    with torch.no_grad():
+        expected = distance(a, b, torch.rand(4, generator=torch.Generator().manual_seed(0)))
+        for feature in (a, b):
+            feature[1, :, 0, 0] *= 1e20
+    value = distance(a, b, torch.rand(4, generator=torch.Generator().manual_seed(0)))
+    assert value[0] == expected[0]
+    assert value[1].isnan()
+    for gradient in torch.autograd.grad(value.sum(), (a, b)):
+        assert gradient[1, :, 0, 0].isnan().all()
+        assert gradient[1, :, 1].isfinite().all()
+        assert gradient[0].isfinite().all()
+
+
 def test_no_nan_is_rounded_to_a_number():
     """All ones in a NaN's lower half would carry over into its sign."""
     a, b = (feature.bfloat16().requires_grad_() for feature in pair(1, 64, 2, 2))

@@ -37,9 +37,11 @@ def _formula(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def _unit(feature: Tensor) -> Tensor:
-    """Features of length 1 at each place, or zero."""
+    """Features of length 1 at each place, or zero; NaN where their squares are too large."""
     feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
     squared = feature.square().sum(1, keepdim=True)
+    # An infinite length would make them zero, and all images equal.
+    squared = torch.where(squared.isinf(), torch.nan, squared)
     # Twice, because the gradient of the branch that is not taken would be NaN all the same.
     dark = squared == 0
     length = torch.where(dark, torch.ones_like(squared), squared).sqrt()

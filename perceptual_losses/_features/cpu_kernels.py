@@ -34,6 +34,7 @@ CHANNELS = C = 64
 ZERO, ONE, QUARTER, EIGHTH = np.float32(0), np.float32(1), np.float32(0.25), np.float32(0.125)
 HALF, THREE_HALVES, FIVE_HALVES = np.float32(0.5), np.float32(1.5), np.float32(2.5)
 TWO, FOUR, EIGHT = np.float32(2), np.float32(4), np.float32(8)
+NAN, INFINITY = np.float32(math.nan), np.float32(math.inf)
 
 _kernel = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 _inlined = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **OPTIONS)
@@ -276,6 +277,12 @@ def from_points(points, bias, rectify, first, begin, end, places, factors, sign,
                         )
 
 
+@_inlined
+def _root(squared):
+    """NaN of infinity: unit features would be zero, and all images equal."""
+    return NAN if squared == INFINITY else math.sqrt(squared)
+
+
 @entry
 def calibrated(a, b, weight, offset, begin, end, sums):
     """LPIPS's distances of features, summed over each row of an image.
@@ -299,8 +306,8 @@ def calibrated(a, b, weight, offset, begin, end, sums):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
                 length_a += x * x
                 length_b += y * y
-            inverse_a = ONE / (math.sqrt(length_a) + offset)
-            inverse_b = ONE / (math.sqrt(length_b) + offset)
+            inverse_a = ONE / (_root(length_a) + offset)
+            inverse_b = ONE / (_root(length_b) + offset)
             here = ZERO
             for k in range(channels):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
@@ -324,15 +331,15 @@ def calibrated_gradient(a, b, weight, offset, scales, begin, end, gradient):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
                 length_a += x * x
                 length_b += y * y
-            length_a = math.sqrt(length_a)
+            length_a = _root(length_a)
             inverse_a = ONE / (length_a + offset)
-            inverse_b = ONE / (math.sqrt(length_b) + offset)
+            inverse_b = ONE / (_root(length_b) + offset)
             along = ZERO
             for k in range(channels):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
                 along += x * (weight[k] * _difference(x * inverse_a, y * inverse_b))
-            across = scales[image] * inverse_a if length_a > ZERO else ZERO
-            along = across * along * inverse_a / length_a if length_a > ZERO else ZERO
+            across = ZERO if length_a == ZERO else scales[image] * inverse_a
+            along = ZERO if length_a == ZERO else across * along * inverse_a / length_a
             for k in range(channels):
                 x, y = _wide(a[image, row, column, k]), _wide(b[image, row, column, k])
                 sent = weight[k] * _difference(x * inverse_a, y * inverse_b)
