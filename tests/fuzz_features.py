@@ -450,8 +450,13 @@ def noise(case, x, y):
 
 # Of the features: what `vgg_features` documents of a convolution in float32, for images of a pixel,
 # where one of nine taps meets it and fewer products are rounded like all of them; some roundings in
-# float64. Those of several convolutions are independent.
-ROUNDING = {torch.float32: 3 * 1e-6, torch.float64: 1e-14}
+# float64; in half precision that of what is kept. Those of several convolutions are independent.
+ROUNDING = {
+    torch.float32: 3 * 1e-6,
+    torch.float64: 1e-14,
+    torch.float16: 2**-10,
+    torch.bfloat16: 2**-7,
+}
 
 
 def budget(rounding, error, exact, dtype):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -191,8 +192,11 @@ def means(
             for j in range(levels)
         ]
         counts = tuple(job.programs for job in jobs) + (jobs[0].programs,) * distance
+        lost = len(window) - 1 if padding == "valid" else 0
+        wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
+        wholes += [float(math.prod(x.shape[2:]))] * distance
         most = max(counts)
-        sums = torch.empty([len(counts), n * c, most], dtype=torch.float32, device=x.device)
+        sums = torch.empty([len(counts), n * c, most, 2], dtype=torch.float32, device=x.device)
         # From the coarsest on, for the halves to be gone where the gradients are large.
         for j in reversed(range(levels)):
             a, b = images.pop()
@@ -204,11 +208,12 @@ def means(
             distances = sums[levels] if distance and j == 0 else None
             _run(
                 *(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], distances, settings),
-                contrast=j < levels - 1,
+                *(1 / wholes[j], j < levels - 1),
             )
         value = torch.empty([len(counts), n, c], dtype=torch.float32, device=x.device)
         _launch(
-            *(_kernels().mean, value.numel(), 1, sums, value, counts, n * c, most),
+            *(_kernels().mean, value.numel(), 1, sums, value, counts, tuple(wholes)),
+            *(n * c, 2 * most),
             COUNT=1 << (most - 1).bit_length(),
             DISTANCE=distance,
         )
@@ -409,6 +414,7 @@ def _run(
     sums: Tensor,
     distances: Tensor | None,
     settings: Settings,
+    share: float,
     contrast: bool,
 ) -> None:
     """Writes a level's gradients, as many as wanted, and the programs' sums."""
@@ -416,8 +422,6 @@ def _run(
     window, low, c1, c2, padding = settings
     n, c, height, width = x.shape
     planes, taps = n * c, len(window)
-    lost = taps - 1 if padding == "valid" else 0
-    share = 1 / ((height - lost) * (width - lost)) if weight is None else 1.0
     # Where there is nothing to pass, something that is no other case for the compiler.
     weights, weight_strides = (x, (0, 0, 0, 0)) if weight is None else (weight, weight.stride())
     gradient, other = (gradients[0], gradients[-1]) if gradients else (x, x)
@@ -465,7 +469,7 @@ def _run(
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
         own_sums, own_distances = sums.view(-1)[done:], distances.view(-1)[done:]
-        done += derive.tiles
+        done += 2 * derive.tiles
         for first in range(0, planes, job.planes):
             here = min(job.planes, planes - first)
             _launch(
@@ -474,7 +478,7 @@ def _run(
                 *(x.stride(), y.stride(), weight_strides, sums.stride(0), job.pitch),
                 *(derive.strips, derive.bands, derive.rows),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
-                *(half_window, low, c1, c2, share, int(contrast)),
+                *(half_window, low, c1, c2, int(contrast)),
                 LANES=derive.lanes,
                 COLUMNS=derive.columns,
                 WHOLE=derive.whole,

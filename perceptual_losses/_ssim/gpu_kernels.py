@@ -362,6 +362,25 @@ def _derivatives(
 
 
 @triton.jit
+def _added(a, a_rest, b, b_rest):
+    """A sum, and what the roundings of its terms lost."""
+    total = a + b
+    of_b = total - a
+    return total, a_rest + b_rest + ((a - (total - of_b)) + (b - of_b))
+
+
+@triton.jit
+def _keep(values, sums):
+    """Writes a tile's sum and what its roundings lost: a small mean of S, as 1 less that of 1 - S,
+    would have few digits without.
+    """
+    columns = tl.reduce((values, tl.zeros_like(values)), 1, _added)
+    total, rest = tl.reduce(columns, 0, _added)
+    tl.store(sums, total)
+    tl.store(sums + 1, rest)
+
+
+@triton.jit
 def _side_by_side(row, first, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
     """The columns under the windows of each thread in a row of memory."""
     values = ()
@@ -475,7 +494,7 @@ def march(
     """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
 
     ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
-    With ``DISTANCE`` the mean of |x - y| over the plane is summed in ``distances`` as well.
+    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -557,10 +576,10 @@ def march(
         if DISTANCE:
             apart += difference
         row += 1
-    place = plane.to(tl.int64) * sums_stride + band * strips + strip
-    tl.store(sums + place, share * tl.sum(tl.sum(total, 1), 0))
+    place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
+    _keep(total, sums + place)
     if DISTANCE:
-        tl.store(distances + place, tl.sum(tl.sum(apart, 1), 0) / (1.0 * height * width))
+        _keep(apart, distances + place)
 
 
 @triton.jit(
@@ -597,7 +616,6 @@ def derive(
     low,
     c1,
     c2,
-    share,
     contrast,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -613,8 +631,8 @@ def derive(
 
     ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
-    With ``DISTANCE`` the mean of |x - y| over the plane is summed in ``distances``, each pixel with
-    the position of its row and column in the map, or beside the map where that is smaller.
+    With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel with the
+    position of its row and column in the map, or beside the map where that is smaller.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -678,10 +696,10 @@ def derive(
                 tl.store(target + slab_rows * pitch, v_d)
                 tl.store(target + 2 * slab_rows * pitch, v_t)
         here += 1
-    own = plane.to(tl.int64) * sums_stride + band * strips + strip
-    tl.store(sums + own, share * tl.sum(tl.sum(total, 1), 0))
+    own = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
+    _keep(total, sums + own)
     if DISTANCE:
-        tl.store(distances + own, tl.sum(tl.sum(apart, 1), 0) / (1.0 * height * width))
+        _keep(apart, distances + own)
 
 
 @triton.jit(
@@ -757,22 +775,26 @@ def gather(
 
 
 @triton.jit(do_not_specialize=["counts", "planes", "pitch"])
-def mean(sums, means, counts, planes, pitch, COUNT: tl.constexpr, DISTANCE: tl.constexpr):
-    """1 less the sum of the tiles' sums of 1 - S, which is exactly 1 for identical images.
+def mean(sums, means, counts, wholes, planes, pitch, COUNT: tl.constexpr, DISTANCE: tl.constexpr):
+    """The means of S from the tiles' sums of 1 - S, exactly 1 for identical images.
 
-    ``counts`` are those of the tiles at each level, the first of ``pitch`` places. With
-    ``DISTANCE`` the last are those of |x - y|, of which the sum is the mean.
+    ``counts`` are those of the tiles at each level, the first in a row of ``pitch`` values, and
+    ``wholes`` the sums of all weights. With ``DISTANCE`` the last are those of |x - y|.
     """
     place = tl.program_id(0)
-    count = counts[0]
+    count, whole = counts[0], wholes[0]
     for j in tl.static_range(1, len(counts)):
         count = tl.where(place >= j * planes, counts[j], count)
+        whole = tl.where(place >= j * planes, wholes[j], whole)
     tile = tl.arange(0, COUNT)
-    found = tl.load(sums + place.to(tl.int64) * pitch + tile, mask=tile < count, other=0)
-    value = 1 - tl.sum(found, 0)
+    pair = sums + place.to(tl.int64) * pitch + 2 * tile
+    found = tl.load(pair, mask=tile < count, other=0), tl.load(pair + 1, mask=tile < count, other=0)
+    total, rest = tl.reduce(found, 0, _added)
+    value = (whole - total) - rest
     if DISTANCE:
-        value = tl.where(place < (len(counts) - 1) * planes, value, tl.sum(found, 0))
-    tl.store(means + place, value)
+        value = tl.where(place < (len(counts) - 1) * planes, value, total + rest)
+    # A plain division may miss 1 by a bit.
+    tl.store(means + place, tl.div_rn(value, whole))
 
 
 @triton.jit
