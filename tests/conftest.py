@@ -17,18 +17,7 @@ from perceptual_losses._ssim import gpu
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    _splat = InterpreterBuilder.create_splat
-
-    def _splat_of_comparisons(self: Any, kind: Any, value: Any) -> Any:
-        """Triton 3.9's interpreter makes integers of them, and then refuses these as masks."""
-        spread = _splat(self, kind, value)
-        if value.data.dtype != bool:
-            return spread
-        return TensorHandle(spread.data.astype(bool), spread.dtype)
-
-    InterpreterBuilder.create_splat = _splat_of_comparisons
+    import interpreter  # noqa: F401
 
 T = TypeVar("T")
 

@@ -45,6 +45,9 @@ from perceptual_losses import (
     ssim_map,
 )
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter  # noqa: F401
+
 KEPT = Path(__file__).parent / "fuzz_cases.jsonl"
 
 
