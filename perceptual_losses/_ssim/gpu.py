@@ -75,6 +75,8 @@ WORKSPACE = 24 * 2**20
 # comes a level.
 ROWS, COLUMNS = 4, 256
 HALVED_ROWS, HALVED_COLUMNS = 16, 128
+# Tiles that a program sums at once.
+TILES = 512
 # Planes of a program that combines levels.
 PLANES = 32
 # The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
@@ -212,9 +214,10 @@ def means(
             )
         value = torch.empty([len(counts), n, c], dtype=torch.float32, device=x.device)
         _launch(
-            *(_kernels().mean, value.numel(), 1, sums, value, counts, tuple(wholes)),
-            *(n * c, 2 * most),
-            COUNT=1 << (most - 1).bit_length(),
+            *(_kernels().mean, value.numel(), 1, sums, value),
+            # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
+            *(tuple(map(float, counts)), tuple(wholes), n * c, 2 * most),
+            LANES=TILES,
             DISTANCE=distance,
         )
     return value, of_x, of_y

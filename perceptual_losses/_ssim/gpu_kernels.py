@@ -774,8 +774,8 @@ def gather(
         row += 1
 
 
-@triton.jit(do_not_specialize=["counts", "planes", "pitch"])
-def mean(sums, means, counts, wholes, planes, pitch, COUNT: tl.constexpr, DISTANCE: tl.constexpr):
+@triton.jit(do_not_specialize=["planes", "pitch"])
+def mean(sums, means, counts, wholes, planes, pitch, LANES: tl.constexpr, DISTANCE: tl.constexpr):
     """The means of S from the tiles' sums of 1 - S, exactly 1 for identical images.
 
     ``counts`` are those of the tiles at each level, the first in a row of ``pitch`` values, and
@@ -786,10 +786,17 @@ def mean(sums, means, counts, wholes, planes, pitch, COUNT: tl.constexpr, DISTAN
     for j in tl.static_range(1, len(counts)):
         count = tl.where(place >= j * planes, counts[j], count)
         whole = tl.where(place >= j * planes, wholes[j], whole)
-    tile = tl.arange(0, COUNT)
-    pair = sums + place.to(tl.int64) * pitch + 2 * tile
-    found = tl.load(pair, mask=tile < count, other=0), tl.load(pair + 1, mask=tile < count, other=0)
-    total, rest = tl.reduce(found, 0, _added)
+    sums += place.to(tl.int64) * pitch
+    total = tl.zeros((LANES,), tl.float32)
+    rest = tl.zeros((LANES,), tl.float32)
+    first = 0
+    while first < count:
+        tile = first + tl.arange(0, LANES)
+        more = tl.load(sums + 2 * tile, mask=tile < count, other=0)
+        more_rest = tl.load(sums + 2 * tile + 1, mask=tile < count, other=0)
+        total, rest = _added(total, rest, more, more_rest)
+        first += LANES
+    total, rest = tl.reduce((total, rest), 0, _added)
     value = (whole - total) - rest
     if DISTANCE:
         value = tl.where(place < (len(counts) - 1) * planes, value, total + rest)
