@@ -67,8 +67,10 @@ def test_half_precision_and_autocast(loss, dtype):
         assert got.dtype == dtype
         # Small gradients are subnormal in float16: one rounding of the largest is what it has.
         assert (got - true).abs().max() < torch.finfo(dtype).eps * true.abs().max() + 6e-8
+    # Without gradients other kernels run, which round otherwise.
+    alone = loss(x, y)
     with torch.autocast("cuda", dtype):
-        assert loss(x, y) == value
+        assert loss(x, y) == alone
 
 
 def test_layouts(loss):
@@ -102,6 +104,7 @@ def test_on_a_side_stream(loss):
     assert all(map(torch.equal, got, expected))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_synchronisation(loss):
     x, y = pair(2, 3, 192, 192)
     step(loss, x, y)
@@ -160,7 +163,8 @@ def test_compiled():
     expected = step(loss, x, y)
     got = step(torch.compile(loss, fullgraph=True), x, y)
     for a, b in zip(got, expected, strict=True):
-        assert (a - b).norm() < 1e-6 * b.norm()
+        # The compiler takes another logarithm to combine the levels.
+        assert (a - b).norm() < 3e-6 * b.norm()
 
 
 def test_beyond_32_bits():
