@@ -168,12 +168,20 @@ def test_compiled():
 
 
 def test_beyond_32_bits():
-    x = torch.rand(1, 1, 2**16 + 3, 2**15 + 5, device="cuda", dtype=torch.float16)
+    height, width = 2**16 + 3, 2**15 + 5
+    x = torch.rand(1, 1, height, width, device="cuda", dtype=torch.float16)
     y = x * 0.5
     whole = ssim(x, y, backend="triton")
-    corner = x[..., -64:, -64:], y[..., -64:, -64:]
-    assert abs(whole - ssim(*corner)) < 0.02
-    x[..., -1, -1] = float("nan")
+    corner, target = (image[..., -64:, -64:].clone() for image in (x, y))
+    assert abs(whole - ssim(corner, target)) < 0.02
+    scale = 2.0**30
+    (gradient,) = torch.autograd.grad(scale * ssim(x.requires_grad_(), y, backend="triton"), x)
+    share = 54 * 54 / ((height - 10) * (width - 10))
+    (expected,) = torch.autograd.grad(scale * share * ssim(corner.requires_grad_(), target), corner)
+    # Where no window reaches beyond the corner.
+    got, same = (part[..., -54:, -54:].float() for part in (gradient, expected))
+    assert (got - same).norm() < 1e-2 * same.norm()
+    x.detach_()[..., -1, -1] = float("nan")
     assert ssim(x, y, backend="triton").isnan()
 
 
