@@ -14,7 +14,7 @@ import random
 import re
 import statistics
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,10 @@ class Options(NamedTuple):
 
 
 def compare(
-    cases: Sequence[Case], contenders: Sequence[Contender], options: Options
+    cases: Sequence[Case],
+    contenders: Sequence[Contender],
+    options: Options,
+    save: Callable[[list[dict[str, Any]]], Any] = lambda results: None,
 ) -> list[dict[str, Any]]:
     """Every contender in every case.
 
@@ -69,6 +72,7 @@ def compare(
         cases: what to measure.
         contenders: those that the device does not have are left out.
         options: how to measure.
+        save: gets what there is after each case.
 
     Returns:
         For each case what it is and a row for each contender: what was measured, or the reason why
@@ -83,6 +87,7 @@ def compare(
             progress.set_description(case.name)
             offered = [contender for contender in contenders if case.metric in contender.metrics]
             results.append(_compare(case, offered, options, order, progress))
+            save(results)
             progress.update(2 * (len(contenders) - len(offered)))
     return results
 
@@ -303,15 +308,21 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     result = {
         "environment": environment(how.device, CONTENDERS),
         "method": method(how),
+        "copy_bytes_per_second": measure.copy_rate() if how.device == "cuda" else None,
+        "cost": None,
     }
-    result["cases"] = compare(cases, CONTENDERS, how)
-    result["copy_bytes_per_second"] = measure.copy_rate() if how.device == "cuda" else None
-    result["cost"] = one_thread_cost(COST_SHAPE) if how.device == "cpu" else None
-
     name = re.sub(r"[^a-z0-9]+", "-", device_name(how.device).lower()).strip("-")
     path = options.out or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+
+    def save(results: list[dict[str, Any]]) -> None:
+        path.write_text(json.dumps({**result, "cases": results}, indent=1) + "\n")
+
+    # After each case, for a run that is ended early to leave what it has measured.
+    results = compare(cases, CONTENDERS, how, save)
+    if how.device == "cpu":
+        result["cost"] = one_thread_cost(COST_SHAPE)
+        save(results)
     print(path)
     return path
 

@@ -96,6 +96,23 @@ def test_what_memory_alone_takes():
     assert "takes 0.002 ms, and to write a gradient as well 0.003 ms" in text
 
 
+def test_each_case_is_saved(monkeypatch, tmp_path):
+    cases, path = SMALL[:2], tmp_path / "ended.json"
+
+    def end_at_the_second(case, *_):
+        if case == cases[1]:
+            raise KeyboardInterrupt
+        return {**case._asdict(), "rows": []}
+
+    monkeypatch.setattr(run, "_compare", end_at_the_second)
+    monkeypatch.setattr(run, "CASES", {"cpu": cases})
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["--out", str(path)])
+    saved = json.loads(path.read_text())
+    assert [case["backward"] for case in saved["cases"]] == [True]
+    assert saved["cost"] is None
+
+
 def build_broken(case, device):
     raise ImportError("no such package\nand a long explanation")
 
