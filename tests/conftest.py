@@ -38,6 +38,7 @@ def _wide_tiles() -> Iterator[None]:
         patch.setattr(gpu, "LAUNCHES", {None: {33: gpu.Launches(tile, tile, tile, tile)}})
         patch.setattr(gpu, "ENOUGH", 1)
         patch.setattr(gpu, "ROWS", 64)
+        patch.setattr(gpu, "TILES", 4)
         gpu._job.cache_clear()
         yield
     gpu._job.cache_clear()

@@ -94,6 +94,7 @@ def tiles(monkeypatch):
         tile = gpu.Tile((lanes,), columns, rows)
         launches = gpu.Launches(tile, tile if march else None, tile, tile)
         monkeypatch.setattr(gpu, "LAUNCHES", {None: {33: launches}})
+        monkeypatch.setattr(gpu, "TILES", 4)
         monkeypatch.setattr(gpu, "ROWS", 4)
         monkeypatch.setattr(gpu, "COLUMNS", 8)
         monkeypatch.setattr(gpu, "HALVED_ROWS", 4)
@@ -160,7 +161,8 @@ def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
     ):
         assert len(gradients) == (levels if wanted else 0)
         for j, gradient in enumerate(gradients):
-            assert gradient.dtype == (image.dtype if j == 0 else torch.float32)
+            kept = torch.bfloat16 if image.dtype == torch.bfloat16 and j == 0 else torch.float32
+            assert gradient.dtype == kept
             assert gradient.shape == exact[j].shape
             error = (gradient.double() - exact[j]).norm() / exact[j].norm()
             assert error < (tolerance if j == 0 else 1e-5)
@@ -298,8 +300,25 @@ def check_offsets_beyond_32_bits(tiles):
 def check_dtypes(tiles, kind, other):
     tiles(8, 2, 4)
     x, y = pair(1, 1, 9, 13, dtype=kind)
-    # One rounding of the gradient.
+    # One rounding of the gradient, where it is kept in half precision.
     compare(x, y.to(other), settings(), levels=2, tolerance=torch.finfo(kind).eps)
+
+
+@pytest.mark.parametrize("march", [True, False])
+@pytest.mark.parametrize("other", [torch.float16, torch.float32])
+def check_float16_under_a_scale(tiles, march, other):
+    """A part of a mean is too small for float16; times the scale of the loss it is not."""
+    tiles(64, 1, 64, march)
+    x, y = (255 * image for image in pair(1, 1, 60, 62, dtype=torch.float16))
+
+    def scaled(x, y, **options):
+        return 2.0**16 * ssim(x, y, window_size=3, data_range=255, **options)
+
+    got = step(scaled, x, y.to(other), backend="triton")
+    exact = step(scaled, x.double(), y.double(), backend="reference")
+    for gradient, true, kind in zip(got[1:], exact[1:], (torch.float16, other), strict=True):
+        assert gradient.dtype == kind
+        assert (gradient - true).norm() < 0.5 * torch.finfo(torch.float16).eps * true.norm()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:3])

@@ -203,9 +203,9 @@ def means(
         for j in reversed(range(levels)):
             a, b = images.pop()
             if want & X:
-                of_x.insert(0, torch.empty_like(x) if j == 0 else in_rows(a, a.shape))
+                of_x.insert(0, unscaled(x) if j == 0 else in_rows(a, a.shape))
             if want & Y:
-                of_y.insert(0, torch.empty_like(y) if j == 0 else in_rows(b, b.shape))
+                of_y.insert(0, unscaled(y) if j == 0 else in_rows(b, b.shape))
             weight = weights[j] if weights else None
             distances = sums[levels] if distance and j == 0 else None
             _run(
@@ -501,6 +501,15 @@ def _run(
                     TAPS=taps,
                     WANT=job.want,
                 )
+
+
+def unscaled(image: Tensor) -> Tensor:
+    """Memory for the gradient of an image's mean.
+
+    A pixel's part of that is less than what float16 has, and a loss may be scaled so that it has.
+    """
+    dtype = torch.float32 if image.dtype == torch.float16 else image.dtype
+    return torch.empty_like(image, dtype=dtype)
 
 
 def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:

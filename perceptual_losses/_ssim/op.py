@@ -71,7 +71,7 @@ def _fake_means(
     gradients = []
     for image, bit in ((x, X), (y, Y)):
         if want & bit:
-            gradients.append(torch.empty_like(image))
+            gradients.append(gpu.unscaled(image))
             for _ in range(levels - 1):
                 shape = halved(gradients[-1].shape)
                 gradients.append(
@@ -168,9 +168,10 @@ class _Means(torch.autograd.Function):
             # A second backward through the same graph: the first has swept them in place.
             _, gradients = _run(x, y, settings, weights, levels, False, want, path)
         ctx.spent = not torch.compiler.is_compiling()
+        pair = [x, y] * distance
         return (
-            _sweep(gradients[:of_one], scale, [x, y] * distance, path) if want & X else None,
-            _sweep(gradients[-of_one:], scale, [y, x] * distance, path) if want & Y else None,
+            _sweep(gradients[:of_one], scale, pair, path).to(x.dtype) if want & X else None,
+            _sweep(gradients[-of_one:], scale, pair[::-1], path).to(y.dtype) if want & Y else None,
             *nothing,
         )
 
