@@ -458,7 +458,8 @@ def _chosen(
                     f"layers={layers!r} is defined with {name}={own!r}, not {value!r}: leave "
                     f"{name} out, or pass the layers {preset.layers}"
                 )
-        return preset
+        # The weights are the loss's own, to change between phases of a training.
+        return preset._replace(layers=dict(preset.layers))
     if not isinstance(layers, Mapping):
         raise TypeError(
             f"layers is of type {type(layers).__name__}: pass weights by names of layers such as "

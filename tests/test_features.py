@@ -145,6 +145,12 @@ def test_grey_images_are_colour_images_of_equal_channels(networks):
     close(extract(x)["relu2_1"], extract(x.float().expand(-1, 3, -1, -1))["relu2_1"])
 
 
+def test_layers_of_a_loss_are_its_own(networks):
+    loss = VGGLoss("johnson", weights=networks["vgg16"])
+    loss.layers["relu2_2"] = 2.0
+    assert VGGLoss("johnson", weights=networks["vgg16"]).layers == {"relu2_2": 1.0}
+
+
 @pytest.mark.parametrize("name", VGG_PRESETS)
 def test_presets_of_the_content_loss(networks, name):
     preset = VGG_PRESETS[name]
