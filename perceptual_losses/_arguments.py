@@ -108,10 +108,7 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
 def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float, float]) -> None:
     """Refuses two images that the definition does not fit."""
     for name, image in (("x", x), ("y", y)):
-        if not isinstance(image, Tensor):
-            raise TypeError(f"{name} is {_describe(image)}: pass a torch.Tensor")
-        if image.is_complex():
-            raise TypeError(f"{name} is {image.dtype}: pass real values, such as its abs()")
+        _plain(name, image)
     for name, image in (("x", x), ("y", y)):
         if image.dim() not in (4, 5):
             raise ValueError(
@@ -157,10 +154,7 @@ def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float
 
 def colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
     """Refuses what is no batch of grey or colour images."""
-    if not isinstance(image, Tensor):
-        raise TypeError(f"{name} is {_describe(image)}: pass a torch.Tensor")
-    if image.is_complex():
-        raise TypeError(f"{name} is {image.dtype}: pass real values, such as its abs()")
+    _plain(name, image)
     shape = tuple(image.shape)
     if image.dim() != 4:
         raise ValueError(
@@ -181,6 +175,19 @@ def colour_images(name: str, image: Any, data_range: float | tuple[float, float]
         )
 
 
+def _plain(name: str, values: Any) -> None:
+    """Refuses what is no tensor of real values at regular places."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} is {_describe(values)}: pass a torch.Tensor")
+    if values.is_complex():
+        raise TypeError(f"{name} is {values.dtype}: pass real values, such as its abs()")
+    if values.layout != torch.strided or values.is_nested or values.is_quantized:
+        kind = "nested" if values.is_nested else f"{values.layout}, {values.dtype}"
+        raise TypeError(
+            f"{name} is {kind}: pass a plain tensor, such as its to_dense() or dequantize()"
+        )
+
+
 def _counts(image: Tensor) -> bool:
     return not image.is_floating_point() and image.dtype != torch.bool
 
@@ -194,10 +201,7 @@ def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor | None:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
     if mask is None:
         return None
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask is {_describe(mask)}: pass a torch.Tensor")
-    if mask.is_complex():
-        raise TypeError(f"mask is {mask.dtype}: pass real weights or booleans")
+    _plain("mask", mask)
     shape = (x.shape[0], 1, *x.shape[2:])
     try:
         fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
@@ -213,21 +217,25 @@ def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor | None:
             f"mask is on {mask.device} and x on {x.device}: pass both on one device, "
             "mask.to(x.device)"
         )
-    return mask.detach().to(compute_dtype(x, y)).expand(shape)
+    weights: Tensor = mask.detach().to(compute_dtype(x, y)).expand(shape)
+    return weights
 
 
 def check_total(total: Tensor) -> None:
-    """Refuses a mask that leaves an image no weight, where that can be known without waiting."""
+    """Refuses a mask whose total for an image divides nothing, where that is known at once."""
     if total.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if torch._C._are_functorch_transforms_active():
         return
-    empty = (total == 0).flatten().nonzero().flatten().tolist()
-    if empty:
+    limits = torch.finfo(total.dtype)
+    usable = (total >= limits.tiny) & (total <= limits.max)
+    others = (~usable).flatten().nonzero().flatten().tolist()
+    if others:
         raise ValueError(
-            f"mask gives zero total weight to image {empty} of the batch: weights count at the "
-            "centres of windows, so with padding='valid' those near the border do not (at each "
-            "level of MS-SSIM); leave such images out, or pass padding='symmetric'"
+            f"mask gives a total weight of {total.flatten()[others].tolist()} to image {others} of "
+            "the batch, which is not positive and finite: weights count at the centres of windows, "
+            "so with padding='valid' those near the border do not (at each level of MS-SSIM); "
+            "leave such images out, or pass padding='symmetric'"
         )
 
 

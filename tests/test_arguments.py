@@ -61,6 +61,13 @@ def test_kinds_of_images(backend, function):
         function(x.numpy(), x, backend=backend)
     with pytest.raises(TypeError, match="x is torch.complex64: pass real values"):
         function(x + 1j, x, backend=backend)
+    for other, kind in (
+        (x.to_sparse(), "torch.sparse_coo"),
+        (torch.quantize_per_tensor(x, 1 / 255, 0, torch.quint8), "torch.quint8"),
+        (torch.nested.nested_tensor([x[0], x[0]], layout=torch.jagged), "nested"),
+    ):
+        with pytest.raises(TypeError, match=f"x is .*{kind}.*: pass a plain tensor"):
+            function(other, x, backend=backend)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

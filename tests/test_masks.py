@@ -127,8 +127,15 @@ def test_a_mask_without_weight_is_refused(loss):
     x = torch.rand(3, 1, 176, 176)
     mask = torch.ones(3, 1, 176, 176)
     mask[1] = 0
-    with pytest.raises(ValueError, match=r"zero total weight to image \[1\]"):
+    with pytest.raises(ValueError, match=r"total weight of \[0.0\] to image \[1\]"):
         loss()(x, x, mask=mask)
+
+
+@pytest.mark.parametrize("weight", [3e38, 1e-43, -1.0, float("inf"), float("nan")])
+def test_a_mask_whose_total_divides_nothing_is_refused(weight):
+    x, y = torch.rand(2, 1, 1, 16, 16)
+    with pytest.raises(ValueError, match=r"total weight of .* to image \[0\].*positive and finite"):
+        ssim(x, y, mask=torch.full((16, 16), weight))
 
 
 def test_a_mask_on_the_border_alone_is_refused():
