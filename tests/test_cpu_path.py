@@ -289,6 +289,17 @@ def test_a_second_backward_through_the_same_graph(function):
         assert (thrice - 3 * once).norm() < 1e-6 * once.norm()
 
 
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_a_gradient_is_the_callers_own_to_change(function):
+    x = pair(1, 2, 176, 178)[0].requires_grad_()
+    value = function(x, pair(1, 2, 176, 178)[1], backend="numba")
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(value, x)
+    assert (second - expected).norm() < 1e-6 * expected.norm()
+
+
 def test_an_image_against_itself_has_second_derivatives():
     x = pair(1, 1, 16, 16, dtype=torch.float64)[0].requires_grad_()
     (first,) = torch.autograd.grad(ssim(x, x, backend="numba"), x, create_graph=True)

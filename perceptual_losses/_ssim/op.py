@@ -185,7 +185,8 @@ def _sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], path: s
     if torch.compiler.is_compiling():
         return _swept(gradients, scale, images)
     torch.ops.perceptual_losses.ssim_sweep(gradients, scale, images, path)
-    return gradients[0]
+    # The caller's own to change: a second backward reads what was saved, but computes it again.
+    return gradients[0].data
 
 
 def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> Tensor:
