@@ -147,6 +147,23 @@ def test_the_matrices_live_and_die_with_the_weights():
     assert torch.equal(twin(x)["relu2_2"], extract(x)["relu2_2"])
 
 
+def test_weights_changed_in_place():
+    extract = vgg_features(["conv2_2"], weights=None)
+    x = torch.rand(2, 3, 64, 64)
+    features = extract(x)["conv2_2"]
+    extract.get_buffer("conv2_2_weight").mul_(2)
+    extract.get_buffer("conv2_2_bias").mul_(2)
+    torch.testing.assert_close(extract(x)["conv2_2"], 2 * features)
+
+
+def test_features_changed_in_place():
+    extract = vgg_features(["conv2_2"], weights=None)
+    x = torch.rand(2, 3, 64, 64, requires_grad=True)
+    (expected,) = torch.autograd.grad(extract(x)["conv2_2"].relu().sum(), x)
+    (got,) = torch.autograd.grad(functional.relu_(extract(x)["conv2_2"]).sum(), x)
+    assert torch.equal(got, expected)
+
+
 def test_training_after_inference():
     """What the first call makes and keeps can be saved for a backward."""
     loss = VGGLoss({"relu2_2": 1.0}, weights=None)

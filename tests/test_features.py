@@ -425,7 +425,7 @@ def test_a_target_makes_no_graph(networks):
     x, y = pair(1, 3, 32, 32)
     loss(x, y)
     weights = {buffer.data_ptr() for buffer in loss.buffers()}
-    weights |= {matrices.data_ptr() for _, matrices in loss.extractor._matrices.values()}
+    weights |= {matrices.data_ptr() for _, matrices, _ in loss.extractor._matrices.values()}
 
     def kept(loss, target):
         storages = {}
@@ -448,7 +448,7 @@ def test_a_target_makes_no_graph(networks):
     thrifty = VGGLoss({"relu2_2": 1.0}, weights=networks["vgg16"], checkpointing=True)
     thrifty(x, y)
     weights |= {buffer.data_ptr() for buffer in thrifty.buffers()}
-    weights |= {matrices.data_ptr() for _, matrices in thrifty.extractor._matrices.values()}
+    weights |= {matrices.data_ptr() for _, matrices, _ in thrifty.extractor._matrices.values()}
     assert kept(thrifty, y) < 0.5 * cached
 
 

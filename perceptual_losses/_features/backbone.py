@@ -133,7 +133,7 @@ class Extractor(nn.Module):
             )
         self.layers, self.backbone, self.dtype = tuple(layers), backbone, dtype
         self.data_range, self.checkpointing = data_range, checkpointing
-        self._matrices: dict[str, tuple[Tensor, Tensor]] = {}
+        self._matrices: dict[str, tuple[Tensor, Tensor, int]] = {}
         deepest = max(names.index(name) for name in layers)
         self._plan = plan[: deepest + 1]
         self._blocks, self._smallest = _blocks(self._plan), _smallest(self._plan)
@@ -272,11 +272,11 @@ class Extractor(nn.Module):
 
     def _at_points(self, name: str, weight: Tensor) -> Tensor:
         """What `convolution` multiplies with, kept for as long as the weight is the same."""
-        of, matrices = self._matrices.get(name, (None, None))
-        if matrices is None or of is not weight:
+        of, matrices, version = self._matrices.get(name, (None, None, None))
+        if matrices is None or of is not weight or version != _version(weight):
             with torch.inference_mode(False):  # A later call may save them for its backward.
                 matrices = at_points(weight)
-            self._matrices[name] = weight, matrices
+            self._matrices[name] = weight, matrices, _version(weight)
         return matrices
 
     def __getstate__(self) -> dict[str, Any]:
@@ -287,6 +287,11 @@ class Extractor(nn.Module):
             f"layers={self.layers}, backbone={self.backbone!r}, data_range={self.data_range}, "
             f"dtype={self.dtype}, loaded={self.loaded}"
         )
+
+
+def _version(weight: Tensor) -> int:
+    """How often it has been changed in place, where torch counts that."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def _blocks(plan: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:

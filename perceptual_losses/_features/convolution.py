@@ -136,8 +136,14 @@ def _run(
     n, c, height, width = x.shape
     span, out_channels = len(direction.places), matrices.shape[2]
     total = n * -(-height // (span - 2)) * -(-width // (span - 2))
-    y = x.new_empty((n, height, width, out_channels))
-    images, out = _blocks(x.permute(0, 2, 3, 1)), _blocks(y)
+    # No view of what is written: that could not be changed in place.
+    y = torch.empty(
+        (n, out_channels, height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    images, out = _blocks(x.permute(0, 2, 3, 1)), _blocks(y.permute(0, 2, 3, 1))
     alive = None if rectified is None else _blocks(rectified.permute(0, 2, 3, 1))
     shift = None if bias is None else _blocks(bias)
     basis = direction.places, direction.factors, direction.sign
@@ -159,7 +165,7 @@ def _run(
         in_threads(enter, count, points.numel())
         torch.bmm(points, matrices, out=products)
         in_threads(leave, count, products.numel())
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 def _blocks(values: Tensor) -> Any:
