@@ -136,15 +136,79 @@ class Judged(nn.Module):
         return self.loss(self.model(x), y)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@every_loss
-def test_exported_with_the_model(backend, name):
+FEATURE_LOSSES = {
+    "vgg": lambda: VGGLoss({"conv1_2": 1.0}, weights=None),
+    "lpips": lambda: LPIPSLoss("alexnet", weights=None, linear=lpips_weights()),
+}
+
+
+def lpips_weights():
+    widths = enumerate((64, 192, 384, 256, 256))
+    return {f"lin{i}.model.1.weight": torch.full((1, width, 1, 1), 0.1) for i, width in widths}
+
+
+def traced(module, x, y):
+    return torch.jit.trace(module, (x, y))
+
+
+def exported(module, x, y):
+    return torch.export.export(module, (x, y), strict=False).module()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:the features of")
+@pytest.mark.parametrize("export", [traced, exported])
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("name", [*LOSSES, *FEATURE_LOSSES])
+def test_exported_with_the_model(name, wanted, export):
+    """In torch's own operations, whose gradient is there even if none was when it was made."""
+    x, y = pair(2, 3, 64, 64)
+    module = Judged({**LOSSES, **FEATURE_LOSSES}[name]())
+    with torch.set_grad_enabled(wanted):
+        graph = export(module, x, y)
+    assert "perceptual_losses::" not in str(graph.graph)
+    if name in LOSSES:
+        assert set(graph.state_dict()) == set(module.state_dict())
+    x, y = y, x
+    value, image = module(x, y), x.clone().requires_grad_()
+    got = graph(image, y)
+    torch.testing.assert_close(got, value, rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(got, image)
+    image = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(module(image, y), image)
+    assert (gradient - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_an_exported_graph_serves_all_sizes():
+    module, (x, y) = LOSSES["ms_ssim"](), pair(2, 3, 32, 41)
+    count, height, width = (
+        torch.export.Dim(side, min=2 if side == "n" else 20, max=512) for side in "nhw"
+    )
+    sides = {0: count, 2: height, 3: width}
+    graph = torch.export.export(module, (x, y), dynamic_shapes=(sides, sides), strict=False)
+    for size in ((3, 3, 33, 40), (4, 3, 26, 23)):
+        x, y = pair(*size)
+        torch.testing.assert_close(graph.module()(x, y), module(x, y), rtol=1e-5, atol=0)
+
+
+def test_kernels_refuse_to_be_exported():
     x, y = pair(2, 3, 16, 18)
-    module = Judged(LOSSES[name](backend=backend)).eval()
-    with torch.no_grad():
-        exported = torch.export.export(module, (x, y))
-        torch.testing.assert_close(exported.module()(x, y), module(x, y), rtol=1e-6, atol=0)
-    assert set(exported.state_dict) == set(module.state_dict())
+    with pytest.raises(ValueError, match="an export is active.*pass backend='auto'"):
+        exported(Judged(SSIMLoss(backend="numba")), x, y)
+
+
+@pytest.mark.filterwarnings("ignore:the features of")
+@pytest.mark.parametrize("name", [*LOSSES, *FEATURE_LOSSES])
+def test_batches_of_gradients(name):
+    x, y = pair(2, 3, 64, 64)
+    image, loss = x.clone().requires_grad_(), {**LOSSES, **FEATURE_LOSSES}[name]()
+    value = loss(image, y)
+    (expected,) = torch.autograd.grad(value, image, retain_graph=True)
+    factors = torch.tensor([1.0, -2.0, 0.0])
+    (got,) = torch.autograd.grad(value, image, factors, is_grads_batched=True)
+    assert not got.requires_grad
+    for gradient, factor in zip(got, factors, strict=True):
+        assert (gradient - factor * expected).norm() < 1e-3 * expected.norm()
 
 
 # Several processes.

@@ -61,7 +61,7 @@ class _Calibrated(torch.autograd.Function):
         a, b, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         again = torch.is_grad_enabled()
-        if not again and _suits(a, b, weight):
+        if not again and cpu.runs(grad) and _suits(a, b, weight):
             of_a, of_b = wanted
             return (
                 _gradient(a, b, weight, grad) if of_a else None,

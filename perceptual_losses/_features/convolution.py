@@ -113,7 +113,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         weight, matrices, *rectified = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not cpu.runs(grad):
             # What torch can differentiate again.
             for y in rectified:
                 grad = torch.where(y <= 0, 0.0, grad)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ssim.contract import transform
+from .._ssim.contract import batched, transform
 from .._ssim.cpu import missing
 
 
@@ -16,6 +16,7 @@ def runs(*tensors: Tensor) -> bool:
         all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
         and not torch.compiler.is_compiling()
         and transform() is None
+        and not any(map(batched, tensors))
         and missing(torch.device("cpu")) is None
     )
 

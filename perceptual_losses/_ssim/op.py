@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, gpu, reference
-from .contract import Settings, X, Y, compute_dtype, halved, spread
+from .contract import Settings, X, Y, batched, compute_dtype, halved, spread
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
@@ -161,7 +161,7 @@ class _Means(torch.autograd.Function):
         masks, of_one = ctx.counts
         weights, gradients = saved[:masks], saved[masks:]
         nothing = (None,) * (5 + len(weights))
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or batched(scale):
             wanted = _reference_gradients(x, y, settings, weights, levels, distance, want, scale)
             return *wanted, *nothing
         if ctx.spent:
@@ -244,9 +244,11 @@ def _reference_gradients(
     want: int,
     scale: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
-    # Views, so that an image compared with itself stays two inputs.
-    x, y = x.view_as(x), y.view_as(y)
-    found = reference.means(x, y, settings, weights, levels, distance)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that an image compared with itself stays two inputs.
+        x, y = x.view_as(x), y.view_as(y)
+        found = reference.means(x, y, settings, weights, levels, distance)
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
-    gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=True))
+    gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=again))
     return next(gradients) if want & X else None, next(gradients) if want & Y else None

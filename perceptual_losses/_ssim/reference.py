@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import FLOOR, Settings, compute_dtype
+from .contract import FLOOR, Settings, compute_dtype, exporting
 
 
 def means(
@@ -57,6 +57,14 @@ def similarity_map(x: Tensor, y: Tensor, settings: Settings) -> Tensor:
 
 def halve(image: Tensor) -> Tensor:
     """2x2 (2x2x2) means, an odd last row or column counting twice."""
+    if exporting():
+        # Pooling would fix in the graph which sides are odd.
+        for dim in range(2, image.dim()):
+            last = image.shape[dim] - 1
+            first = 2 * torch.arange(last // 2 + 1, device=image.device)
+            second = (first + 1).clamp(max=last)
+            image = (image.index_select(dim, first) + image.index_select(dim, second)) / 2
+        return image
     pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
     # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
     return pool(image, 2, ceil_mode=True)
@@ -115,7 +123,7 @@ def _filter(moments: Tensor, window: tuple[float, ...], spatial_dims: int) -> Te
 
 def _correlate(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
     """Valid correlation of one axis with the window."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or exporting():
         # The compiler differentiates the sum itself and fuses both ways. (In torch 2.11 a traced
         # autograd.Function that works in place returns zero gradients.)
         return _shifted_sum(image, window, dim)
