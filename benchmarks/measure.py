@@ -210,7 +210,9 @@ class Worker:
         return self._ask("seconds", calls)
 
     def peak(self, *, warm_up: bool) -> int:
-        """Bytes that a step needs at its peak, by `MEMORY_METHOD`: the first thing to be asked."""
+        """Bytes that a step needs at its peak, by `MEMORY_METHOD`: the first thing to be asked on a
+        CPU, the last on CUDA.
+        """
         return self._ask("peak", warm_up)
 
     def close(self) -> None:
@@ -264,13 +266,14 @@ class _Served:
         return seconds(self.step, calls, self.device)
 
     def peak(self, warm_up: bool) -> int:
-        if self.device == "cpu":
-            # Free blocks would hide what a step needs: let glibc give back those of 64 KiB or more.
-            _libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+        if self.device == "cuda":
+            return _peak_cuda(self.step)
+        # Free blocks would hide what a step needs: let glibc give back those of 64 KiB or more.
+        _libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
         self.prepare()
         if warm_up:
             self.step()
-        return _peak_cuda(self.step) if self.device == "cuda" else _peak_resident(self.step)
+        return _peak_resident(self.step)
 
 
 def _peak_cuda(run: Step) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import datetime
 import importlib.metadata
@@ -100,16 +101,25 @@ def _compare(
     progress: tqdm[Any],
 ) -> dict[str, Any]:
     expected = measure.expected(case._replace(backward=True), options.device)
-    rows: dict[str, Row] = {}
-    workers: dict[str, measure.Worker] = {}
-    for contender in contenders:
-        row = rows[contender.name] = {"contender": contender.name, "error": None}
-        worker = workers[contender.name] = measure.Worker(contender, case, options.device)
+    rows: dict[str, Row] = {
+        contender.name: {"contender": contender.name, "error": None} for contender in contenders
+    }
+    workers = {
+        contender.name: measure.Worker(contender, case, options.device) for contender in contenders
+    }
+
+    def ready(name: str) -> None:
+        row, worker = rows[name], workers[name]
         with _recorded(row):
             row["settings"], row["deviation"] = worker.prepare()
             row |= measure.check(*worker.result(), expected, row["deviation"])
             row |= {"calls": 0, "times_ms": []}
         progress.update()
+
+    # Each has CUDA to start, and some have much to compile.
+    at_once = max(1, len(rows)) if options.device == "cuda" else 1
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(ready, rows))
 
     racing = [name for name, row in rows.items() if row["error"] is None]
     for _ in range(options.rounds + 1):
@@ -123,16 +133,17 @@ def _compare(
         progress.update()
 
     for contender in contenders:
-        row = rows[contender.name]
-        workers[contender.name].close()
+        row, worker = rows[contender.name], workers[contender.name]
         if row["error"] is None:
             median = row["median_ms"] = statistics.median(row["times_ms"])
-            worker = measure.Worker(contender, case, options.device)
+            if options.device == "cpu":
+                worker.close()
+                worker = measure.Worker(contender, case, options.device)
             with _recorded(row, "memory_error"):
                 peak = worker.peak(warm_up=median < 1000 * measure.LONG_STEP)
                 row["peak_megabytes"] = peak / 1e6
                 row["peak_gradients"] = peak / (4 * case.pixels)
-            worker.close()
+        worker.close()
         progress.update()
 
     ours = rows.get(OURS.name, {}).get("median_ms")
