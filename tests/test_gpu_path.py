@@ -355,6 +355,17 @@ def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
         assert (got - exact).norm() <= 2 * (rough - exact).norm() + 6e-8 * exact.norm()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES[1:3])
+def check_one_bright_pixel(tiles, scheme):
+    """Where the level is sampled: the windows that do not hold it do not know of it."""
+    tiles(*scheme)
+    x, y = pair(1, 1, 9, 14)
+    x[..., 0, 0] = 1e5
+    weight = torch.ones(1, 1, 7, 12)
+    weight[..., :3, :3] = 0
+    compare(x, y, settings(), [weight / weight.sum()])
+
+
 @pytest.mark.parametrize(
     ("scheme", "value"), [(SCHEMES[1], float("nan")), (SCHEMES[2], float("inf"))]
 )

@@ -76,19 +76,33 @@ def _known(width, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _level(values):
+    """Their mean without those far from most.
+
+    One pixel of 1e5 among them would move the level of all others so far that their variances
+    cancel. NaN and infinity do not count, to stay in the windows that hold them.
+    """
+    finite = tl.abs(values) < float("inf")
+    count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
+    mean = tl.sum(tl.where(finite, values, 0.0), 0) / count
+    off = tl.where(finite, tl.abs(values - mean), 0.0)
+    near = finite & (off < 3 * tl.sum(off, 0) / count)
+    # None where all are equal.
+    count = tl.sum(near.to(tl.float32), 0)
+    level = tl.sum(tl.where(near, values, 0.0), 0) / tl.maximum(count, 1.0)
+    level = tl.where(count > 0, level, mean)
+    return tl.where(tl.abs(level) < float("inf"), level, 0.0)
+
+
+@triton.jit
 def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
-    """Mean difference and total of a few pixels of a region."""
+    """Difference and total that most of a few pixels of a region are near to."""
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
     a = tl.load(x + row * x_strides[2] + column * x_strides[3]).to(tl.float32)
     b = tl.load(y + row * y_strides[2] + column * y_strides[3]).to(tl.float32)
-    level_d = tl.sum(a - b, 0) / 64
-    level_t = tl.sum(a + b - 2 * low, 0) / 64
-    # So that a NaN pixel stays in the windows that hold it.
-    level_d = tl.where(tl.abs(level_d) < float("inf"), level_d, 0.0)
-    level_t = tl.where(tl.abs(level_t) < float("inf"), level_t, 0.0)
-    return level_d, level_t
+    return _level(a - b), _level(a + b - 2 * low)
 
 
 @triton.jit
