@@ -52,6 +52,7 @@ def test_devices(backend, function):
             function(x, x, mask=x.to("meta"), backend=backend)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_kinds_of_images(backend, function):
     x = torch.rand(1, 1, 32, 32)

@@ -158,6 +158,7 @@ def exported(module, x, y):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:the features of")
 @pytest.mark.parametrize("export", [traced, exported])
 @pytest.mark.parametrize("wanted", [False, True])
