@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+import threading
 
 import pytest
 import torch
@@ -165,6 +166,48 @@ def test_a_failing_contender_is_recorded(result_path):
         assert rows["wrong"]["error"].startswith("ValueError: value_error")
         assert rows["late"]["error"].startswith("StopIteration")
         assert rows["dying"]["error"] == "the process ended with code 3"
+
+
+def test_on_a_gpu_contenders_get_ready_at_once(monkeypatch, tmp_path):
+    """And one process of each does all, as no allocator's pages show in what CUDA tells."""
+    workers = []
+
+    class Worker:
+        barrier = threading.Barrier(3, timeout=60)
+
+        def __init__(self, contender, case, device):
+            self.asked = [contender.name, device]
+            workers.append(self)
+
+        def prepare(self):
+            self.barrier.wait()
+            return "settings", ""
+
+        def result(self):
+            return exact.value, exact.gradient
+
+        def seconds(self, calls):
+            self.asked.append("seconds")
+            return 0.001
+
+        def peak(self, *, warm_up):
+            self.asked.append("peak")
+            return 4 * case.pixels
+
+        def close(self):
+            self.asked.append("close")
+
+    case = Case("SSIM", (1, 1, 16, 16), backward=True)
+    exact = measure.expected(case, "cpu")
+    monkeypatch.setattr(measure, "expected", lambda case, device: exact)
+    monkeypatch.setattr(measure, "Worker", Worker)
+    contenders = [Contender(name, "torch", eager) for name in "abc"]
+    options = run.Options("cuda", 2, 1.0)
+    (result,) = run.compare([case], contenders, options)
+    assert [row["error"] for row in result["rows"]] == [None, None, None]
+    assert [row["peak_gradients"] for row in result["rows"]] == [1, 1, 1]
+    assert [worker.asked[:2] for worker in workers] == [[name, "cuda"] for name in "abc"]
+    assert all(worker.asked[-3:] == ["seconds", "peak", "close"] for worker in workers)
 
 
 def test_what_a_run_writes(result_path):

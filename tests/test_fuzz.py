@@ -7,7 +7,7 @@ import fuzz
 import fuzz_features
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given, settings, strategies
 
 from perceptual_losses import VGGLoss
 from perceptual_losses._features import calibrated, convolution
@@ -63,6 +63,22 @@ def test_a_wrong_number_fails(monkeypatch):
         monkeypatch.setattr(fuzz, "call", wrong)
         with pytest.raises(fuzz.Violation, match=r"is off: .*\n  check\("):
             fuzz.check(case, "numba")
+
+
+def test_a_failure_counts_once(monkeypatch):
+    """However many calls it takes to find the smallest."""
+
+    def check(case, backend):
+        fuzz.require(case["size"] < 6, case, backend, "is large")
+        return "judged"
+
+    numbers = strategies.integers(0, 1000)
+    drawn = strategies.fixed_dictionaries({"name": strategies.just("a"), "size": numbers})
+    monkeypatch.setitem(fuzz.KINDS, "numbers", (drawn, check))
+    tally, (case, said) = fuzz.failing("numbers", 0, 100)
+    assert (case["size"], said.startswith("is large")) == (6, True)
+    assert tally["a", "failed"] == 1
+    assert 1 <= tally.total() <= 100
 
 
 CONTENT = {
