@@ -47,7 +47,8 @@ def positive(name: str, value: Any) -> float:
 
 def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
     """Refuses a ``value`` that is not one of ``allowed``."""
-    if value not in allowed:
+    # An array is compared element by element.
+    if not isinstance(value, (str, type(None))) or value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: pass one of {allowed}")
 
 
@@ -108,7 +109,7 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
 def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float, float]) -> None:
     """Refuses two images that the definition does not fit."""
     for name, image in (("x", x), ("y", y)):
-        _plain(name, image)
+        plain(name, image)
     for name, image in (("x", x), ("y", y)):
         if image.dim() not in (4, 5):
             raise ValueError(
@@ -154,7 +155,7 @@ def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float
 
 def colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
     """Refuses what is no batch of grey or colour images."""
-    _plain(name, image)
+    plain(name, image)
     shape = tuple(image.shape)
     if image.dim() != 4:
         raise ValueError(
@@ -175,7 +176,7 @@ def colour_images(name: str, image: Any, data_range: float | tuple[float, float]
         )
 
 
-def _plain(name: str, values: Any) -> None:
+def plain(name: str, values: Any) -> None:
     """Refuses what is no tensor of real values at regular places."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {_describe(values)}: pass a torch.Tensor")
@@ -201,7 +202,7 @@ def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor | None:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
     if mask is None:
         return None
-    _plain("mask", mask)
+    plain("mask", mask)
     shape = (x.shape[0], 1, *x.shape[2:])
     try:
         fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
@@ -256,7 +257,7 @@ def level_weights(weights: Any) -> tuple[float, ...]:
 
 def levels(value: Any, count: int) -> None:
     """Refuses a number of levels that ``count`` weights do not allow."""
-    if value == "auto":
+    if isinstance(value, str) and value == "auto":
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"levels is {_describe(value)}: pass 'auto' or an int")

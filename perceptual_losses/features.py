@@ -155,6 +155,7 @@ class _FeatureLoss(nn.Module):
         return self._compared(self.extractor(y))
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
+        _arguments.choice("reduction", self.reduction, _arguments.REDUCTIONS)
         self.extractor.check("x", x)
         target = self._kept(x, y) if isinstance(y, Mapping) else self._target(x, y)
         seen = self._compared(self.extractor(x))
@@ -171,6 +172,7 @@ class _FeatureLoss(nn.Module):
                 f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
             )
         for name, shape in self._shapes(x).items():
+            _arguments.plain(f"y[{name!r}]", y[name])
             if tuple(y[name].shape) != shape:
                 raise ValueError(
                     f"the features {name} of x have shape {shape} and those of y "
@@ -277,8 +279,8 @@ class VGGLoss(_FeatureLoss):
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         difference = _wide(a) - _wide(b)
-        powered = difference.abs() if self.distance == "l1" else difference.square()
-        return self.layers[name] * powered.mean((1, 2, 3))
+        power = {"l1": difference.abs, "l2": difference.square}[self.distance]
+        return self.layers[name] * power().mean((1, 2, 3))
 
     def extra_repr(self) -> str:
         return f"layers={self.layers}, distance={self.distance!r}, {super().extra_repr()}"

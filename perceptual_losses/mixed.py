@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _arguments, _ssim
-from .structural import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss
+from .structural import (
+    MS_SSIM_WEIGHTS,
+    StructuralLoss,
+    ms_ssim_settings,
+    ms_ssim_terms,
+    ssim_terms,
+)
 
 
-class L1SSIMLoss(nn.Module):
+class L1SSIMLoss(StructuralLoss):
     r"""``(1 - weight) * L1 + weight * (1 - SSIM)``: 0 for identical images; falls in training.
 
     The L1 term is the mean of $|x - y| / L$, in units of the data range, so that the mix does
@@ -23,7 +29,8 @@ class L1SSIMLoss(nn.Module):
 
     Args:
         weight: share of the structural term, from 0 to 1.
-        data_range: as for `ssim`, like all the options that follow.
+        data_range: as for `ssim`, like all the options that follow. They are
+            attributes too, as is ``weight``, and may change between calls.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
@@ -55,9 +62,7 @@ class L1SSIMLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.weight = _share(weight)
-        self.structural = SSIMLoss(
+        super().__init__(
             data_range=data_range,
             window_size=window_size,
             sigma=sigma,
@@ -67,15 +72,17 @@ class L1SSIMLoss(nn.Module):
             reduction=reduction,
             backend=backend,
         )
+        _arguments.settings(**self.options)
+        self.weight = _share(weight)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _mix(self.weight, self.structural, x, y, mask)
+        return _mix(self, ssim_terms, x, y, mask)
 
     def extra_repr(self) -> str:
-        return f"weight={self.weight}"
+        return f"weight={self.weight}, {super().extra_repr()}"
 
 
-class L1MSSSIMLoss(nn.Module):
+class L1MSSSIMLoss(StructuralLoss):
     r"""``(1 - weight) * L1 + weight * (1 - MS-SSIM)``: 0 for identical images; falls in training.
 
     The L1 term is the mean of $|x - y| / L$, in units of the data range. The default
@@ -87,7 +94,8 @@ class L1MSSSIMLoss(nn.Module):
 
     Args:
         weight: share of the structural term, from 0 to 1.
-        data_range: as for `ms_ssim`, like all the options that follow.
+        data_range: as for `ms_ssim`, like all the options that follow. They are
+            attributes too, as is ``weight``, and may change between calls.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
@@ -120,9 +128,7 @@ class L1MSSSIMLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.weight = _share(weight)
-        self.structural = MSSSIMLoss(
+        super().__init__(
             data_range=data_range,
             window_size=window_size,
             sigma=sigma,
@@ -135,11 +141,14 @@ class L1MSSSIMLoss(nn.Module):
             reduction=reduction,
             backend=backend,
         )
+        _, self.weights = ms_ssim_settings(**self.options)
+        self.weight = _share(weight)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _mix(self.weight, self.structural, x, y, mask)
+        return _mix(self, ms_ssim_terms, x, y, mask)
 
-    extra_repr = L1SSIMLoss.extra_repr
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}, {super().extra_repr()}"
 
 
 def _share(weight: float) -> float:
@@ -150,16 +159,20 @@ def _share(weight: float) -> float:
 
 
 def _mix(
-    weight: float, structural: SSIMLoss | MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | None
+    loss: L1SSIMLoss | L1MSSSIMLoss,
+    terms: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
 ) -> Tensor:
-    options = structural.options
+    weight, options = _share(loss.weight), loss.options
     # Without a mask, both terms in one pass over the images.
-    similarity, *fused = structural.terms(x, y, mask=mask, distance=mask is None, **options)
+    similarity, *fused = terms(x, y, mask=mask, distance=mask is None, **options)
     weights = _arguments.mask_weights(mask, x, y)
     distance = fused[0] if weights is None else _weighted_distance(x, y, weights)
     _, length = _arguments.low_and_length(options["data_range"])
-    terms = (1 - weight) / length * distance.mean(1) + weight * (1 - similarity.mean(1))
-    return terms if options["reduction"] == "none" else terms.mean()
+    mixed = (1 - weight) / length * distance.mean(1) + weight * (1 - similarity.mean(1))
+    return mixed if loss.reduction == "none" else mixed.mean()
 
 
 def _weighted_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:

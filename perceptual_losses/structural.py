@@ -272,16 +272,12 @@ def ms_ssim_terms(
     *,
     mask: Tensor | None,
     distance: bool = False,
-    weights: Any,
-    levels: Any,
-    normalize: Any,
     **options: Any,
 ) -> tuple[Tensor, ...]:
     """`ssim_terms` for MS-SSIM."""
-    definition = _arguments.settings(**options)
-    exponents = _level_options(weights, levels, normalize)
+    definition, exponents = ms_ssim_settings(**options)
     _arguments.images(x, y, definition, options["data_range"])
-    exponents = _arguments.fit_levels(exponents, levels, x, options["window_size"])
+    exponents = _arguments.fit_levels(exponents, options["levels"], x, options["window_size"])
     pixel_weights = _arguments.mask_weights(mask, x, y)
     map_weights: list[Tensor] = []
     while pixel_weights is not None and len(map_weights) < len(exponents):
@@ -290,17 +286,55 @@ def ms_ssim_terms(
     return _ssim.products(
         *(x, y, definition, map_weights),
         exponents=exponents,
-        normalize=normalize,
+        normalize=options["normalize"],
         distance=distance,
         backend=options["backend"],
     )
 
 
-class SSIMLoss(nn.Module):
+def ms_ssim_settings(
+    *, weights: Any, levels: Any, normalize: Any, **options: Any
+) -> tuple[_ssim.Settings, tuple[float, ...]]:
+    """The definition that the options spell and the weights, each of them checked."""
+    definition = _arguments.settings(**options)
+    exponents = _arguments.level_weights(weights)
+    _arguments.levels(levels, len(exponents))
+    _arguments.choice("normalize", normalize, NORMALIZATIONS)
+    return definition, exponents
+
+
+class StructuralLoss(nn.Module):
+    """A loss whose options are attributes, which may change between calls."""
+
+    data_range: float | tuple[float, float]
+    window_size: int
+    sigma: float
+    k1: float
+    k2: float
+    padding: str
+    reduction: str
+    backend: str
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self._names = tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What they are now, by name."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class SSIMLoss(StructuralLoss):
     """``1 - ssim(x, y)``: 0 for identical images, at most 2; falls while training.
 
-    The options are those of `ssim`, kept as `options`. The module has no parameters and no
-    buffers, and follows the device of the images.
+    The options are those of `ssim`, and attributes of the same names, which may change between
+    calls. The module has no parameters and no buffers, and follows the device of the images.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
@@ -327,33 +361,27 @@ class SSIMLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.options: dict[str, Any] = {
-            "data_range": data_range,
-            "window_size": window_size,
-            "sigma": sigma,
-            "k1": k1,
-            "k2": k2,
-            "padding": padding,
-            "reduction": reduction,
-            "backend": backend,
-        }
+        super().__init__(
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            reduction=reduction,
+            backend=backend,
+        )
         _arguments.settings(**self.options)
-
-    terms = staticmethod(ssim_terms)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return 1 - ssim(x, y, mask=mask, **self.options)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
-
-class MSSSIMLoss(nn.Module):
+class MSSSIMLoss(StructuralLoss):
     """``1 - ms_ssim(x, y)``: 0 for identical images, at most 1; falls while training.
 
-    The options are those of `ms_ssim`, kept as `options`. The module has no parameters and no
-    buffers, and follows the device of the images.
+    The options are those of `ms_ssim`, and attributes of the same names, which may change between
+    calls. The module has no parameters and no buffers, and follows the device of the images.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
@@ -383,39 +411,23 @@ class MSSSIMLoss(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        ssim_options: dict[str, Any] = {
-            "data_range": data_range,
-            "window_size": window_size,
-            "sigma": sigma,
-            "k1": k1,
-            "k2": k2,
-            "padding": padding,
-            "reduction": reduction,
-            "backend": backend,
-        }
-        level_options: dict[str, Any] = {
-            "weights": weights,
-            "levels": levels,
-            "normalize": normalize,
-        }
-        _arguments.settings(**ssim_options)
-        _level_options(**level_options)
-        self.options: dict[str, Any] = {**ssim_options, **level_options}
-
-    terms = staticmethod(ms_ssim_terms)
+        super().__init__(
+            data_range=data_range,
+            window_size=window_size,
+            sigma=sigma,
+            k1=k1,
+            k2=k2,
+            padding=padding,
+            weights=weights,
+            levels=levels,
+            normalize=normalize,
+            reduction=reduction,
+            backend=backend,
+        )
+        _, self.weights = ms_ssim_settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return 1 - ms_ssim(x, y, mask=mask, **self.options)
-
-    extra_repr = SSIMLoss.extra_repr
-
-
-def _level_options(weights: Any, levels: Any, normalize: Any) -> tuple[float, ...]:
-    exponents = _arguments.level_weights(weights)
-    _arguments.levels(levels, len(exponents))
-    _arguments.choice("normalize", normalize, NORMALIZATIONS)
-    return exponents
 
 
 def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:

@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,7 @@ OPTIONS = [
     ({"k1": -0.01}, ValueError, "k1=-0.01 is not positive"),
     ({"k2": 0.0}, ValueError, "k2=0.0 is not positive"),
     ({"padding": "reflect"}, ValueError, "padding='reflect' is unknown.*'symmetric'"),
+    ({"padding": np.zeros(2)}, ValueError, "padding=array([0., 0.]) is unknown"),
     ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown.*'reference'"),
     ({"data_range": -1}, ValueError, "data_range=-1.0 is not positive.*(low, high)"),
     ({"data_range": 0}, ValueError, "data_range=0.0 is not positive"),
@@ -142,6 +144,7 @@ LEVELS = [
     ({"levels": 6}, ValueError, "levels=6: pass 'auto' or 1 to 5"),
     ({"levels": 0}, ValueError, "levels=0"),
     ({"levels": "all"}, TypeError, "levels is 'all' (str): pass 'auto' or an int"),
+    ({"levels": np.ones(2)}, TypeError, "levels is of type ndarray"),
     ({"levels": 2.0}, TypeError, "levels is 2.0 (float)"),
     ({"normalize": "sigmoid"}, ValueError, "normalize='sigmoid' is unknown.*'floor'.*None"),
 ]
@@ -156,6 +159,22 @@ def test_options(options, error, text):
     for taker in takers:
         with pytest.raises(error, match=pattern(text)):
             taker(**options) if taker in LOSSES else taker(x, x, **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_options_that_change_are_checked_too(loss):
+    x = torch.rand(1, 1, 176, 176)
+    for name, value, text in (
+        ("data_range", 0, "data_range=0.0 is not positive"),
+        ("reduction", "sum", "reduction='sum' is unknown"),
+        ("weights", [], "pass at least one weight"),
+        ("weight", 2, "weight=2.0: pass the share"),
+    ):
+        changed = loss()
+        if hasattr(changed, name):
+            setattr(changed, name, value)
+            with pytest.raises(ValueError, match=text):
+                changed(x, x)
 
 
 @pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])

@@ -123,6 +123,27 @@ def test_a_loss_carries_no_state(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_options_may_change_between_calls(loss):
+    pair = images(2, 3, 180, 176)
+    changed = loss()
+    changed(*pair)
+    others = {**OPTIONS, "padding": "zeros", "reduction": "none"}
+    others |= {"weights": [0.5, 0.5], "normalize": "relu"} if hasattr(changed, "weights") else {}
+    others |= {"weight": 0.5} if hasattr(changed, "weight") else {}
+    for name, value in others.items():
+        assert hasattr(changed, name)
+        setattr(changed, name, value)
+    assert torch.equal(changed(*pair), loss(**others)(*pair))
+
+
+def test_weights_are_the_losss_own():
+    weights = [0.5, 0.5]
+    loss = MSSSIMLoss(weights=weights)
+    weights.append(1.0)
+    assert loss.weights == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_loss_prints_its_options(loss):
     text = repr(loss(**OPTIONS))
     assert "data_range=(-1, 1), window_size=9, sigma=1.2, k1=0.02, k2=0.05" in text

@@ -751,6 +751,11 @@ def test_features_of_other_images(networks, linear, monkeypatch, loss):
     text = rf"{name} of x have shape \({str(tuple(fitting.shape))[1:-1]}\) and those of y \(1,"
     with pytest.raises(ValueError, match=text):
         module(x, fewer)
+    with pytest.raises(TypeError, match=rf"y\['{name}'\] is None .*: pass a torch.Tensor"):
+        module(x, {**target, name: None})
+    module.reduction = "sum"
+    with pytest.raises(ValueError, match="reduction='sum' is unknown"):
+        module(x, target)
 
 
 @pytest.mark.parametrize(
@@ -781,6 +786,7 @@ def test_bad_options(networks):
         ),
         (lambda: vgg_features([], weights=network), ValueError, "at least one name"),
         (lambda: vgg_features("relu1_1", weights=network), ValueError, "pass a list"),
+        (lambda: vgg_features(iter(["relu1_1"]), weights=network), ValueError, "pass a list"),
         (
             lambda: vgg_features(["relu1_1"], backbone="vgg11"),
             ValueError,

@@ -122,7 +122,7 @@ class Extractor(nn.Module):
         _arguments.choice("backbone", backbone, tuple(BACKBONES))
         plan = BACKBONES[backbone]
         names = [layer.name for layer in plan]
-        if isinstance(layers, str) or not layers:
+        if not isinstance(layers, (list, tuple)) or not layers:
             raise ValueError(f"layers={layers!r}: pass a list of at least one name, of {names}")
         for name in layers:
             if name not in names:
