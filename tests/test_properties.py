@@ -147,6 +147,17 @@ def test_a_negated_ramp_is_minus_one(backend, precision):
     assert value.min() == pytest.approx(-1, abs=1e-6)
 
 
+@pytest.mark.parametrize("low", [-100.0, -1.0, 300.0])
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+def test_a_range_far_from_zero_costs_no_digits(backend, sized, low, padding):
+    """A rounding of the total of two pixels would be up to 0.8 % of this range."""
+    shape = (2, 1, 2, *sized((40, 300), (6, 7)))
+    x, y = low + torch.rand(shape, generator=torch.Generator().manual_seed(0)).round() / 1000
+    options = {"data_range": (low, low + 1e-3), "window_size": 3, "padding": padding}
+    expected = ssim(x.double(), y.double(), backend="reference", **options)
+    assert ssim(x, y, backend=backend, **options) == pytest.approx(expected.item(), abs=5e-7)
+
+
 def test_reduction_none_is_one_value_per_image(backend, precision, sized, photo):
     side, channels = sized(192, 36), sized(3, 1)
     options = {"backend": backend, **sized({}, {"window_size": 3})}

@@ -97,14 +97,14 @@ def _variance(square, mean):
 
 
 @_ordered
-def _zero(low, level):
-    """What is taken off the total of pixels."""
-    return level + (low + low)
+def _pixel_total(a, b, half):
+    """The total of pixels, less its level: of pixels near to the level an exact one."""
+    return (a - half) + (b - half)
 
 
 @_ordered
 def _representable(level, low):
-    """A level next to this one, such that `_zero` is not rounded: the means get it back."""
+    """A level next to this one: half of it and ``low`` are a number, which each pixel is less."""
     return (level + (low + low)) - (low + low)
 
 
@@ -118,17 +118,17 @@ def _load(x, y, plane, height, width, i, first, low, level_d, level_t, padding, 
         return
     begin, end = max(first, 0), min(first + count, width)
     x_at, y_at = _place(x, plane, here, begin), _place(y, plane, here, begin)
-    zero = _zero(low, level_t)
+    half = d.dtype.type(0.5) * level_t + low
     # What belongs into column 0.
     at -= first
     d_row, t_row = d[at + begin : at + end], t[at + begin : at + end]
     if x.column == 1 and y.column == 1:
-        _combine(x.flat[x_at : x_at + end - begin], y.flat[y_at:], level_d, zero, d_row, t_row)
+        _combine(x.flat[x_at : x_at + end - begin], y.flat[y_at:], level_d, half, d_row, t_row)
     else:
         for j in range(end - begin):
             a, b = x.flat[x_at + j * x.column], y.flat[y_at + j * y.column]
             d_row[j] = _difference(a, b, level_d)
-            t_row[j] = a + b - zero
+            t_row[j] = _pixel_total(a, b, half)
     for side in range(2):
         beside = range(first, begin) if side == 0 else range(end, first + count)
         for j in beside:
@@ -148,10 +148,10 @@ def _fill(value, count, out):
 
 
 @_inlined
-def _combine(x, y, level_d, level_t, d, t):
+def _combine(x, y, level_d, half, d, t):
     for j in range(x.shape[0]):
         d[j] = _difference(x[j], y[j], level_d)
-        t[j] = x[j] + y[j] - level_t
+        t[j] = _pixel_total(x[j], y[j], half)
 
 
 @_kernel

@@ -96,13 +96,17 @@ def _level(values):
 
 @triton.jit
 def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
-    """Difference and total that most of a few pixels of a region are near to."""
+    """Difference and total that most of a few pixels of a region are near to.
+
+    Half of the total's, with the lowest value, can be taken off each pixel without a rounding.
+    """
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
     a = tl.load(x + row * x_strides[2] + column * x_strides[3]).to(tl.float32)
     b = tl.load(y + row * y_strides[2] + column * y_strides[3]).to(tl.float32)
-    return _level(a - b), _level(a + b - 2 * low)
+    zero = _level(a + b - 2 * low) + 2 * low
+    return _level(a - b), zero - 2 * low
 
 
 @triton.jit
@@ -149,7 +153,7 @@ def _difference_and_total(
     x_row = x + row.to(tl.int64) * x_strides[2]
     y_row = y + row.to(tl.int64) * y_strides[2]
     x_step, y_step = x_strides[3], y_strides[3]
-    zero = level_t + 2 * low
+    half = 0.5 * level_t + low
     d, t = (), ()
     if COLUMNS == 1:
         for k in tl.static_range(TAPS):
@@ -157,7 +161,7 @@ def _difference_and_total(
             a = _pixels(x_row, x_step, first, shift, width, inside, low, False, PADDING)
             b = _pixels(y_row, y_step, first, shift, width, inside, low, False, PADDING)
             d = d + (a - b - level_d,)
-            t = t + (a + b - zero,)
+            t = t + ((a - half) + (b - half),)
     else:
         # Two columns at once, for loads of twice the width.
         for k in tl.static_range(0, COLUMNS + TAPS - 1, 2):
@@ -166,7 +170,7 @@ def _difference_and_total(
             a = _pixels(x_row, x_step, pair, shift, width, inside, low, k + 1 >= TAPS, PADDING)
             b = _pixels(y_row, y_step, pair, shift, width, inside, low, k + 1 >= TAPS, PADDING)
             d_left, d_right = tl.split(a - b - level_d)
-            t_left, t_right = tl.split(a + b - zero)
+            t_left, t_right = tl.split((a - half) + (b - half))
             d = d + (d_left, d_right)
             t = t + (t_left, t_right)
     return d, t
@@ -199,6 +203,7 @@ def _mirrored_difference_and_total(
     SPAN: tl.constexpr = LANES * COLUMNS + TAPS - 1
     row = _shown(row, height).to(tl.int64)
     x_row, y_row = x + row * x_strides[2], y + row * y_strides[2]
+    half = 0.5 * level_t + low
     for k in tl.static_range(0, SPAN, LANES):
         # Threads beyond the last column write it too, which takes no mask.
         local = tl.minimum(k + tl.arange(0, LANES), SPAN - 1)
@@ -206,7 +211,7 @@ def _mirrored_difference_and_total(
         a = tl.load(x_row + column * x_strides[3]).to(tl.float32)
         b = tl.load(y_row + column * y_strides[3]).to(tl.float32)
         tl.store(slot + local, a - b - level_d)
-        tl.store(slot + PITCH + local, a + b - (level_t + 2 * low))
+        tl.store(slot + PITCH + local, (a - half) + (b - half))
     tl.debug_barrier()
     first = tl.arange(0, LANES) * COLUMNS
     d = _side_by_side(slot, first, COLUMNS, TAPS)
@@ -449,7 +454,8 @@ def _finish(
     b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
     a, b = a.to(tl.float32), b.to(tl.float32)
     from_d = (a - b - level_d) * v_d
-    from_t = (a + b - (level_t + 2 * low)) * v_t
+    half = 0.5 * level_t + low
+    from_t = ((a - half) + (b - half)) * v_t
     if WANT == 3:
         from_d += m_d
     value = share * (m + from_t + from_d)

@@ -73,7 +73,7 @@ def halve(image: Tensor) -> Tensor:
 def _factors(x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     window, low, c1, c2, padding = settings
     difference = _pad(x - y, padding, len(window) // 2)
-    total = _pad(x + y - 2 * low, padding, len(window) // 2)
+    total = _pad((x - low) + (y - low), padding, len(window) // 2)
 
     # sigma^2 = E[v^2] - E[v]^2 cancels when the level is high above the contrast. Variances do not
     # change with a constant, so take one near the level off first; the means get it back.
