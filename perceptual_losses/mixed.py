@@ -112,6 +112,10 @@ class L1MSSSIMLoss(StructuralLoss):
         0.0
     """
 
+    weights: Sequence[float]
+    levels: int | str
+    normalize: str | None
+
     def __init__(
         self,
         weight: float = 0.84,

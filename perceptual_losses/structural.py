@@ -396,6 +396,10 @@ class MSSSIMLoss(StructuralLoss):
         True
     """
 
+    weights: Sequence[float]
+    levels: int | str
+    normalize: str | None
+
     def __init__(
         self,
         *,
