@@ -61,6 +61,8 @@ LPIPS_LAYERS = {
 }
 """What the linear weights of `LPIPSLoss` were calibrated on."""
 
+DISTANCES = ("l1", "l2")
+
 
 def vgg_features(
     layers: list[str] | tuple[str, ...],
@@ -265,7 +267,7 @@ class VGGLoss(_FeatureLoss):
         reduction: str = "mean",
     ) -> None:
         chosen = _chosen(layers, VGG_PRESETS, backbone, distance, "l1")
-        _arguments.choice("distance", chosen.distance, ("l1", "l2"))
+        _arguments.choice("distance", chosen.distance, DISTANCES)
         extractor = Extractor(
             list(chosen.layers),
             backbone=chosen.backbone,
@@ -277,10 +279,14 @@ class VGGLoss(_FeatureLoss):
         super().__init__(extractor, reduction)
         self.layers, self.distance = chosen.layers, chosen.distance
 
+    def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
+        _arguments.choice("distance", self.distance, DISTANCES)
+        return super().forward(x, y)
+
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         difference = _wide(a) - _wide(b)
-        power = {"l1": difference.abs, "l2": difference.square}[self.distance]
-        return self.layers[name] * power().mean((1, 2, 3))
+        powered = difference.abs() if self.distance == "l1" else difference.square()
+        return self.layers[name] * powered.mean((1, 2, 3))
 
     def extra_repr(self) -> str:
         return f"layers={self.layers}, distance={self.distance!r}, {super().extra_repr()}"

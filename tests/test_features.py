@@ -753,9 +753,12 @@ def test_features_of_other_images(networks, linear, monkeypatch, loss):
         module(x, fewer)
     with pytest.raises(TypeError, match=rf"y\['{name}'\] is None .*: pass a torch.Tensor"):
         module(x, {**target, name: None})
-    module.reduction = "sum"
-    with pytest.raises(ValueError, match="reduction='sum' is unknown"):
-        module(x, target)
+    for name, value in (("distance", "l3"), ("reduction", "sum")):
+        if hasattr(module, name):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, value)
+                with pytest.raises(ValueError, match=f"{name}='{value}' is unknown"):
+                    module(x, target)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_negated_ramp_is_minus_one(backend, precision):
 @pytest.mark.parametrize("low", [-100.0, -1.0, 300.0])
 @pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
 def test_a_range_far_from_zero_costs_no_digits(backend, sized, low, padding):
-    """A rounding of the total of two pixels would be up to 0.8 % of this range."""
+    """A rounding of the total of two pixels would be up to 3 % of this range."""
     shape = (2, 1, 2, *sized((40, 300), (6, 7)))
     x, y = low + torch.rand(shape, generator=torch.Generator().manual_seed(0)).round() / 1000
     options = {"data_range": (low, low + 1e-3), "window_size": 3, "padding": padding}
