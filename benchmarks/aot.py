@@ -23,7 +23,8 @@ from perceptual_losses._ssim import gpu
 from perceptual_losses._ssim.contract import X, Y
 from perceptual_losses._ssim.window import gaussian
 
-CAPABILITIES = (80, 90)
+CAPABILITIES = {80: 108, 90: 132}
+"""With the multiprocessors of the largest GPU of each, an A100 and an H200."""
 SHAPE = (8, 3, 1080, 1920)
 
 
@@ -111,13 +112,14 @@ class Figures(NamedTuple):
 def recording(capability: int) -> Iterator[list[Launch]]:
     """Collects what would be launched on such a GPU, for tensors without memory."""
     launches: list[Launch] = []
+    machine = gpu.Machine(f"sm_{capability}", CAPABILITIES[capability])
 
     def record(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, programs, warps, arguments, constants))
 
     with (
         mock.patch.object(gpu, "_launch", record),
-        mock.patch.object(gpu, "_architecture", return_value=f"sm_{capability}"),
+        mock.patch.object(gpu, "_machine", return_value=machine),
     ):
         yield launches
 
@@ -218,11 +220,11 @@ HEADER = (
 
 def row(case: Case, launch: Launch, found: Figures) -> list[str]:
     """Of the report, for one kernel."""
-    lanes, columns = launch.constants["LANES"], launch.constants["COLUMNS"]
+    lanes, columns, turn = (launch.constants[name] for name in ("LANES", "COLUMNS", "TURN"))
     return [
         *(launch.kernel.__name__, *case.cells, str(lanes), str(columns)),
         *(str(found.registers), str(found.spilled), str(found.shared)),
-        f"{found.instructions / columns:.0f}",
+        f"{found.instructions / columns / turn:.0f}",
     ]
 
 
@@ -245,7 +247,7 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "`cuobjdump -res-usage` gives, shared memory is what Triton asks for. The instructions "
         "per pixel are those of the loop over the rows: in `cuobjdump -sass`, all from the target "
         "of the branch backwards to the branch, for the longest such stretch, divided by the "
-        "columns of a thread, which does one pixel of each in a turn. All paths through the body "
+        "pixels of a thread in a turn: one or two rows of its columns. All paths through the body "
         "count in full. What a tile computes beside the pixels that it owns, and the rows before "
         "its first one, come on top.",
     ]

@@ -33,16 +33,16 @@ TUNING = Path(__file__).parent / "tuning"
 
 SIZES = ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (8, 3, 1080, 1920))
 WINDOWS = (11, 17, 33)
-SETTINGS = tuple(itertools.product([True, False], (32, 64, 128), (1, 2), (64, 128, 256)))
-"""Whether one kernel does all, lanes, columns of each, rows of a band."""
+SETTINGS = tuple(itertools.product([True, False], (32, 64, 128), (1, 2), (1, 2)))
+"""Whether one kernel does all, lanes, columns of each, rows in a turn."""
 
 Setting = tuple[bool, int, int, int]
 
 
 def launches(setting: Setting) -> gpu.Launches:
     """The same tile for every kernel."""
-    march, lanes, columns, rows = setting
-    tile = gpu.Tile((lanes,), columns, rows)
+    march, lanes, columns, turn = setting
+    tile = gpu.Tile((lanes,), columns, turn, warps=8)
     return gpu.Launches(tile, tile if march else None, tile, tile)
 
 
@@ -87,7 +87,7 @@ def tune(
     order = sorted(found, key=lambda setting: math.prod(found[setting]))
     return {
         "window": window,
-        "setting": ["march", "lanes", "columns", "rows"],
+        "setting": ["march", "lanes", "columns", "turn"],
         "sizes": ["x".join(map(str, size)) for size in sizes],
         "fastest": order[:1],
         "milliseconds": [[list(s), [1000 * taken for taken in found[s]]] for s in order],

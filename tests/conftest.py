@@ -34,9 +34,9 @@ hypothesis.settings.load_profile("suite")
 @contextlib.contextmanager
 def _wide_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        tile = gpu.Tile((64, 256), 1, 256)
+        tile = gpu.Tile((64, 256), 1, 1, 8)
         patch.setattr(gpu, "LAUNCHES", {None: {33: gpu.Launches(tile, tile, tile, tile)}})
-        patch.setattr(gpu, "ENOUGH", 1)
+        patch.setattr(gpu, "SHORTEST", 256)
         patch.setattr(gpu, "ROWS", 64)
         patch.setattr(gpu, "TILES", 4)
         gpu._job.cache_clear()

@@ -92,7 +92,7 @@ def main():
         mock.patch.object(gpu, "_launch", checked),
         # Their memory is the CPU's, and nobody reads it.
         mock.patch.object(gpu, "_interpreted", return_value=True),
-        mock.patch.object(gpu, "_architecture", return_value=f"sm_{CAPABILITY}"),
+        mock.patch.object(gpu, "_machine", return_value=gpu.Machine(f"sm_{CAPABILITY}", 132)),
     ):
         x, y = torch.rand(2, 2, 3, 96, 131)
         x.requires_grad_()

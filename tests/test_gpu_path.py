@@ -5,6 +5,7 @@ run in a process of their own, by the one test that starts it.
 """
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -91,9 +92,12 @@ def tiles(monkeypatch):
     """Makes tiles small, so that small images cross their edges: lanes, columns and rows."""
 
     def small(lanes, columns, rows, march=True):
-        tile = gpu.Tile((lanes,), columns, rows)
+        # A row of the image in a turn of the loop, or two.
+        tile = gpu.Tile((lanes,), columns, columns, 8)
         launches = gpu.Launches(tile, tile if march else None, tile, tile)
         monkeypatch.setattr(gpu, "LAUNCHES", {None: {33: launches}})
+        monkeypatch.setattr(gpu, "SHORTEST", rows)
+        monkeypatch.setattr(gpu, "_machine", lambda device: gpu.Machine("cpu", 1000))
         monkeypatch.setattr(gpu, "TILES", 4)
         monkeypatch.setattr(gpu, "ROWS", 4)
         monkeypatch.setattr(gpu, "COLUMNS", 8)
@@ -257,7 +261,7 @@ def check_slabs(tiles, monkeypatch, workspace, padding):
     monkeypatch.setattr(gpu, "WORKSPACE", workspace)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 3, 7, 9)
-    job = gpu._job((tuple(x.shape),), 0, 3, padding, BOTH, False, "cpu")
+    job = gpu._job((tuple(x.shape),), 0, 3, padding, BOTH, False, gpu._machine(x.device))
     assert (len(job.slabs) > 1, job.planes) == ((True, 1) if workspace == 3000 else (False, 2))
     compare(x, y, settings(padding=padding))
 
@@ -530,7 +534,9 @@ def check_the_distance_by_slabs(tiles, monkeypatch):
     monkeypatch.setattr(gpu, "WORKSPACE", 3000)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 2, 17, 9)
-    assert len(gpu._job((tuple(x.shape),), 0, 3, "zeros", X, True, "cpu").slabs) > 1
+    assert (
+        len(gpu._job((tuple(x.shape),), 0, 3, "zeros", X, True, gpu._machine(x.device)).slabs) > 1
+    )
     window, *others = settings(3, "zeros")
     means = gpu.means(x, y, [], list(window), *others, 1, True, X)[0]
     assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7
@@ -637,10 +643,10 @@ def check_the_product_in_autograd():
 
 
 def check_tuning():
-    settings = [(True, 8, 1, 8), (False, 8, 2, 8), (True, 2, 1, 8)]
+    settings = [(True, 8, 1, 1), (False, 8, 2, 2), (True, 2, 1, 1)]
     result = tune.tune([(1, 1, 6, 6)], 3, settings, "cpu", calls=1)
     # Two columns do not reach under a window of three.
-    assert list(result["failed"]) == ["(True, 2, 1, 8)"]
+    assert list(result["failed"]) == ["(True, 2, 1, 1)"]
     times = {tuple(setting): taken for setting, (taken,) in result["milliseconds"]}
     assert set(times) == set(settings[:2])
     assert result["fastest"] == [min(times, key=times.get)]
@@ -660,6 +666,27 @@ def check_what_is_refused():
         ssim(larger, larger, window_size=35, backend="triton")
 
 
+# Launch settings
+
+
+@pytest.mark.parametrize(
+    ("shape", "programs", "rows"),
+    [
+        # As many as fit on 132 multiprocessors at once: two each of 128 threads, four of 64.
+        ((1, 3, 1080, 1920), 264, 99),
+        ((1, 3, 512, 512), 525, 15),
+        # Three times as many, less few.
+        ((8, 3, 1080, 1920), 768, 270),
+        # No more of rows that neighbours compute too.
+        ((1, 1, 64, 64), 8, 8),
+    ],
+)
+def test_programs_fill_the_multiprocessors(shape, programs, rows):
+    machine = gpu.Machine("sm_90", 132)
+    march = gpu._job((shape,), 0, 11, "valid", X, False, machine).march
+    assert (math.prod(shape[:2]) * march.tiles, march.rows) == (programs, rows)
+
+
 # Compiled ahead of time
 
 
@@ -668,7 +695,7 @@ def check_what_is_refused():
 MARCH, TWO = {"march": 255}, {"derive": 255, "gather": 255}
 SHIPPED = [
     (Case(11, 0), {"derive": 168}),
-    (Case(11, X), {"march": 240}),
+    (Case(11, X), MARCH),
     (Case(11, BOTH), MARCH),
     (Case(11, X, "zeros", False, torch.bfloat16), MARCH),
     (Case(11, BOTH, "symmetric", True, torch.bfloat16), MARCH),

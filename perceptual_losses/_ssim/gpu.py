@@ -21,15 +21,18 @@ class Tile(NamedTuple):
     """The pixels of a program.
 
     Attributes:
-        lanes: possible numbers of threads; the one that wastes the fewest on the width is taken.
+        lanes: possible numbers of threads.
         columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
             share is loaded once.
-        rows: of a band, at most: a band computes some rows that its neighbours compute too.
+        turn: rows of the image in one turn of the loop. More of them move fewer sums from register
+            to register, and take longer to compile.
+        warps: whose registers fit on a multiprocessor at once.
     """
 
     lanes: tuple[int, ...]
     columns: int
-    rows: int
+    turn: int
+    warps: int
 
 
 class Launches(NamedTuple):
@@ -48,27 +51,27 @@ _WIDTHS = (32, 64, 128)
 LAUNCHES: dict[str | None, dict[int, Launches]] = {
     None: {
         11: Launches(
-            value=Tile(_WIDTHS, 2, 128),
-            march=Tile(_WIDTHS, 2, 128),
-            derive=Tile(_WIDTHS, 2, 128),
-            gather=Tile(_WIDTHS, 2, 128),
+            value=Tile(_WIDTHS, 2, 2, 12),
+            march=Tile(_WIDTHS, 2, 1, 8),
+            derive=Tile(_WIDTHS, 2, 2, 8),
+            gather=Tile(_WIDTHS, 2, 1, 8),
         ),
         17: Launches(
-            value=Tile(_WIDTHS, 2, 128),
+            value=Tile(_WIDTHS, 2, 2, 8),
             march=None,
-            derive=Tile(_WIDTHS, 2, 128),
-            gather=Tile(_WIDTHS, 2, 128),
+            derive=Tile(_WIDTHS, 2, 2, 8),
+            gather=Tile(_WIDTHS, 2, 1, 8),
         ),
         33: Launches(
-            value=Tile(_WIDTHS, 1, 128),
+            value=Tile(_WIDTHS, 1, 1, 8),
             march=None,
-            derive=Tile(_WIDTHS, 1, 128),
-            gather=Tile(_WIDTHS, 1, 128),
+            derive=Tile(_WIDTHS, 1, 1, 8),
+            gather=Tile(_WIDTHS, 1, 1, 8),
         ),
     }
 }
-# Bands are shortened, down to so many rows, until there are so many programs.
-SHORTEST, ENOUGH = 32, 1024
+# Rows of a band, at least: each computes the rows before it too.
+SHORTEST = 8
 # Bytes of the derivatives between `derive` and `gather`: what stays in the second-level cache.
 WORKSPACE = 24 * 2**20
 # Rows and columns of a program of the sweep, and of one that halves: from each halving of its rows
@@ -187,10 +190,10 @@ def means(
     with _on(x.device):
         while len(images) < levels:
             images += _halves(*images[-1], levels - len(images))
-        architecture = _architecture(x.device)
+        machine = _machine(x.device)
         shapes = tuple(tuple(a.shape) for a, _ in images)
         jobs = [
-            _job(shapes, j, len(window), padding, want, distance and j == 0, architecture)
+            _job(shapes, j, len(window), padding, want, distance and j == 0, machine)
             for j in range(levels)
         ]
         counts = tuple(job.programs for job in jobs) + (jobs[0].programs,) * distance
@@ -210,7 +213,7 @@ def means(
             distances = sums[levels] if distance and j == 0 else None
             _run(
                 *(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], distances, settings),
-                *(1 / wholes[j], j < levels - 1),
+                *(4 / wholes[j], j < levels - 1),
             )
         value = torch.empty([len(counts), n, c], dtype=torch.float32, device=x.device)
         _launch(
@@ -270,6 +273,13 @@ def product(means: Tensor, exponents: list[float], normalize: str | None) -> tup
     return value, derivatives
 
 
+class Machine(NamedTuple):
+    """What the launches depend on."""
+
+    architecture: str
+    multiprocessors: int
+
+
 class _Cover(NamedTuple):
     """Tiles that cover some planes.
 
@@ -281,6 +291,7 @@ class _Cover(NamedTuple):
     whole: bool
     lanes: int
     columns: int
+    turn: int
     strips: int
     bands: int
     rows: int
@@ -332,11 +343,11 @@ def _job(
     padding: str,
     want: int,
     distance: bool,
-    architecture: str,
+    machine: Machine,
 ) -> _Job:
     n, c, height, _ = shapes[level]
     planes = n * c
-    sizes = LAUNCHES.get(architecture, LAUNCHES[None])
+    sizes = LAUNCHES.get(machine.architecture, LAUNCHES[None])
     launches = sizes[min(size for size in sizes if size >= taps)]
     reach, radius = taps - 1, taps // 2
     if not want:
@@ -348,15 +359,19 @@ def _job(
         if distance and padding == "valid":
             # A position for each pixel, if beside the map.
             bottom, beside = height, 0
-        cover = _cover(launches.value, planes, bottom - top, shapes, level, beside)
+        cover = _cover(
+            *(launches.value, machine, planes, bottom - top, shapes, level, reach, beside)
+        )
         return _Job(want, cover.tiles, None, (_Slab(top, bottom, cover, cover),), planes, 0)
     if launches.march is not None:
-        cover = _cover(launches.march, planes, height, shapes, level, halo=reach)
+        # A turn of the rows before the first of the map takes half the time of the others.
+        before = reach + reach // 2
+        cover = _cover(launches.march, machine, planes, height, shapes, level, before, halo=reach)
         return _Job(want, cover.tiles, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
-    derive = _cover(launches.derive, planes, height + reach, shapes, level, reach)
-    gather = _cover(launches.gather, planes, height, shapes, level)
+    derive = _cover(launches.derive, machine, planes, height + reach, shapes, level, reach, reach)
+    gather = _cover(launches.gather, machine, planes, height, shapes, level, reach)
     # Room for what the last threads of a row read and write beyond it.
     pitch = max(
         derive.strips * derive.lanes * derive.columns,
@@ -368,8 +383,9 @@ def _job(
     slabs = []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        derive = _cover(launches.derive, at_once, bottom - top + reach, shapes, level, reach)
-        gather = _cover(launches.gather, at_once, bottom - top, shapes, level)
+        both = (shapes, level, reach)
+        derive = _cover(launches.derive, machine, at_once, bottom - top + reach, *both, reach)
+        gather = _cover(launches.gather, machine, at_once, bottom - top, *both)
         slabs.append(_Slab(top, bottom, derive, gather))
     programs = sum(slab.derive.tiles for slab in slabs)
     return _Job(want, programs, None, tuple(slabs), at_once, pitch)
@@ -377,35 +393,50 @@ def _job(
 
 def _cover(
     tile: Tile,
+    machine: Machine,
     planes: int,
     height: int,
     shapes: tuple[tuple[int, ...], ...],
     level: int,
+    before: int,
     beside: int = 0,
     halo: int = 0,
 ) -> _Cover:
-    """Tiles of ``tile``'s kind, ``halo`` columns of each of which are its neighbour's.
+    """Tiles of ``tile``'s kind that take the least time, in rows that a program does.
 
-    Of images with ``beside`` columns more than those of the level.
+    Args:
+        tile: what is possible.
+        machine: where they run: so many programs at once, and the next when these are done.
+        planes: of each image.
+        height: rows of the level.
+        shapes: of all levels.
+        level: the number of the level.
+        before: rows that a band computes beside its own.
+        beside: columns more than those of the images.
+        halo: columns of a tile that are its neighbour's.
     """
-    widths = [shape[3] + beside for shape in shapes]
-    possible = [lanes for lanes in tile.lanes if lanes * tile.columns > halo]
 
-    def threads(lanes: int) -> int:
-        strips = [_ceil(width, lanes * tile.columns - halo) for width in widths]
-        # Of all levels, each of which has half the rows of the one before.
-        return sum(lanes * number << j for j, number in enumerate(reversed(strips)))
+    def fit(lanes: int, rows: int, width: int) -> tuple[int, int, int]:
+        """Time, strips and bands."""
+        strips = _ceil(width, lanes * tile.columns - halo)
+        at_once = machine.multiprocessors * max(1, tile.warps // _warps(lanes))
+        return min(
+            (_ceil(planes * strips * bands, at_once) * (_ceil(rows, bands) + before), strips, bands)
+            for bands in range(1, _ceil(rows, SHORTEST) + 1)
+        )
+
+    def cost(lanes: int) -> tuple[int, int, int]:
+        """Of all levels, then their threads."""
+        fits = [fit(lanes, shape[2], shape[3] + beside) for shape in shapes]
+        return sum(time for time, *_ in fits), lanes * sum(strips for _, strips, _ in fits), -lanes
 
     # The same for all levels, because for another number the kernel is compiled again.
-    lanes = min(possible, key=lambda lanes: (threads(lanes), -lanes))
-    strips = _ceil(widths[level], lanes * tile.columns - halo)
-    rows = tile.rows
-    while rows > SHORTEST and planes * strips * _ceil(height, rows) < ENOUGH:
-        rows //= 2
-    bands = _ceil(height, rows)
+    lanes = min((lanes for lanes in tile.lanes if lanes * tile.columns > halo), key=cost)
+    _, strips, bands = fit(lanes, height, shapes[level][3] + beside)
     alike = shapes[1:] if level else shapes[:1]
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
-    return _Cover(whole, lanes, tile.columns, strips, bands, _ceil(height, bands))
+    rows = _ceil(height, bands)
+    return _Cover(whole, lanes, tile.columns, tile.turn, strips, _ceil(height, rows), rows)
 
 
 def _run(
@@ -439,20 +470,19 @@ def _run(
     }
     if distances is None:
         distances = sums
-    # Rows of scratch memory for mirrored pixels.
-    mirrored = 4 if padding == "symmetric" else 0
     if job.march is not None:
         cover = job.march
-        pitch, rows = _pitch(cover, taps), 2 * job.maps + mirrored
+        pitch, rows = _pitch(cover, taps), 2 * (2 + job.maps)
         scratch = sums.new_empty(planes * cover.tiles * rows * pitch)
         _launch(
-            *(kernels.march, planes * cover.tiles, _warps(cover)),
+            *(kernels.march, planes * cover.tiles, _warps(cover.lanes)),
             *(x, y, weights, gradient, other, scratch, sums, distances, x.stride(), y.stride()),
             *(weight_strides, gradient.stride(), other.stride(), sums.stride(0)),
             *(cover.strips, cover.bands, cover.rows, c, height, width),
             *(half_window, low, c1, c2, share, int(contrast)),
             LANES=cover.lanes,
             COLUMNS=cover.columns,
+            TURN=cover.turn,
             WHOLE=cover.whole,
             PITCH=pitch,
             **constants,
@@ -466,9 +496,7 @@ def _run(
     for slab in job.slabs:
         derive, gather = slab.derive, slab.gather
         pitch = _pitch(derive, taps)
-        scratch = x
-        if mirrored:
-            scratch = sums.new_empty(job.planes * derive.tiles * mirrored * pitch)
+        scratch = sums.new_empty(job.planes * derive.tiles * 4 * pitch)
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
         own_sums, own_distances = sums.view(-1)[done:], distances.view(-1)[done:]
@@ -476,7 +504,7 @@ def _run(
         for first in range(0, planes, job.planes):
             here = min(job.planes, planes - first)
             _launch(
-                *(kernels.derive, here * derive.tiles, _warps(derive)),
+                *(kernels.derive, here * derive.tiles, _warps(derive.lanes)),
                 *(x, y, weights, maps, scratch, own_sums, own_distances),
                 *(x.stride(), y.stride(), weight_strides, sums.stride(0), job.pitch),
                 *(derive.strips, derive.bands, derive.rows),
@@ -484,19 +512,21 @@ def _run(
                 *(half_window, low, c1, c2, int(contrast)),
                 LANES=derive.lanes,
                 COLUMNS=derive.columns,
+                TURN=derive.turn,
                 WHOLE=derive.whole,
                 PITCH=pitch,
                 **constants,
             )
             if job.want:
                 _launch(
-                    *(kernels.gather, here * gather.tiles, _warps(gather)),
+                    *(kernels.gather, here * gather.tiles, _warps(gather.lanes)),
                     *(x, y, gradient, other, maps, x.stride(), y.stride()),
                     *(gradient.stride(), other.stride(), job.pitch),
                     *(gather.strips, gather.bands, gather.rows, first, slab.top, slab.bottom),
                     *(c, height, width, half_window, low, share),
                     LANES=gather.lanes,
                     COLUMNS=gather.columns,
+                    TURN=gather.turn,
                     WHOLE=gather.whole,
                     TAPS=taps,
                     WANT=job.want,
@@ -563,11 +593,11 @@ def _cache_folder() -> str:
 
 def _pitch(cover: _Cover, taps: int) -> int:
     """Of a row of scratch memory: the last threads' windows reach beyond the strip."""
-    return cover.lanes * cover.columns + 4 * _ceil(taps + 3, 4)
+    return cover.lanes * cover.columns + (1 << max(taps - 2, 1).bit_length())
 
 
-def _warps(cover: _Cover) -> int:
-    return max(1, cover.lanes // 32)
+def _warps(lanes: int) -> int:
+    return max(1, lanes // 32)
 
 
 def _ceil(a: int, b: int) -> int:
@@ -583,9 +613,13 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 
 @functools.cache
-def _architecture(device: torch.device) -> str:
+def _machine(device: torch.device) -> Machine:
     if device.type != "cuda":
-        return device.type
+        # The interpreter does one program after the other. No other device has been measured.
+        return Machine(device.type, 1 if device.type == "cpu" else 64)
+    properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
-        return str(torch.cuda.get_device_properties(device).gcnArchName)
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        architecture = str(properties.gcnArchName)
+    else:
+        architecture = f"sm_{properties.major}{properties.minor}"
+    return Machine(architecture, properties.multi_processor_count)

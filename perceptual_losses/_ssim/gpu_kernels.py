@@ -1,11 +1,14 @@
 """Triton kernels of the GPU path: the mean and its gradient in one march down the rows.
 
 A program owns a strip of columns and a band of rows of one plane, a thread ``E`` neighbouring
-columns of the strip. For each row of pixels it forms the horizontal sums under the window and adds
-them to the ``T`` rows of the map that are in flight in its registers; the first of these is then
-complete and becomes S and its derivatives. The derivatives' neighbours are in other threads: they
-go through a row of scratch memory and come back as horizontal sums for the ``T`` rows of the
-gradient in flight. Nothing of the size of an image is kept.
+columns of the strip. Windows share their pixels: each is loaded and combined once and goes through
+a row of scratch memory. From there come the horizontal sums under the window, which are added to
+the ``T`` rows of the map that are in flight in registers; the first of these is then complete and
+becomes S and its derivatives. Those go through the same memory and come back as horizontal sums for
+the ``T`` rows of the gradient in flight. Nothing of the size of an image is kept.
+
+The scratch memory has two halves. While one is read, the next row of pixels and the derivatives are
+written to the other, so that one barrier a row is enough and loads have a row's time to arrive.
 
 `march` does all of this. Where the sums of both halves do not fit into the registers, `derive`
 does the first half and `gather` the second, with the derivatives of a slab of rows in memory in
@@ -17,12 +20,12 @@ near their level in the tile (variances do not change with it, means add it back
     a = mu_d^2 / (mu_t^2 + mu_d^2 + 2 C1)         luminance          = 1 - 2 a
     b = var_d / (var_t + var_d + 2 C2)            contrast_structure = 1 - 2 b
 
-    V_d = 2 dS/dE[d^2] = -4 (1 - b) luminance / (var_t + var_d + 2 C2)
-    V_t = 2 dS/dE[t^2] =  4 b luminance / (var_t + var_d + 2 C2)
-    M_d = dS/dmu_d, with what var_d = E[d^2] - mu_d^2 adds                   M_t = dS/dmu_t alike
+    V_d = 1/2 dS/dE[d^2] = -(1 - b) luminance / (var_t + var_d + 2 C2)
+    V_t = 1/2 dS/dE[t^2] = b luminance / (var_t + var_d + 2 C2)
+    M_d = 1/4 dS/dmu_d, with what var_d = E[d^2] - mu_d^2 adds              M_t = 1/4 dS/dmu_t alike
 
-    dx = g * (M_t + M_d) + t (g * V_t) + d (g * V_d)
-    dy = g * (M_t - M_d) + t (g * V_t) - d (g * V_d)
+    dx = 4 (g * (M_t + M_d) + t (g * V_t) + d (g * V_d))
+    dy = 4 (g * (M_t - M_d) + t (g * V_t) - d (g * V_d))
 
 A position of the map is named by the first row and column of pixels under its window. In the
 gradient of a pixel meet the positions up to ``T - 1`` before it: so the filter with the window is
@@ -76,147 +79,106 @@ def _known(width, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _level(values):
-    """Their mean without those far from most.
-
-    One pixel of 1e5 among them would move the level of all others so far that their variances
-    cancel. NaN and infinity do not count, to stay in the windows that hold them.
-    """
-    finite = tl.abs(values) < float("inf")
-    count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
-    mean = tl.sum(tl.where(finite, values, 0.0), 0) / count
-    off = tl.where(finite, tl.abs(values - mean), 0.0)
-    near = finite & (off < 3 * tl.sum(off, 0) / count)
-    # None where all are equal.
-    count = tl.sum(near.to(tl.float32), 0)
-    level = tl.sum(tl.where(near, values, 0.0), 0) / tl.maximum(count, 1.0)
-    level = tl.where(count > 0, level, mean)
-    return tl.where(tl.abs(level) < float("inf"), level, 0.0)
-
-
-@triton.jit
 def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
     """Difference and total that most of a few pixels of a region are near to.
 
-    Half of the total's, with the lowest value, can be taken off each pixel without a rounding.
+    The mean without those far from most: one pixel of 1e5 among them would move the level of all
+    others so far that their variances cancel. NaN and infinity do not count, to stay in the
+    windows that hold them. Half of the total's level, with the lowest value, can be taken off each
+    pixel without a rounding.
     """
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
     a = tl.load(x + row * x_strides[2] + column * x_strides[3]).to(tl.float32)
     b = tl.load(y + row * y_strides[2] + column * y_strides[3]).to(tl.float32)
-    zero = _level(a + b - 2 * low) + 2 * low
-    return _level(a - b), zero - 2 * low
+    values = tl.join(a - b, a + b - 2 * low)
+    finite = tl.abs(values) < float("inf")
+    count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
+    mean = tl.sum(tl.where(finite, values, 0.0), 0) / count
+    off = tl.where(finite, tl.abs(values - mean[None, :]), 0.0)
+    near = finite & (off < 3 * (tl.sum(off, 0) / count)[None, :])
+    # None where all are equal.
+    count = tl.sum(near.to(tl.float32), 0)
+    level = tl.sum(tl.where(near, values, 0.0), 0) / tl.maximum(count, 1.0)
+    level = tl.where(count > 0, level, mean)
+    level_d, level_t = tl.split(tl.where(tl.abs(level) < float("inf"), level, 0.0))
+    zero = level_t + 2 * low
+    return level_d, zero - 2 * low
 
 
 @triton.jit
-def _pixels(row, step, first, shift, width, inside, low, END: tl.constexpr, PADDING: tl.constexpr):
-    """What a row holds in some columns, in float32."""
-    column = first + shift.to(tl.int32)
-    # In 64 bits, for the offsets from the first column to become part of the instructions.
-    address = row + first.to(tl.int64) * step + shift * step
-    if PADDING == ZEROS:
-        inside = inside & (column >= 0) & (column < width)
-        pixels = tl.where(inside, tl.load(address, mask=inside, other=0).to(tl.float32), low)
-    elif END:
-        pixels = tl.load(address, mask=column < width, other=0).to(tl.float32)
+def _row_address(image, strides, row, height, PADDING: tl.constexpr):
+    """Of the row that a position shows, or of none where that is not in the image."""
+    if PADDING == SYMMETRIC:
+        row = _shown(row, height)
+    return image + row.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def _next_address(image, address, strides, row, height, PADDING: tl.constexpr):
+    """`_row_address` of ``row``, where ``address`` is that of the row before."""
+    if PADDING == SYMMETRIC:
+        address = _row_address(image, strides, row, height, PADDING)
     else:
-        pixels = tl.load(address).to(tl.float32)
-    return pixels
+        address += strides[2]
+    return address
 
 
 @triton.jit
-def _difference_and_total(
-    x,
-    y,
-    x_strides,
-    y_strides,
+def _columns(LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """Those of a tile, a thread's in a row, and those beside it that its windows cover."""
+    own = tl.arange(0, LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return own, LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(TAPS - 1, 2)))
+
+
+@triton.jit
+def _pixels(
+    address,
+    step,
     row,
     left,
     height,
     width,
     low,
-    level_d,
-    level_t,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
 ):
-    """The columns under the windows of each thread in a row of pixels, less their levels."""
-    inside = (row >= 0) & (row < height)
-    row = tl.minimum(tl.maximum(row, 0), height - 1)
-    first = left + tl.arange(0, LANES) * COLUMNS
-    if PADDING == VALID:
-        # Threads without a window in the image read one that is, which takes no mask.
-        first = tl.minimum(tl.maximum(first, 0), (width - TAPS) // COLUMNS * COLUMNS)
-    x_row = x + row.to(tl.int64) * x_strides[2]
-    y_row = y + row.to(tl.int64) * y_strides[2]
-    x_step, y_step = x_strides[3], y_strides[3]
-    half = 0.5 * level_t + low
-    d, t = (), ()
-    if COLUMNS == 1:
-        for k in tl.static_range(TAPS):
-            shift = tl.full((1,), k, tl.int64)
-            a = _pixels(x_row, x_step, first, shift, width, inside, low, False, PADDING)
-            b = _pixels(y_row, y_step, first, shift, width, inside, low, False, PADDING)
-            d = d + (a - b - level_d,)
-            t = t + ((a - half) + (b - half),)
-    else:
-        # Two columns at once, for loads of twice the width.
-        for k in tl.static_range(0, COLUMNS + TAPS - 1, 2):
-            shift = k + tl.arange(0, 2).to(tl.int64)[None, :]
-            pair = first[:, None]
-            a = _pixels(x_row, x_step, pair, shift, width, inside, low, k + 1 >= TAPS, PADDING)
-            b = _pixels(y_row, y_step, pair, shift, width, inside, low, k + 1 >= TAPS, PADDING)
-            d_left, d_right = tl.split(a - b - level_d)
-            t_left, t_right = tl.split((a - half) + (b - half))
-            d = d + (d_left, d_right)
-            t = t + (t_left, t_right)
-    return d, t
+    """A row in `_columns` from ``left`` on, in float32."""
+    pixels = ()
+    for k in tl.static_range(2):
+        column = left + _columns(LANES, COLUMNS, TAPS)[k]
+        if PADDING == SYMMETRIC:
+            found = tl.load(address + _shown(column, width).to(tl.int64) * step).to(tl.float32)
+        else:
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
+            found = found.to(tl.float32)
+            if PADDING == ZEROS:
+                found = tl.where(inside, found, low)
+        pixels = pixels + (found,)
+    return pixels
 
 
 @triton.jit
-def _mirrored_difference_and_total(
-    x,
-    y,
-    x_strides,
-    y_strides,
-    slot,
-    row,
-    left,
-    height,
-    width,
+def _keep_pixels(
+    a,
+    b,
+    own,
+    rest,
     low,
     level_d,
     level_t,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
     PITCH: tl.constexpr,
 ):
-    """`_difference_and_total` beside the edges too, where a window's columns are not in a row.
-
-    Each column is loaded once and goes through memory: an address for each tap would take as many
-    registers as the sums.
-    """
-    SPAN: tl.constexpr = LANES * COLUMNS + TAPS - 1
-    row = _shown(row, height).to(tl.int64)
-    x_row, y_row = x + row * x_strides[2], y + row * y_strides[2]
+    """Writes difference and total of two rows of pixels, less their levels."""
     half = 0.5 * level_t + low
-    for k in tl.static_range(0, SPAN, LANES):
-        # Threads beyond the last column write it too, which takes no mask.
-        local = tl.minimum(k + tl.arange(0, LANES), SPAN - 1)
-        column = _shown(left + local, width).to(tl.int64)
-        a = tl.load(x_row + column * x_strides[3]).to(tl.float32)
-        b = tl.load(y_row + column * y_strides[3]).to(tl.float32)
-        tl.store(slot + local, a - b - level_d)
-        tl.store(slot + PITCH + local, (a - half) + (b - half))
-    tl.debug_barrier()
-    first = tl.arange(0, LANES) * COLUMNS
-    d = _side_by_side(slot, first, COLUMNS, TAPS)
-    t = _side_by_side(slot + PITCH, first, COLUMNS, TAPS)
-    return d, t
+    tl.store(own, a[0] - b[0] - level_d)
+    tl.store(own + PITCH, (a[0] - half) + (b[0] - half))
+    tl.store(rest, a[1] - b[1] - level_d)
+    tl.store(rest + PITCH, (a[1] - half) + (b[1] - half))
 
 
 @triton.jit
@@ -258,37 +220,11 @@ def _add_row(sums, values, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
 
 @triton.jit
 def _add_moments(
-    sums,
-    x,
-    y,
-    x_strides,
-    y_strides,
-    slot,
-    row,
-    left,
-    height,
-    width,
-    window,
-    low,
-    level_d,
-    level_t,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
+    sums, windows, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr
 ):
-    """Adds a row of pixels to the sums of d, t, d^2 and t^2."""
-    if PADDING == SYMMETRIC:
-        d, t = _mirrored_difference_and_total(
-            *(x, y, x_strides, y_strides, slot, row, left, height, width),
-            *(low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH),
-        )
-    else:
-        d, t = _difference_and_total(
-            *(x, y, x_strides, y_strides, row, left, height, width),
-            *(low, level_d, level_t, LANES, COLUMNS, TAPS, PADDING),
-        )
+    """Adds a row of pixels from memory to the sums of d, t, d^2 and t^2."""
+    d = _side_by_side(windows, COLUMNS, TAPS)
+    t = _side_by_side(windows + PITCH, COLUMNS, TAPS)
     return (
         _add_row(sums[0], d, window, COLUMNS, TAPS),
         _add_row(sums[1], t, window, COLUMNS, TAPS),
@@ -308,6 +244,16 @@ def _complete(sums, LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constex
         done = tl.join(tl.join(sums[0], sums[2 * TAPS]), tl.join(sums[TAPS], sums[3 * TAPS]))
         done = tl.reshape(done, (LANES, 4))
     return done
+
+
+@triton.jit
+def _inverse(values, least):
+    """1 / values, which are not below ``least`` but for roundings.
+
+    As precise as a division that is no correctly rounded one, in a third of its instructions.
+    """
+    root = tl.rsqrt(tl.maximum(values, least, propagate_nan=tl.PropagateNan.ALL))
+    return root * root
 
 
 @triton.jit
@@ -334,33 +280,38 @@ def _derivatives(
 
     ``row`` and ``column`` are those of the map, ``height`` and ``width`` its size.
     """
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     var_d = e_dd - mu_d * mu_d
     var_t = e_tt - mu_t * mu_t
-    inverse = 1.0 / (var_t + var_d + 2 * c2)
+    inverse = _inverse(var_t + var_d + 2 * c2, c2)
+    if PADDING != SYMMETRIC:
+        # All that follows is zero then.
+        inverse = tl.where(inside, inverse, 0.0)
     b = var_d * inverse
     value = 1 - 2 * b
-    v_t = b * (4 * inverse)
-    v_d = v_t - 4 * inverse
-    m_d = tl.zeros_like(mu_d)
-    m_t = tl.zeros_like(mu_t)
-    if contrast == 0:
-        full_d, full_t = mu_d + level_d, mu_t + level_t
-        dd = full_d * full_d
-        inverse = 1.0 / (full_t * full_t + dd + 2 * c1)
-        a = dd * inverse
-        luminance = 1 - 2 * a
-        scaled = value * (4 * inverse)
-        m_t = a * (scaled * full_t)
-        m_d = a * (scaled * full_d) - scaled * full_d
-        v_d *= luminance
-        v_t *= luminance
-        value *= luminance
+    v_t = b * inverse
+    v_d = v_t - inverse
+    full_d, full_t = mu_d + level_d, mu_t + level_t
+    dd = full_d * full_d
+    inverse = _inverse(full_t * full_t + dd + 2 * c1, c1)
+    # No branch, around which all sums would have to be moved.
+    whole = contrast == 0
+    if PADDING != SYMMETRIC:
+        whole = inside & whole
+    a = tl.where(whole, dd * inverse, 0.0)
+    luminance = 1 - 2 * a
+    scaled = tl.where(whole, value * inverse, 0.0)
+    m_t = a * scaled * full_t
+    m_d = (a * scaled - scaled) * full_d
+    v_d *= luminance
+    v_t *= luminance
+    value *= luminance
     m_d -= mu_d * v_d
     m_t -= mu_t * v_t
     deficit = 1 - value
 
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     if PADDING == SYMMETRIC:
+        deficit = tl.where(inside, deficit, 0.0)
         row, column = _shown(row, height), _shown(column, width)
     if WEIGHTED:
         address = weight + row.to(tl.int64) * weight_strides[2]
@@ -371,12 +322,6 @@ def _derivatives(
         m_t *= here
         v_d *= here
         v_t *= here
-    deficit = tl.where(inside, deficit, 0.0)
-    if PADDING != SYMMETRIC:
-        m_d = tl.where(inside, m_d, 0.0)
-        m_t = tl.where(inside, m_t, 0.0)
-        v_d = tl.where(inside, v_d, 0.0)
-        v_t = tl.where(inside, v_t, 0.0)
     return deficit, m_d, m_t, v_d, v_t
 
 
@@ -400,41 +345,49 @@ def _keep(values, sums):
 
 
 @triton.jit
-def _side_by_side(row, first, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
-    """The columns under the windows of each thread in a row of memory."""
+def _windows(row, first, COLUMNS: tl.constexpr):
+    """Where in a row of memory each thread's windows begin; two columns at once where it can."""
+    if COLUMNS == 1:
+        windows = row + first.to(tl.int64)
+    else:
+        windows = row + first.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :]
+    return windows
+
+
+@triton.jit
+def _side_by_side(windows, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """The columns under the windows of each thread."""
     values = ()
     if COLUMNS == 1:
         for k in tl.static_range(TAPS):
-            values = values + (tl.load(row + first.to(tl.int64) + k),)
+            values = values + (tl.load(windows + k),)
     else:
         for k in tl.static_range(0, COLUMNS + TAPS - 1, 2):
-            pair = first.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :]
-            left, right = tl.split(tl.load(row + pair + k))
+            left, right = tl.split(tl.load(windows + k))
             values = values + (left, right)
     return values
 
 
 @triton.jit
-def _add_maps(sums, source, step, first, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+def _add_maps(sums, windows, step, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
     """Adds a row of the derivatives, ``step`` values apart in memory, to their sums."""
     added = ()
     for k in tl.static_range(len(sums)):
-        values = _side_by_side(source + k * step, first, COLUMNS, TAPS)
+        values = _side_by_side(windows + k * step, COLUMNS, TAPS)
         added = added + (_add_row(sums[k], values, window, COLUMNS, TAPS),)
     return added
 
 
 @triton.jit
 def _finish(
-    x,
-    y,
-    gradient,
-    other,
+    x_row,
+    y_row,
+    gradient_row,
+    other_row,
     x_strides,
     y_strides,
     gradient_strides,
     other_strides,
-    row,
     column,
     inside,
     m,
@@ -448,23 +401,21 @@ def _finish(
     WANT: tl.constexpr,
 ):
     """Writes a row of the gradients from the filtered derivatives; returns how far x is from y."""
-    row = row.to(tl.int64)
     column = column.to(tl.int64)
-    a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
-    b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
-    a, b = a.to(tl.float32), b.to(tl.float32)
+    a = tl.load(x_row + column * x_strides[3], mask=inside, other=0).to(tl.float32)
+    b = tl.load(y_row + column * y_strides[3], mask=inside, other=0).to(tl.float32)
     from_d = (a - b - level_d) * v_d
     half = 0.5 * level_t + low
     from_t = ((a - half) + (b - half)) * v_t
     if WANT == 3:
         from_d += m_d
     value = share * (m + from_t + from_d)
-    address = gradient + row * gradient_strides[2] + column * gradient_strides[3]
-    tl.store(address, value.to(gradient.dtype.element_ty), mask=inside)
+    address = gradient_row + column * gradient_strides[3]
+    tl.store(address, value.to(address.dtype.element_ty), mask=inside)
     if WANT == 3:
         value = share * (m + from_t - from_d)
-        address = other + row * other_strides[2] + column * other_strides[3]
-        tl.store(address, value.to(other.dtype.element_ty), mask=inside)
+        address = other_row + column * other_strides[3]
+        tl.store(address, value.to(address.dtype.element_ty), mask=inside)
     return tl.abs(a - b)
 
 
@@ -503,6 +454,7 @@ def march(
     contrast,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TURN: tl.constexpr,
     WHOLE: tl.constexpr,
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
@@ -530,8 +482,8 @@ def march(
     gradient = _plane(gradient, gradient_strides, plane, channels)
     other = _plane(other, other_strides, plane, channels)
     weight += (plane // channels).to(tl.int64) * weight_strides[0]
-    # A half for even rows and one for odd ones, which slower threads still read.
-    HALF: tl.constexpr = (MAPS + 2 if PADDING == SYMMETRIC else MAPS) * PITCH
+    # Pixels and then derivatives, of a row.
+    HALF: tl.constexpr = (2 + MAPS) * PITCH
     scratch += tl.program_id(0).to(tl.int64) * (2 * HALF)
     map_height = height + 2 * INSET - REACH
     map_width = width + 2 * INSET - REACH
@@ -539,63 +491,96 @@ def march(
         *(x, y, x_strides, y_strides, top, left, bottom - top, tl.minimum(OWN, width - left), low)
     )
 
-    first = tl.arange(0, LANES) * COLUMNS
-    local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
-    column = left - REACH + local
+    local, beside = _columns(LANES, COLUMNS, TAPS)
+    windows = _windows(scratch, tl.arange(0, LANES) * COLUMNS, COLUMNS)
+    own, rest = scratch + local, scratch + beside
     owned = (local >= REACH) | (strip == 0)
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
     total = tl.zeros((LANES, COLUMNS), tl.float32)
     apart = tl.zeros((LANES, COLUMNS), tl.float32)
-    for k in range(REACH):
-        row = top - REACH + k
-        slot = scratch + (row & 1) * HALF
-        moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, slot + MAPS * PITCH, row, left - REACH),
-            *(height, width, window, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING),
-        )
-    row = top
-    while row < bottom + REACH:
-        slot = scratch + (row & 1) * HALF
-        moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, slot + MAPS * PITCH, row, left - REACH),
-            *(height, width, window, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING),
-        )
-        # The row of the map that is complete, and after the next sums that of the gradient.
-        here = row - REACH
-        deficit, m_d, m_t, v_d, v_t = _derivatives(
-            _complete(moments[0], LANES, COLUMNS, TAPS),
-            _complete(moments[1], LANES, COLUMNS, TAPS),
-            _complete(moments[2], LANES, COLUMNS, TAPS),
-            _complete(moments[3], LANES, COLUMNS, TAPS),
-            *(level_d, level_t, c1, c2, contrast),
-            *(here + INSET, column + INSET, map_height, map_width, weight, weight_strides),
-            *(PADDING, WEIGHTED),
-        )
-        total += tl.where(owned & ((here >= top) | (band == 0)), deficit, 0.0)
-        if WANT == 3:
-            tl.store(slot + local, m_t)
-            tl.store(slot + 3 * PITCH + local, m_d)
-        else:
-            tl.store(slot + local, m_t + m_d)
-        tl.store(slot + PITCH + local, v_d)
-        tl.store(slot + 2 * PITCH + local, v_t)
+    # Before the first row the memory holds anything. That only gets into rows of the map before
+    # the first that has a use.
+    row = top - TAPS
+    x_next = _row_address(x, x_strides, row, height, PADDING)
+    y_next = _row_address(y, y_strides, row, height, PADDING)
+    slot = 0
+    for k in range(TAPS):
+        row = top - TAPS + k
         tl.debug_barrier()
-        filtered = _add_maps(filtered, slot, PITCH, first, window, COLUMNS, TAPS)
-        difference = _finish(
-            *(x, y, gradient, other, x_strides, y_strides, gradient_strides, other_strides),
-            *(here, left + local),
-            (here >= top) & (local < OWN) & (left + local < width),
-            _complete(filtered[0], LANES, COLUMNS, TAPS),
-            _complete(filtered[1], LANES, COLUMNS, TAPS),
-            _complete(filtered[2], LANES, COLUMNS, TAPS),
-            _complete(filtered[MAPS - 1], LANES, COLUMNS, TAPS),
-            *(low, level_d, level_t, share, WANT),
+        x_next = _next_address(x, x_next, x_strides, row + 1, height, PADDING)
+        y_next = _next_address(y, y_next, y_strides, row + 1, height, PADDING)
+        a = _pixels(
+            *(x_next, x_strides[3], row + 1, left - REACH, height, width, low),
+            *(LANES, COLUMNS, TAPS, PADDING),
         )
-        if DISTANCE:
-            apart += difference
-        row += 1
+        b = _pixels(
+            *(y_next, y_strides[3], row + 1, left - REACH, height, width, low),
+            *(LANES, COLUMNS, TAPS, PADDING),
+        )
+        moments = _add_moments(moments, windows + slot, window, COLUMNS, TAPS, PITCH)
+        slot = HALF - slot
+        _keep_pixels(a, b, own + slot, rest + slot, low, level_d, level_t, PITCH)
+    row = top
+    # The row of the gradient that is complete is one behind that of the map.
+    behind = (top - REACH - 2).to(tl.int64)
+    x_row, y_row = x + behind * x_strides[2], y + behind * y_strides[2]
+    gradient_row = gradient + behind * gradient_strides[2]
+    other_row = other + behind * other_strides[2]
+    while row <= bottom + REACH:
+        for _ in tl.static_range(TURN):
+            here = row - REACH
+            tl.debug_barrier()
+            x_next = _next_address(x, x_next, x_strides, row + 1, height, PADDING)
+            y_next = _next_address(y, y_next, y_strides, row + 1, height, PADDING)
+            a = _pixels(
+                *(x_next, x_strides[3], row + 1, left - REACH, height, width, low),
+                *(LANES, COLUMNS, TAPS, PADDING),
+            )
+            b = _pixels(
+                *(y_next, y_strides[3], row + 1, left - REACH, height, width, low),
+                *(LANES, COLUMNS, TAPS, PADDING),
+            )
+            filtered = _add_maps(filtered, windows + slot + 2 * PITCH, PITCH, window, COLUMNS, TAPS)
+            x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
+            gradient_row += gradient_strides[2]
+            other_row += other_strides[2]
+            difference = _finish(
+                *(x_row, y_row, gradient_row, other_row),
+                *(x_strides, y_strides, gradient_strides, other_strides),
+                left + local,
+                (here > top) & (here <= bottom) & (local < OWN) & (left + local < width),
+                _complete(filtered[0], LANES, COLUMNS, TAPS),
+                _complete(filtered[1], LANES, COLUMNS, TAPS),
+                _complete(filtered[2], LANES, COLUMNS, TAPS),
+                _complete(filtered[MAPS - 1], LANES, COLUMNS, TAPS),
+                *(low, level_d, level_t, share, WANT),
+            )
+            if DISTANCE:
+                apart += difference
+            moments = _add_moments(moments, windows + slot, window, COLUMNS, TAPS, PITCH)
+            deficit, m_d, m_t, v_d, v_t = _derivatives(
+                _complete(moments[0], LANES, COLUMNS, TAPS),
+                _complete(moments[1], LANES, COLUMNS, TAPS),
+                _complete(moments[2], LANES, COLUMNS, TAPS),
+                _complete(moments[3], LANES, COLUMNS, TAPS),
+                *(level_d, level_t, c1, c2, contrast, here + INSET, left - REACH + local + INSET),
+                *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
+            )
+            counted = owned & ((here >= top) | (band == 0)) & (here < bottom)
+            total += tl.where(counted, deficit, 0.0)
+            slot = HALF - slot
+            target = own + slot + 2 * PITCH
+            if WANT == 3:
+                tl.store(target, m_t)
+                tl.store(target + 3 * PITCH, m_d)
+            else:
+                tl.store(target, m_t + m_d)
+            tl.store(target + PITCH, v_d)
+            tl.store(target + 2 * PITCH, v_t)
+            _keep_pixels(a, b, own + slot, rest + slot, low, level_d, level_t, PITCH)
+            row += 1
     place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
     _keep(total, sums + place)
     if DISTANCE:
@@ -639,6 +624,7 @@ def derive(
     contrast,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TURN: tl.constexpr,
     WHOLE: tl.constexpr,
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
@@ -672,54 +658,71 @@ def derive(
     level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
 
     scratch += tl.program_id(0).to(tl.int64) * (4 * PITCH)
-    left = strip * (LANES * COLUMNS)
-    place = left + tl.arange(0, LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    left = LEFT + strip * (LANES * COLUMNS)
+    local, beside = _columns(LANES, COLUMNS, TAPS)
+    windows = _windows(scratch, tl.arange(0, LANES) * COLUMNS, COLUMNS)
+    own, rest = scratch + local, scratch + beside
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     moments = (none, none, none, none)
     total = tl.zeros((LANES, COLUMNS), tl.float32)
     apart = tl.zeros((LANES, COLUMNS), tl.float32)
+    slab_rows = (slab_bottom - slab_top).to(tl.int64)
     # The rows before the first complete one are no loop of their own: the time to compile grows
-    # with the square of the loads in the code.
-    here = top - REACH
+    # with the square of the loads in the code. The first turn adds what the memory holds by chance,
+    # as in `march`.
+    here = top - REACH - 1
+    x_next = _row_address(x, x_strides, here + REACH, height, PADDING)
+    y_next = _row_address(y, y_strides, here + REACH, height, PADDING)
+    slot = 0
     while here < bottom:
-        # The other half is still read by slower threads.
-        slot = scratch + (here & 1) * (2 * PITCH)
-        moments = _add_moments(
-            *(moments, x, y, x_strides, y_strides, slot, here + REACH, LEFT + left),
-            *(height, width, window, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING),
-        )
-        if here >= top:
+        for _ in tl.static_range(TURN):
+            tl.debug_barrier()
+            x_next = _next_address(x, x_next, x_strides, here + TAPS, height, PADDING)
+            y_next = _next_address(y, y_next, y_strides, here + TAPS, height, PADDING)
+            a = _pixels(
+                *(x_next, x_strides[3], here + TAPS, left, height, width, low),
+                *(LANES, COLUMNS, TAPS, PADDING),
+            )
+            b = _pixels(
+                *(y_next, y_strides[3], here + TAPS, left, height, width, low),
+                *(LANES, COLUMNS, TAPS, PADDING),
+            )
+            moments = _add_moments(moments, windows + slot, window, COLUMNS, TAPS, PITCH)
+            # Rows before the first complete one too: a branch around this takes moves of all sums.
             deficit, m_d, m_t, v_d, v_t = _derivatives(
                 _complete(moments[0], LANES, COLUMNS, TAPS),
                 _complete(moments[1], LANES, COLUMNS, TAPS),
                 _complete(moments[2], LANES, COLUMNS, TAPS),
                 _complete(moments[3], LANES, COLUMNS, TAPS),
-                *(level_d, level_t, c1, c2, contrast, here + INSET, LEFT + INSET + place),
+                *(level_d, level_t, c1, c2, contrast, here + INSET, left + INSET + local),
                 *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
             )
-            total += tl.where(here >= own_top, deficit, 0.0)
+            counted = (here >= tl.maximum(top, own_top)) & (here < bottom)
+            total += tl.where(counted, deficit, 0.0)
             if DISTANCE:
                 difference = _apart(
                     *(x, y, x_strides, y_strides),
-                    *(here + INSET, LEFT + INSET + place, height, width),
+                    *(here + INSET, left + INSET + local, height, width),
                 )
-                apart += tl.where(here >= own_top, difference, 0.0)
+                apart += tl.where(counted, difference, 0.0)
             if WANT > 0:
-                slab_rows = (slab_bottom - slab_top).to(tl.int64)
+                kept = (here >= top) & (here < bottom)
                 map_row = slab_plane * MAPS * slab_rows + (here - slab_top)
-                target = maps + map_row * pitch + place
+                target = maps + map_row * pitch + (left - LEFT + local)
                 if WANT == 3:
-                    tl.store(target, m_t)
-                    tl.store(target + 3 * slab_rows * pitch, m_d)
+                    tl.store(target, m_t, mask=kept)
+                    tl.store(target + 3 * slab_rows * pitch, m_d, mask=kept)
                 else:
-                    tl.store(target, m_t + m_d)
-                tl.store(target + slab_rows * pitch, v_d)
-                tl.store(target + 2 * slab_rows * pitch, v_t)
-        here += 1
-    own = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
-    _keep(total, sums + own)
+                    tl.store(target, m_t + m_d, mask=kept)
+                tl.store(target + slab_rows * pitch, v_d, mask=kept)
+                tl.store(target + 2 * slab_rows * pitch, v_t, mask=kept)
+            slot = 2 * PITCH - slot
+            _keep_pixels(a, b, own + slot, rest + slot, low, level_d, level_t, PITCH)
+            here += 1
+    place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
+    _keep(total, sums + place)
     if DISTANCE:
-        _keep(apart, distances + own)
+        _keep(apart, distances + place)
 
 
 @triton.jit(
@@ -753,6 +756,7 @@ def gather(
     share,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TURN: tl.constexpr,
     WHOLE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
@@ -779,19 +783,29 @@ def gather(
     sums = (none,) * MAPS
     # One loop, as in `derive`.
     row = top - REACH
+    source = maps + (row - slab_top + REACH).to(tl.int64) * pitch
+    x_row, y_row = x + row.to(tl.int64) * x_strides[2], y + row.to(tl.int64) * y_strides[2]
+    gradient_row = gradient + row.to(tl.int64) * gradient_strides[2]
+    other_row = other + row.to(tl.int64) * other_strides[2]
     while row < bottom:
-        source = maps + (row - slab_top + REACH).to(tl.int64) * pitch
-        sums = _add_maps(sums, source, step, first, window, COLUMNS, TAPS)
-        _finish(
-            *(x, y, gradient, other, x_strides, y_strides, gradient_strides, other_strides),
-            *(row, column, (row >= top) & (column < width)),
-            _complete(sums[0], LANES, COLUMNS, TAPS),
-            _complete(sums[1], LANES, COLUMNS, TAPS),
-            _complete(sums[2], LANES, COLUMNS, TAPS),
-            _complete(sums[MAPS - 1], LANES, COLUMNS, TAPS),
-            *(low, level_d, level_t, share, WANT),
-        )
-        row += 1
+        for _ in tl.static_range(TURN):
+            windows = _windows(source, first, COLUMNS)
+            sums = _add_maps(sums, windows, step, window, COLUMNS, TAPS)
+            _finish(
+                *(x_row, y_row, gradient_row, other_row),
+                *(x_strides, y_strides, gradient_strides, other_strides),
+                *(column, (row >= top) & (row < bottom) & (column < width)),
+                _complete(sums[0], LANES, COLUMNS, TAPS),
+                _complete(sums[1], LANES, COLUMNS, TAPS),
+                _complete(sums[2], LANES, COLUMNS, TAPS),
+                _complete(sums[MAPS - 1], LANES, COLUMNS, TAPS),
+                *(low, level_d, level_t, share, WANT),
+            )
+            row += 1
+            source += pitch
+            x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
+            gradient_row += gradient_strides[2]
+            other_row += other_strides[2]
 
 
 @triton.jit(do_not_specialize=["planes", "pitch"])
