@@ -448,5 +448,4 @@ def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:
 
 def reduce(values: Tensor, reduction: str) -> Tensor:
     """Over channels, and over images if asked for."""
-    values = values.mean(1)
-    return values if reduction == "none" else values.mean()
+    return values.mean(1) if reduction == "none" else values.mean()

@@ -337,6 +337,23 @@ def test_the_sweep_is_a_good_citizen():
         )
 
 
+def test_a_plain_loss_has_its_gradient_as_it_was_written(monkeypatch):
+    """Scaling it would be a pass over memory."""
+    scaled = []
+    multiply = cpu._multiply
+    monkeypatch.setattr(cpu, "_multiply", lambda *given: (scaled.append(1), multiply(*given)))
+    for shape in ((3, 7, 20, 24), (1, 2, 11, 12, 13)):
+        x, y = pair(*shape)
+        gradients = []
+        for backend, times in itertools.product(("reference", "numba"), (1, 0.3)):
+            loss = SSIMLoss(backend=backend)(x.requires_grad_(), y)
+            gradients += torch.autograd.grad(times * loss, x)
+            assert len(scaled) == (backend == "numba" and times != 1)
+        scaled.clear()
+        for gradient, expected in zip(gradients[2:], gradients[:2], strict=True):
+            assert (gradient - expected).norm() < 1e-6 * expected.norm()
+
+
 def test_transforms_run_the_reference():
     x, y = pair(2, 1, 24, 24)
     expected = step(ssim, x, y, backend="reference")[1]

@@ -18,7 +18,7 @@ from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 from perceptual_losses._ssim import gpu, op, reference
-from perceptual_losses._ssim.contract import Settings, X, Y
+from perceptual_losses._ssim.contract import Settings, X, Y, usual_scale
 from perceptual_losses._ssim.window import gaussian
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -160,15 +160,14 @@ def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
     true = expected(x, y, settings, weights, levels)
     assert got[0].dtype == torch.float32
     assert (got[0] - true[0]).abs().max() < 1.5e-7
-    for image, wanted, gradients, exact in zip(
-        (x, y), (want & X, want & Y), got[1:], true[1:], strict=True
-    ):
-        assert len(gradients) == (levels if wanted else 0)
+    for image, bit, gradients, exact in zip((x, y), (X, Y), got[1:], true[1:], strict=True):
+        assert len(gradients) == (levels if want & bit else 0)
         for j, gradient in enumerate(gradients):
             kept = torch.bfloat16 if image.dtype == torch.bfloat16 and j == 0 else torch.float32
             assert gradient.dtype == kept
             assert gradient.shape == exact[j].shape
-            error = (gradient.double() - exact[j]).norm() / exact[j].norm()
+            wanted = usual_scale(x.shape) * exact[j]
+            error = (gradient.double() - wanted).norm() / wanted.norm()
             assert error < (tolerance if j == 0 else 1e-5)
     return got
 
@@ -353,8 +352,8 @@ def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
     true, true_x, true_y = expected(x, y, chosen)
     for got, rough, exact in (
         (means[0], plain.detach(), true[0]),
-        (of_x[0], plain_gradients[0], true_x[0]),
-        (of_y[0], plain_gradients[1], true_y[0]),
+        (of_x[0] / usual_scale(x.shape), plain_gradients[0], true_x[0]),
+        (of_y[0] / usual_scale(x.shape), plain_gradients[1], true_y[0]),
     ):
         assert (got - exact).norm() <= 2 * (rough - exact).norm() + 6e-8 * exact.norm()
 
@@ -411,11 +410,21 @@ def check_the_sweep(tiles, shape, levels):
         gradients.append(torch.rand(at_level.shape, generator=generator))
         total = total + (at_level * gradients[j] * scale[j, ..., None, None]).sum()
         at_level = reference.halve(at_level)
-    (exact,) = torch.autograd.grad(total, image)
+    (exact,) = torch.autograd.grad(total / usual_scale(shape), image)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.01)):
         fine = gradients[0].to(dtype, copy=True, memory_format=torch.channels_last)
         gpu.sweep([fine, *gradients[1:]], scale, [])
         assert (fine - exact).norm() < tolerance * exact.norm()
+
+
+def check_the_sweep_leaves_what_has_its_scale(tiles):
+    tiles(8, 2, 4)
+    gradient = torch.rand(2, 3, 5, 7)
+    swept, scale = gradient.clone(), torch.full((1, 2, 3), usual_scale(gradient.shape))
+    scale[0, 1, 2] *= 2
+    gpu.sweep([swept], scale, [])
+    gradient[1, 2] *= 2
+    assert torch.equal(swept, gradient)
 
 
 def step(function, x, y, **options):

@@ -64,6 +64,15 @@ def batched(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def usual_scale(shape: Sequence[int]) -> float:
+    """What a loss that falls with the mean of all planes' means scales each one's gradient with.
+
+    The fast paths write gradients with this scale, which spares most backward passes the
+    multiplication.
+    """
+    return -1 / (shape[0] * shape[1])
+
+
 def halved(shape: Sequence[int]) -> list[int]:
     """Shape of the images of the next coarser level."""
     return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._threads import cut, in_threads
-from .contract import Settings, X, Y, halved, spread
+from .contract import Settings, X, Y, halved, spread, usual_scale
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -119,7 +119,7 @@ def _march(
     kind = images[0].flat.dtype
     weights = None if weight is None else weight.squeeze(1).contiguous().numpy()
     extent, taps = (0,) * length, np.array(window, kind)
-    numbers = tuple(map(kind.type, constants))
+    numbers = tuple(map(kind.type, (*constants, usual_scale(shape))))
     sums = np.empty((shape[0] * shape[1], parts))
 
     memory = _kept()
@@ -205,14 +205,17 @@ def _distance(kernels: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
-    _multiply(gradients[-1], scale[len(gradients) - 1])
+    usual = usual_scale(gradients[0].shape)
+    factors = scale / usual
+    if len(gradients) > 1 or (scale[0] != usual).any():
+        _multiply(gradients[-1], factors[len(gradients) - 1])
     for level in reversed(range(len(gradients) - 1)):
         if gradients[level].dim() == 5:
-            _multiply(gradients[level], scale[level])
+            _multiply(gradients[level], factors[level])
             # As the kernels write: autograd does not see it, and the operation knows what is spent.
             gradients[level].data.add_(spread(gradients[level + 1], gradients[level].shape))
         else:
-            _sweep_level(gradients[level], scale[level], gradients[level + 1])
+            _sweep_level(gradients[level], factors[level], gradients[level + 1])
     if images:
         x, y = images
         _add_sign(gradients[0], x, y, scale[-1])

@@ -376,6 +376,7 @@ def march(
     low,
     c1,
     c2,
+    usual,
     padding,
     mirrored,
     contrast,
@@ -388,7 +389,8 @@ def march(
 
     ``extent`` is a tuple as long as ``window``, for loops that are unrolled. ``weight`` is
     ``(N, H', W')``; ``None`` for equal weights, as is ``mirrored`` but for symmetric padding, so
-    that less is compiled for what most images need. A gradient is written where ``want`` says so.
+    that less is compiled for what most images need. A gradient is written where ``want`` says so,
+    times ``usual``.
     The sum of a task's part of the map of each of its planes goes into ``out``, a row for each
     plane.
     """
@@ -400,9 +402,9 @@ def march(
     inset = radius if padding == VALID else 0
     map_bottom, map_right = height - inset, width - inset
     zero, one = kind(0), kind(1)
-    scale = one
+    scale = usual
     if weight is None:
-        scale = kind(1 / ((map_bottom - inset) * (map_right - inset)))
+        scale = kind(usual / ((map_bottom - inset) * (map_right - inset)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
     reach = radius if want else 0
     maps = (4 if want == X + Y else 3) if want else 0
@@ -614,8 +616,8 @@ def _derivatives_of_slice(
 
 @entry
 def march_volume(
-    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, padding, mirrored, contrast,
-    want, tasks, rows, slabs, out,
+    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, usual, padding, mirrored,
+    contrast, want, tasks, rows, slabs, out,
 ):  # fmt: skip
     """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
 
@@ -630,9 +632,9 @@ def march_volume(
     channels, depth, height, width = shape[1], shape[2], shape[3], shape[4]
     inset = radius if padding == VALID else 0
     map_back, map_bottom, map_right = depth - inset, height - inset, width - inset
-    scale = one
+    scale = usual
     if weight is None:
-        scale = kind(1 / ((map_back - inset) * (map_bottom - inset) * (map_right - inset)))
+        scale = kind(usual / ((map_back - inset) * (map_bottom - inset) * (map_right - inset)))
     reach = radius if want else 0
     maps = (4 if want == X + Y else 3) if want else 0
     sign = kind(1 if want == X else (-1 if want == Y else 0))

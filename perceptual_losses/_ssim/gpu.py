@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .contract import FLOOR, Settings, X, Y, halved
+from .contract import FLOOR, Settings, X, Y, halved, usual_scale
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -174,7 +174,7 @@ def means(
 
     Returns:
         The means ``(levels, N, C)``, or one more, and the gradients with respect to each level's x
-        and to its y, empty lists if not wanted.
+        and to its y, all times `usual_scale`, empty lists if not wanted.
     """
     if want == Y:
         # SSIM is symmetric, and so the kernels have no third way.
@@ -213,7 +213,7 @@ def means(
             distances = sums[levels] if distance and j == 0 else None
             _run(
                 *(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], distances, settings),
-                *(4 / wholes[j], j < levels - 1),
+                *(usual_scale(x.shape) / wholes[j], j < levels - 1),
             )
         value = torch.empty([len(counts), n, c], dtype=torch.float32, device=x.device)
         _launch(
@@ -244,7 +244,7 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
             *(_kernels().sweep, n * c * strips * bands, 4, fine, tuple(coarse) or (fine,)),
             *(tuple(level.stride(2) for level in coarse) or (0,), scale, x, y),
             *(fine.stride(), scale.stride(), x.stride(), y.stride()),
-            *(strips, bands, c, height, width),
+            *(strips, bands, c, height, width, usual_scale(fine.shape)),
             COARSE=len(coarse),
             ROWS=ROWS,
             LANES=COLUMNS,

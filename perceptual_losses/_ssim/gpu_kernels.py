@@ -409,11 +409,11 @@ def _finish(
     from_t = ((a - half) + (b - half)) * v_t
     if WANT == 3:
         from_d += m_d
-    value = share * (m + from_t + from_d)
+    value = 4 * share * (m + from_t + from_d)
     address = gradient_row + column * gradient_strides[3]
     tl.store(address, value.to(address.dtype.element_ty), mask=inside)
     if WANT == 3:
-        value = share * (m + from_t - from_d)
+        value = 4 * share * (m + from_t - from_d)
         address = other_row + column * other_strides[3]
         tl.store(address, value.to(address.dtype.element_ty), mask=inside)
     return tl.abs(a - b)
@@ -968,12 +968,16 @@ def sweep(
     channels,
     height,
     width,
+    usual,
     COARSE: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     DISTANCE: tl.constexpr,
 ):
     """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
+
+    Gradients come with the scale ``usual``. Where that is right and nothing is added, nothing is
+    read or written.
 
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
     corner, at each level on the way. ``coarse`` are of whole rows of as many values as ``pitches``
@@ -987,7 +991,9 @@ def sweep(
     scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
     address = _plane(gradient, strides, plane, channels)
     address += row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
-    total = tl.load(scale) * tl.load(address, mask=inside, other=0).to(tl.float32)
+    if COARSE == 0 and not DISTANCE:
+        inside = inside & (tl.load(scale) != usual)
+    total = tl.load(scale) / usual * tl.load(address, mask=inside, other=0).to(tl.float32)
     if DISTANCE:
         share = tl.load(scale + (COARSE + 1) * scale_strides[0]) / (1.0 * height * width)
         a = _plane(x, x_strides, plane, channels)
@@ -1005,6 +1011,6 @@ def sweep(
         height, width = (height + 1) // 2, (width + 1) // 2
         offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
         scale += scale_strides[0]
-        sent = tl.load(scale) * tl.load(coarse[j] + offset, mask=inside, other=0)
+        sent = tl.load(scale) / usual * tl.load(coarse[j] + offset, mask=inside, other=0)
         total += sent * (down * across)
     tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)

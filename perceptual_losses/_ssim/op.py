@@ -1,7 +1,8 @@
 """The means as an operation with its gradient, the same for every fast path.
 
 The kernels give the means and their derivatives in one pass, so that the backward is a
-multiplication. Second derivatives are those of the reference path.
+multiplication, or nothing where the scale is the usual one. Second derivatives are those of the
+reference path.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, gpu, reference
-from .contract import Settings, X, Y, batched, compute_dtype, halved, spread
+from .contract import Settings, X, Y, batched, compute_dtype, halved, spread, usual_scale
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
@@ -191,7 +192,8 @@ def _sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], path: s
 
 def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> Tensor:
     """What the kernel does in place, for the compiler to fuse."""
-    factors = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
+    scale = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
+    factors = scale / usual_scale(gradients[0].shape)
     levels = len(gradients)
     total = gradients[-1] * factors[levels - 1]
     for level in reversed(range(levels - 1)):
@@ -199,7 +201,7 @@ def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> Tens
     if images:
         x, y = images
         pixels = math.prod(x.shape[2:])
-        total = total + (x.to(scale.dtype) - y.to(scale.dtype)).sign() * (factors[-1] / pixels)
+        total = total + (x.to(scale.dtype) - y.to(scale.dtype)).sign() * (scale[-1] / pixels)
     return total.to(gradients[0].dtype)
 
 
