@@ -163,16 +163,7 @@ def _pixels(
 
 
 @triton.jit
-def _keep_pixels(
-    a,
-    b,
-    own,
-    rest,
-    low,
-    level_d,
-    level_t,
-    PITCH: tl.constexpr,
-):
+def _keep_pixels(a, b, own, rest, low, level_d, level_t, PITCH: tl.constexpr):
     """Writes difference and total of two rows of pixels, less their levels."""
     half = 0.5 * level_t + low
     tl.store(own, a[0] - b[0] - level_d)
@@ -247,12 +238,9 @@ def _complete(sums, LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constex
 
 
 @triton.jit
-def _inverse(values, least):
-    """1 / values, which are not below ``least`` but for roundings.
-
-    As precise as a division that is no correctly rounded one, in a third of its instructions.
-    """
-    root = tl.rsqrt(tl.maximum(values, least, propagate_nan=tl.PropagateNan.ALL))
+def _inverse(values):
+    """1 / values, all positive, in a third of the instructions of a division and as precise."""
+    root = tl.rsqrt(values)
     return root * root
 
 
@@ -283,7 +271,8 @@ def _derivatives(
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     var_d = e_dd - mu_d * mu_d
     var_t = e_tt - mu_t * mu_t
-    inverse = _inverse(var_t + var_d + 2 * c2, c2)
+    # But for roundings they are not negative.
+    inverse = _inverse(tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * c2)
     if PADDING != SYMMETRIC:
         # All that follows is zero then.
         inverse = tl.where(inside, inverse, 0.0)
@@ -293,7 +282,7 @@ def _derivatives(
     v_d = v_t - inverse
     full_d, full_t = mu_d + level_d, mu_t + level_t
     dd = full_d * full_d
-    inverse = _inverse(full_t * full_t + dd + 2 * c1, c1)
+    inverse = _inverse(full_t * full_t + dd + 2 * c1)
     # No branch, around which all sums would have to be moved.
     whole = contrast == 0
     if PADDING != SYMMETRIC:
