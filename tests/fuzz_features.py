@@ -460,16 +460,17 @@ ROUNDING = {
 }
 
 
-def budget(rounding, error, exact, dtype):
+def budget(rounding, error, exact, dtype, convolved):
     """What `sizes` of the errors may be, and for which images (or the batch) that can be said.
 
-    So many times the definition's own error in the network's dtype, what fewer products cost, and
-    one rounding of the result.
+    So many times the definition's own error in the network's dtype, what fewer products cost of
+    what a convolution gave, of which a ReLU may leave little, and one rounding of the result.
     """
     size = sizes(exact.abs().nan_to_num(0, 0, 0))
+    whole = torch.maximum(size, sizes(convolved.abs().nan_to_num(0, 0, 0)))
     known = (error <= LOST * size[1]).all(0) | (size[1] == 0)
     kept = torch.finfo(dtype)
-    allowed = TIMES * error + (rounding + kept.eps) * size
+    allowed = TIMES * error + rounding * whole + kept.eps * size
     return allowed.nan_to_num(math.inf, math.inf) + kept.smallest_normal * kept.eps, known
 
 
@@ -536,24 +537,32 @@ def _check(case, backend):
     if case["name"] != "vgg_features":
         # Nor is there a gradient where the network's dtype has no number for the distance.
         either = either | ~exact[0][0].isfinite()
+    lost = either
+    for values in (values for seen in own for values in seen.values()):
+        # Nor where it has none for a feature.
+        lost = lost | ~values.isfinite().flatten(1).all(1)
     depth = sum(layer.kind == "conv" for layer in plan_of(*weighed(case)[:2]))
     less = math.sqrt(depth) * ROUNDING.get(trunk, 0.0)
     results = []
     for which, image, seen, spoiled in zip("xy", (x, y), own, broken, strict=True):
         expected = features(case, image, True) if seen else {}
-        for name, value in seen.items():
-            results.append(((which, name), value, expected[name], trunk, less, spoiled))
+        for name, values in expected.items():
+            if name[:4] not in ("relu", "pool"):
+                convolved = values
+            if name in seen:
+                what = which, name
+                results.append((what, seen[name], values, trunk, less, spoiled, convolved))
     rest = less
     if case["name"] != "vgg_features" and kind == torch.float32:
         # A length, a quotient, a square and a sum.
         rest = 4 * torch.finfo(kind).eps
     for place, (value, expected) in enumerate(zip(outputs, exact[0], strict=True)):
-        results.append((("output", place), value, expected, kind, rest, either))
+        results.append((("output", place), value, expected, kind, rest, either, expected))
     for place, (value, expected) in enumerate(zip(gradients, exact[1], strict=True)):
         dtype = wanted(case, x, y)[place].dtype
-        results.append((("gradient", place), value, expected, dtype, less, either))
+        results.append((("gradient", place), value, expected, dtype, less, lost, expected))
     went = "judged"
-    for what, result, expected, dtype, rounding, spoiled in results:
+    for what, result, expected, dtype, rounding, spoiled, convolved in results:
         text = " ".join(map(str, what))
         require(result.dtype == dtype, case, backend, f"{text} in {result.dtype}")
         require(result.shape == expected.shape, case, backend, f"{text} of {tuple(result.shape)}")
@@ -562,7 +571,7 @@ def _check(case, backend):
             expected = torch.where(shaped(spoiled, expected), math.nan, expected)
         # Beyond what the dtype holds.
         expected = torch.where(expected.abs() > torch.finfo(dtype).max / 2, math.nan, expected)
-        allowed, known = budget(rounding, errors[what], expected, dtype)
+        allowed, known = budget(rounding, errors[what], expected, dtype, convolved)
         if not known.all():
             went = "unjudged"
         far = apart(result, expected)

@@ -609,14 +609,18 @@ def check_launches(tiles, monkeypatch):
 
 
 @pytest.mark.parametrize("normalize", ["floor", "relu", "simple", None])
-@pytest.mark.parametrize("exponents", [(1.0,), (0.3, 0.7), (1.0, 0.0, 0.4, 2.0, 0.1333)])
+@pytest.mark.parametrize(
+    "exponents", [(1.0,), (0.3, 0.7), (1.0, 0.0, 0.4, 2.0, 0.1333), (1.0, 2.0, 3.0)]
+)
 def check_the_product_of_the_levels(normalize, exponents):
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(len(exponents), 5, 9, generator=generator)
     # Each level has its turn with means that the normalizations change.
     for j in range(len(exponents)):
         means[j, j % 5, :6] = torch.tensor([-0.9, -1e-3, 0.0, 1e-6, 0.01, 1.0])
-    if normalize is None:
+    if normalize is None and any(exponent % 1 for exponent in exponents):
+        # Of negative numbers only whole powers are real.
+        assert op.product(means, exponents, normalize).isnan().any()
         means.clamp_(min=1e-6)
     product, derivatives = torch.ops.perceptual_losses.ms_ssim_product(
         means, list(exponents), normalize

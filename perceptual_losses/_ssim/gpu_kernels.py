@@ -828,6 +828,18 @@ def mean(sums, means, counts, wholes, planes, pitch, LANES: tl.constexpr, DISTAN
 
 
 @triton.jit
+def _raised(base, exponent):
+    """A power, of negative numbers too where it is a whole one."""
+    size = tl.exp2(exponent * tl.log2(tl.abs(base)))
+    half = 0.5 * exponent
+    signed = tl.where(half == tl.floor(half), size, -size)
+    signed = tl.where(exponent == tl.floor(exponent), signed, float("nan"))
+    power = tl.where(base < 0, signed, size)
+    # The logarithm of zero times zero is not what its power is.
+    return tl.where(exponent == 0, 1.0, tl.where(exponent == 1, base, power))
+
+
+@triton.jit
 def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
     """A level's factor in the product, and its derivative."""
     base, slope = mean, tl.full(mean.shape, 1.0, tl.float32)
@@ -840,10 +852,8 @@ def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
     elif NORMALIZE == RELU:
         dead = mean <= 0
         base, slope = tl.where(dead, 1.0, mean), tl.where(dead, 0.0, 1.0)
-    bits = tl.log2(base)
-    # The logarithm of zero times zero is not what its power is.
-    factor = tl.where(exponent == 0, 1.0, tl.exp2(exponent * bits))
-    derivative = exponent * tl.where(exponent == 1, 1.0, tl.exp2((exponent - 1) * bits))
+    factor = _raised(base, exponent)
+    derivative = exponent * _raised(base, exponent - 1)
     if NORMALIZE == RELU:
         factor = tl.where(dead, 0.0, factor)
     return factor, tl.where(exponent == 0, 0.0, derivative * slope)
