@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
@@ -698,6 +700,25 @@ def test_programs_fill_the_multiprocessors(shape, programs, rows):
     machine = gpu.Machine("sm_90", 132)
     march = gpu._job((shape,), 0, 11, "valid", X, False, machine).march
     assert (math.prod(shape[:2]) * march.tiles, march.rows) == (programs, rows)
+
+
+@hypothesis.given(
+    shape=st.tuples(*(st.integers(1, most) for most in (64, 4, 2000, 2000))),
+    taps=st.integers(6, 16).map(lambda radius: 2 * radius + 1),
+    multiprocessors=st.integers(1, 200),
+    padding=st.sampled_from(PADDINGS),
+    want=st.sampled_from([X, BOTH]),
+)
+def test_slabs_fit_their_memory(shape, taps, multiprocessors, padding, want):
+    """Rows of derivatives, in which the last threads reach beyond the image."""
+    machine = gpu.Machine("sm_90", multiprocessors)
+    job = gpu._job((shape,), 0, taps, padding, want, False, machine)
+    assert [slab.top for slab in job.slabs[1:]] == [slab.bottom for slab in job.slabs[:-1]]
+    assert (job.slabs[0].top, job.slabs[-1].bottom) == (0, shape[2])
+    for slab in job.slabs:
+        for cover, beyond in ((slab.derive, 0), (slab.gather, taps + 3)):
+            assert cover.strips * cover.lanes * cover.columns + beyond <= job.pitch
+            assert cover.rows * cover.bands >= slab.bottom - slab.top
 
 
 # Compiled ahead of time

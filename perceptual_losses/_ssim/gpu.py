@@ -345,7 +345,7 @@ def _job(
     distance: bool,
     machine: Machine,
 ) -> _Job:
-    n, c, height, _ = shapes[level]
+    n, c, height, width = shapes[level]
     planes = n * c
     sizes = LAUNCHES.get(machine.architecture, LAUNCHES[None])
     launches = sizes[min(size for size in sizes if size >= taps)]
@@ -370,12 +370,12 @@ def _job(
         return _Job(want, cover.tiles, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
-    derive = _cover(launches.derive, machine, planes, height + reach, shapes, level, reach, reach)
-    gather = _cover(launches.gather, machine, planes, height, shapes, level, reach)
-    # Room for what the last threads of a row read and write beyond it.
+    # Room for what the last threads of a row read and write beyond it, with most lanes.
+    derived, gathered = (
+        tile.columns * max(tile.lanes) for tile in (launches.derive, launches.gather)
+    )
     pitch = max(
-        derive.strips * derive.lanes * derive.columns,
-        gather.strips * gather.lanes * gather.columns + taps + 3,
+        derived * _ceil(width + reach, derived), gathered * _ceil(width, gathered) + taps + 3
     )
     pitch = 16 * _ceil(pitch, 16)
     rows = min(max(WORKSPACE // (4 * maps * pitch) - reach, taps), height)
