@@ -100,12 +100,14 @@ class Figures(NamedTuple):
         spilled: bytes of a thread's local memory.
         shared: bytes of a program's shared memory.
         instructions: of the longest loop of a thread; 0 without a loop.
+        barriers: among them.
     """
 
     registers: int
     spilled: int
     shared: int
     instructions: int
+    barriers: int
 
 
 @contextlib.contextmanager
@@ -188,20 +190,24 @@ def figures(kernel: Any) -> Figures:
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found is not None, usage
     registers, stack, local = map(int, found.groups())
-    return Figures(registers, stack + local, kernel.metadata.shared, longest_loop(assembly))
+    loop = longest_loop(assembly)
+    barriers = sum("BAR.SYNC" in instruction for instruction in loop)
+    return Figures(registers, stack + local, kernel.metadata.shared, len(loop), barriers)
 
 
-def longest_loop(assembly: str) -> int:
-    """Instructions from the target of a branch backwards to the branch, at most."""
-    addresses: dict[int, int] = {}
-    longest = 0
+def longest_loop(assembly: str) -> list[str]:
+    """The most instructions from the target of a branch backwards to the branch."""
+    places: dict[int, int] = {}
+    instructions: list[str] = []
+    longest: list[str] = []
     for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", assembly):
         address, instruction = int(found[1], 16), found[2]
-        addresses[address] = len(addresses)
+        places[address] = len(instructions)
+        instructions.append(instruction)
         branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
         # A branch to itself stands behind the last instruction.
         if branch is not None and int(branch[1], 16) < address:
-            longest = max(longest, len(addresses) - addresses[int(branch[1], 16)])
+            longest = max(longest, instructions[places[int(branch[1], 16)] :], key=len)
     return longest
 
 

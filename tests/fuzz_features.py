@@ -538,7 +538,7 @@ def _check(case, backend):
         # Nor is there a gradient where the network's dtype has no number for the distance.
         either = either | ~exact[0][0].isfinite()
     lost = either
-    for values in (values for seen in own for values in seen.values()):
+    for values in (*own[0].values(), *own[1].values()):
         # Nor where it has none for a feature.
         lost = lost | ~values.isfinite().flatten(1).all(1)
     depth = sum(layer.kind == "conv" for layer in plan_of(*weighed(case)[:2]))

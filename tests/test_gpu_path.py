@@ -422,11 +422,13 @@ def check_the_sweep(tiles, shape, levels):
 def check_the_sweep_leaves_what_has_its_scale(tiles):
     tiles(8, 2, 4)
     gradient = torch.rand(2, 3, 5, 7)
+    # A signalling NaN, of which any multiplication makes a quiet one.
+    gradient.view(torch.int32)[0, 0, 0, 0] = 0x7F800001
     swept, scale = gradient.clone(), torch.full((1, 2, 3), usual_scale(gradient.shape))
     scale[0, 1, 2] *= 2
     gpu.sweep([swept], scale, [])
     gradient[1, 2] *= 2
-    assert torch.equal(swept, gradient)
+    assert torch.equal(swept.view(torch.int32), gradient.view(torch.int32))
 
 
 def step(function, x, y, **options):
@@ -697,16 +699,18 @@ def test_programs_fill_the_multiprocessors(shape, programs, rows):
 
 
 @hypothesis.given(
-    shape=st.tuples(*(st.integers(1, most) for most in (64, 4, 2000, 2000))),
+    shape=st.tuples(*(st.integers(1, most) for most in (64, 4, 2000))),
+    # Near to where another tile begins.
+    width=st.tuples(st.integers(1, 8), st.integers(1, 40)).map(lambda at: 256 * at[0] - at[1]),
     taps=st.integers(6, 16).map(lambda radius: 2 * radius + 1),
     multiprocessors=st.integers(1, 200),
     padding=st.sampled_from(PADDINGS),
     want=st.sampled_from([X, BOTH]),
 )
-def test_slabs_fit_their_memory(shape, taps, multiprocessors, padding, want):
+def test_slabs_fit_their_memory(shape, width, taps, multiprocessors, padding, want):
     """Rows of derivatives, in which the last threads reach beyond the image."""
     machine = gpu.Machine("sm_90", multiprocessors)
-    job = gpu._job((shape,), 0, taps, padding, want, False, machine)
+    job = gpu._job(((*shape, width),), 0, taps, padding, want, False, machine)
     assert [slab.top for slab in job.slabs[1:]] == [slab.bottom for slab in job.slabs[:-1]]
     assert (job.slabs[0].top, job.slabs[-1].bottom) == (0, shape[2])
     for slab in job.slabs:
@@ -756,6 +760,9 @@ def test_compiles_without_spills(capability, case, most):
         assert found.spilled <= spilled
         assert found.registers <= (limit if spilled == 0 else 255)
         assert found.instructions > 10 * case.window_size
+        # What a row writes into scratch memory the next one reads, which the interpreter, where
+        # threads do not run at once, does not show.
+        assert found.barriers == (0 if name == "gather" else launches[name].constants["TURN"])
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
@@ -786,5 +793,5 @@ def test_the_longest_loop():
         /*0070*/                   EXIT ;                         /* 0x00 */
         /*0080*/                   BRA 0x80;                      /* 0x00 */
     """
-    assert aot.longest_loop(assembly) == 4
-    assert aot.longest_loop("") == 0
+    assert [line.split()[-2] for line in aot.longest_loop(assembly)] == ["R1,", "BRA", "R0,", "BRA"]
+    assert aot.longest_loop("") == []
