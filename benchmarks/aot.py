@@ -65,17 +65,17 @@ class Case(NamedTuple):
 
 BOTH = X + Y
 CASES = (
-    *(Case(size, want) for size in (11, 17, 33) for want in (0, X, BOTH)),
-    *(Case(size, X, "zeros") for size in (11, 17, 33)),
-    *(Case(size, BOTH, "zeros", True) for size in (11, 17, 33)),
-    *(Case(size, 0, "symmetric", True) for size in (11, 17, 33)),
-    *(Case(size, BOTH, "symmetric", True) for size in (11, 17, 33)),
+    *(Case(size, want) for size in (11, 21, 33) for want in (0, X, BOTH)),
+    *(Case(size, X, "zeros") for size in (11, 21, 33)),
+    *(Case(size, BOTH, "zeros", True) for size in (11, 21, 33)),
+    *(Case(size, 0, "symmetric", True) for size in (11, 21, 33)),
+    *(Case(size, BOTH, "symmetric", True) for size in (11, 21, 33)),
     *(Case(11, want, "valid", False, torch.bfloat16) for want in (0, X, BOTH)),
     Case(11, X, "zeros", False, torch.bfloat16),
-    *(Case(size, BOTH, "symmetric", True, torch.bfloat16) for size in (11, 17, 33)),
+    *(Case(size, BOTH, "symmetric", True, torch.bfloat16) for size in (11, 21, 33)),
     Case(11, X, channels_last=True),
-    *(Case(size, BOTH, "symmetric", True, channels_last=True) for size in (11, 17, 33)),
-    *(Case(size, want, distance=True) for size in (11, 17, 33) for want in (0, X, BOTH)),
+    *(Case(size, BOTH, "symmetric", True, channels_last=True) for size in (11, 21, 33)),
+    *(Case(size, want, distance=True) for size in (11, 21, 33) for want in (0, X, BOTH)),
     *(Case(11, want, "zeros", distance=True) for want in (0, X)),
     Case(33, BOTH, "symmetric", distance=True),
     Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True),
@@ -111,10 +111,10 @@ class Figures(NamedTuple):
 
 
 @contextlib.contextmanager
-def recording(capability: int) -> Iterator[list[Launch]]:
-    """Collects what would be launched on such a GPU, for tensors without memory."""
+def recording(capability: int, architecture: str | None = None) -> Iterator[list[Launch]]:
+    """Collects what would be launched on such a GPU, or another, for tensors without memory."""
     launches: list[Launch] = []
-    machine = gpu.Machine(f"sm_{capability}", CAPABILITIES[capability])
+    machine = gpu.Machine(architecture or f"sm_{capability}", CAPABILITIES[capability])
 
     def record(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, programs, warps, arguments, constants))
@@ -126,7 +126,7 @@ def recording(capability: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def launched(case: Case, capability: int) -> dict[str, Launch]:
+def launched(case: Case, capability: int, architecture: str | None = None) -> dict[str, Launch]:
     """The kernels of a level, by name."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x = torch.empty(SHAPE, dtype=case.dtype, device="meta", memory_format=layout)
@@ -134,7 +134,7 @@ def launched(case: Case, capability: int) -> dict[str, Launch]:
     lost = case.window_size - 1 if case.padding == "valid" else 0
     weights = [torch.empty(n, 1, height - lost, width - lost, device="meta")] * case.weighted
     window = list(gaussian(case.window_size, 1.5))
-    with recording(capability) as launches:
+    with recording(capability, architecture) as launches:
         gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, case.padding, 1, case.distance, case.want)
     return {launch.kernel.__name__: launch for launch in launches}
 
@@ -187,19 +187,20 @@ def figures(kernel: Any) -> Figures:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage, assembly = _dump(file.name, "-res-usage"), _dump(file.name, "-sass")
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found is not None, usage
-    registers, stack, local = map(int, found.groups())
+    registers, stack, shared, local = map(int, found.groups())
     loop = longest_loop(assembly)
     barriers = sum("BAR.SYNC" in instruction for instruction in loop)
-    return Figures(registers, stack + local, kernel.metadata.shared, len(loop), barriers)
+    shared += kernel.metadata.shared
+    return Figures(registers, stack + local, shared, len(loop), barriers)
 
 
 def longest_loop(assembly: str) -> list[str]:
-    """The most instructions from the target of a branch backwards to the branch."""
+    """Of the innermost loops the most instructions from the target of a branch backwards to it."""
     places: dict[int, int] = {}
     instructions: list[str] = []
-    longest: list[str] = []
+    loops: list[tuple[int, int]] = []
     for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", assembly):
         address, instruction = int(found[1], 16), found[2]
         places[address] = len(instructions)
@@ -207,8 +208,11 @@ def longest_loop(assembly: str) -> list[str]:
         branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
         # A branch to itself stands behind the last instruction.
         if branch is not None and int(branch[1], 16) < address:
-            longest = max(longest, instructions[places[int(branch[1], 16)] :], key=len)
-    return longest
+            begin, end = places[int(branch[1], 16)], len(instructions)
+            # Those found before end before.
+            if not any(begin <= inner for inner, _ in loops):
+                loops.append((begin, end))
+    return max((instructions[begin:end] for begin, end in loops), key=len, default=[])
 
 
 def _dump(path: str, option: str) -> str:
@@ -250,7 +254,8 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "share a level they follow each other, and without gradients `derive` is alone. Threads "
         "are those of a program, columns those of a thread.",
         "Registers and spilled bytes (stack and local memory) of a thread are those that "
-        "`cuobjdump -res-usage` gives, shared memory is what Triton asks for. The instructions "
+        "`cuobjdump -res-usage` gives, shared memory is the kernel's own and what Triton asks for. "
+        "The instructions "
         "per pixel are those of the loop over the rows: in `cuobjdump -sass`, all from the target "
         "of the branch backwards to the branch, for the longest such stretch, divided by the "
         "pixels of a thread in a turn: one or two rows of its columns. All paths through the body "

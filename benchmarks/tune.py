@@ -1,9 +1,9 @@
 """Times the Triton kernels with each launch setting on this machine's GPU.
 
-``python -m benchmarks.tune`` writes ``benchmarks/tuning/<device>.json``: for each window
-size and each image size the time of every setting, fastest first, and the settings that are fastest
-over all image sizes (by the geometric mean of their times). Those go into the table in
-``perceptual_losses/_ssim/gpu.py``.
+``python -m benchmarks.tune`` writes ``benchmarks/tuning/<device>.json``: for windows of each size
+in the table of ``perceptual_losses/_ssim/gpu.py``, for the value alone and for the value with its
+gradient, the time of each setting at several image sizes. The table has the settings that are
+fastest there, and a test compares.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
+import multiprocessing
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,83 +32,156 @@ from .run import device_name, environment
 
 TUNING = Path(__file__).parent / "tuning"
 
-SIZES = ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (8, 3, 1080, 1920))
-WINDOWS = (11, 17, 33)
-SETTINGS = tuple(itertools.product([True, False], (32, 64, 128), (1, 2), (1, 2)))
-"""Whether one kernel does all, lanes, columns of each, rows in a turn."""
-
-Setting = tuple[bool, int, int, int]
+SIZES = ((64, 3, 64, 64), (8, 3, 256, 256), (1, 3, 1080, 1920), (8, 3, 1080, 1920))
 
 
-def launches(setting: Setting) -> gpu.Launches:
-    """The same tile for every kernel."""
-    march, lanes, columns, turn = setting
-    tile = gpu.Tile((lanes,), columns, turn, warps=8)
-    return gpu.Launches(tile, tile if march else None, tile, tile)
+class Setting(NamedTuple):
+    """The same tile for every kernel.
+
+    Attributes:
+        window: pixels across.
+        kernels: ``"value"`` without a gradient, ``"march"`` with one kernel for it, ``"slabs"``
+            with two.
+        lanes: threads of a program.
+        columns: of each thread.
+        turn: rows in a turn of the loop.
+        warps: on a multiprocessor.
+    """
+
+    window: int
+    kernels: str
+    lanes: int
+    columns: int
+    turn: int
+    warps: int
+
+    def launches(self) -> dict[str | None, dict[int, gpu.Launches]]:
+        """As the table of the GPU path has them."""
+        tile = gpu.Tile((self.lanes,), self.columns, self.turn, self.warps)
+        march = tile if self.kernels == "march" else None
+        return {None: {self.window: gpu.Launches(tile, march, tile, tile)}}
 
 
-def seconds(
-    pair: tuple[Tensor, Tensor], window: int, setting: Setting, device: str, calls: int
-) -> float:
-    """Of a forward and backward pass with a setting."""
-    before = gpu.LAUNCHES
-    gpu.LAUNCHES = {None: {window: launches(setting)}}
-    gpu._job.cache_clear()
-    try:
-        x, y = pair[0].detach().requires_grad_(), pair[1]
+def _settings(
+    window: int, kernels: str, tiles: Iterable[tuple[int, int, int]]
+) -> Iterable[Setting]:
+    for (columns, turn, warps), lanes in itertools.product(tiles, (32, 64, 128)):
+        yield Setting(window, kernels, lanes, columns, turn, warps)
 
-        def step() -> None:
-            ssim(x, y, window_size=window, backend="triton").backward()
-            x.grad = None
 
+SETTINGS = (
+    *_settings(11, "value", [(4, 1, 8), (2, 1, 12), (2, 2, 12)]),
+    *_settings(11, "march", [(2, 1, 8), (2, 2, 8)]),
+    *_settings(21, "value", [(2, 1, 8), (1, 1, 12)]),
+    *_settings(21, "march", [(1, 1, 8)]),
+    *_settings(33, "value", [(1, 1, 8)]),
+    *_settings(33, "slabs", [(1, 1, 8)]),
+)
+
+
+def _step(pair: tuple[Tensor, Tensor], setting: Setting, device: str) -> Callable[[], Any]:
+    """A forward pass, and a backward one if the setting is one for it: on a GPU as a graph, to time
+    the kernels and not their launches.
+    """
+    x, y = pair[0].detach(), pair[1]
+    backward = setting.kernels != "value"
+    x.requires_grad_(backward)
+
+    def step() -> Any:
+        value = 1 - ssim(x, y, window_size=setting.window, backend="triton")
+        return torch.autograd.grad(value, x) if backward else value
+
+    step()
+    if device == "cpu":
+        return step
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         step()
-        return statistics.median(measure.seconds(step, calls, device) for _ in range(5))
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def seconds(pair: tuple[Tensor, Tensor], setting: Setting, device: str, calls: int) -> float:
+    """Of a step with a setting: the median of three means."""
+    before = gpu.LAUNCHES
+    gpu.LAUNCHES = setting.launches()
+    gpu._steps.cache_clear()
+    try:
+        step = _step(pair, setting, device)
+        return statistics.median(measure.seconds(step, calls, device) for _ in range(3))
     finally:
         gpu.LAUNCHES = before
-        gpu._job.cache_clear()
+        gpu._steps.cache_clear()
+
+
+def compiled(setting: Setting) -> str | None:
+    """Compiles for a setting, into Triton's cache on disk, or says why not."""
+    x = torch.rand(SIZES[-1], device="cuda")
+    try:
+        seconds((x, x), setting, "cuda", 1)
+    except Exception as error:  # A setting that does not fit on the device is a result too.
+        return measure.reason(error)
+    return None
 
 
 def tune(
     sizes: Sequence[tuple[int, ...]],
-    window: int,
-    settings: Iterable[Setting],
+    settings: Sequence[Setting],
     device: str,
     calls: int = 10,
-) -> dict[str, Any]:
-    """Times of every setting at every size, and the fastest over all of them."""
-    found: dict[Setting, list[float]] = {}
-    failed: dict[str, str] = {}
-    # Once: the processor takes a second for the largest.
-    pairs = [images(size, device) for size in sizes]
-    for setting in tqdm(list(settings), desc=f"window {window}"):
-        try:
-            found[setting] = [seconds(pair, window, setting, device, calls) for pair in pairs]
-        except Exception as error:  # A setting that does not fit on the device is a result too.
-            failed[str(setting)] = measure.reason(error)
-    order = sorted(found, key=lambda setting: math.prod(found[setting]))
-    return {
-        "window": window,
-        "setting": ["march", "lanes", "columns", "turn"],
-        "sizes": ["x".join(map(str, size)) for size in sizes],
-        "fastest": order[:1],
-        "milliseconds": [[list(s), [1000 * taken for taken in found[s]]] for s in order],
-        "failed": failed,
-    }
+) -> list[dict[str, Any]]:
+    """The milliseconds of every setting at every size, or why there are none."""
+    failed: dict[Setting, str] = {}
+    if device == "cuda":
+        # One after the other they would take minutes.
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            reasons = pool.imap(compiled, settings)
+            found = tqdm(reasons, total=len(settings), desc="compiling")
+            failed = {s: why for s, why in zip(settings, found, strict=True) if why is not None}
+    rows = [{**setting._asdict(), "error": failed.get(setting)} for setting in settings]
+    for size in tqdm(sizes, desc="sizes"):
+        pair = images(size, device)
+        for row, setting in zip(rows, settings, strict=True):
+            if row["error"] is None:
+                try:
+                    taken = seconds(pair, setting, device, calls)
+                except Exception as error:
+                    row["error"] = measure.reason(error)
+                else:
+                    row.setdefault("milliseconds", {})["x".join(map(str, size))] = 1000 * taken
+    return rows
+
+
+def fastest(rows: Sequence[dict[str, Any]], window: int, kernels: str, size: str) -> dict[str, Any]:
+    """Of the settings for such windows and kernels, at one size."""
+    found = [
+        row
+        for row in rows
+        if (row["window"], row["kernels"], row["error"]) == (window, kernels, None)
+    ]
+    return min(found, key=lambda row: row["milliseconds"][size])
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """The command line; returns the path of the file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/tuning/<device>.json")
     options = parser.parse_args(arguments)
-    result = {
-        "environment": environment("cuda", CONTENDERS[:1]),
-        "windows": [tune(SIZES, window, SETTINGS, "cuda") for window in options.windows],
-    }
+    rows = tune(SIZES, SETTINGS, "cuda")
     name = re.sub(r"[^a-z0-9]+", "-", device_name("cuda").lower()).strip("-")
-    path = TUNING / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path = options.out or TUNING / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"environment": environment("cuda", CONTENDERS[:1]), "settings": rows}
     path.write_text(json.dumps(result, indent=1) + "\n")
+    for window, kernels in dict.fromkeys((s.window, s.kernels) for s in SETTINGS):
+        for size in rows[0].get("milliseconds", {}):
+            best = fastest(rows, window, kernels, size)
+            tile = [best[key] for key in ("lanes", "columns", "turn")]
+            print(window, kernels, size, tile, f"{best['milliseconds'][size]:.4f} ms")
     print(path)
     return path
 

@@ -6,6 +6,7 @@ range is normal while training. Each error says what was given, what is allowed 
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -64,6 +65,33 @@ def settings(
     backend: str,
 ) -> Settings:
     """The definition that the options spell, each of them checked."""
+    options = data_range, window_size, sigma, k1, k2, padding, reduction, backend
+    if torch.compiler.is_compiling():
+        return _settings(*options)
+    # True is no number, but equal to one.
+    bounds = tuple(map(type, data_range)) if isinstance(data_range, tuple) else None
+    try:
+        return _known_settings(*options, bounds)
+    except TypeError:
+        # Not accepted, or accepted and not hashable.
+        return _settings(*options)
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _known_settings(*options: Any) -> Settings:
+    return _settings(*options[:-1])
+
+
+def _settings(
+    data_range: float | tuple[float, float],
+    window_size: int,
+    sigma: float,
+    k1: float,
+    k2: float,
+    padding: str,
+    reduction: str,
+    backend: str,
+) -> Settings:
     low, length = low_and_length(data_range)
     if isinstance(window_size, bool) or not isinstance(window_size, int):
         raise TypeError(f"window_size is {_describe(window_size)}: pass an odd int, such as 11")

@@ -91,10 +91,7 @@ def ssim(
         >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
         tensor([ 1.0000, -0.8262])
     """
-    (similarity,) = ssim_terms(
-        x,
-        y,
-        mask=mask,
+    definition = _arguments.settings(
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -104,6 +101,11 @@ def ssim(
         reduction=reduction,
         backend=backend,
     )
+    _arguments.images(x, y, definition, data_range)
+    weights = _weights(mask, x, y, definition)
+    if reduction == "mean":
+        return _ssim.mean(x, y, definition, weights, backend=backend)
+    (similarity,) = _ssim.means(x, y, definition, weights, levels=1, backend=backend).unbind()
     return reduce(similarity, reduction)
 
 
@@ -259,11 +261,17 @@ def ssim_terms(
     """SSIM, and in the same pass the mean of ``|x - y|`` if asked for; each ``(N, C)``."""
     definition = _arguments.settings(**options)
     _arguments.images(x, y, definition, options["data_range"])
-    pixel_weights = _arguments.mask_weights(mask, x, y)
-    weights = () if pixel_weights is None else (_normalized(pixel_weights, definition),)
+    weights = _weights(mask, x, y, definition)
     return _ssim.means(
         x, y, definition, weights, levels=1, distance=distance, backend=options["backend"]
     ).unbind()
+
+
+def _weights(
+    mask: Tensor | None, x: Tensor, y: Tensor, definition: _ssim.Settings
+) -> tuple[Tensor, ...]:
+    pixel_weights = _arguments.mask_weights(mask, x, y)
+    return () if pixel_weights is None else (_normalized(pixel_weights, definition),)
 
 
 def ms_ssim_terms(

@@ -39,9 +39,9 @@ def _wide_tiles() -> Iterator[None]:
         patch.setattr(gpu, "SHORTEST", 256)
         patch.setattr(gpu, "ROWS", 64)
         patch.setattr(gpu, "TILES", 4)
-        gpu._job.cache_clear()
+        gpu._steps.cache_clear()
         yield
-    gpu._job.cache_clear()
+    gpu._steps.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def checked(kernel, programs, warps, *arguments, **constants):
     # Triton has compiled ones in; two pointers of its own come last.
     for kind, arrived in parameters[:-2]:
         for value in given:
-            if kind == "f32" and abs(arrived - value) <= 1e-6 * abs(value):
+            if kind == "f32" and (arrived == value or abs(arrived - value) <= 1e-6 * abs(value)):
                 break
             if kind != "f32" and arrived == value % 2 ** (8 * ctypes.sizeof(TYPES[kind])):
                 break
@@ -98,7 +98,7 @@ def main():
         x.requires_grad_()
         SSIMLoss(backend="triton")(x, y).backward()
         L1MSSSIMLoss(levels=3, backend="triton")(x, y).backward()
-        SSIMLoss(window_size=17, padding="zeros", backend="triton")(x, y).backward()
+        SSIMLoss(window_size=25, padding="zeros", backend="triton")(x, y).backward()
         L1SSIMLoss(backend="triton")(x.detach(), y)
         halves = x.detach().bfloat16().contiguous(memory_format=torch.channels_last)
         halves.requires_grad_()

@@ -332,6 +332,7 @@ def test_the_sweep_is_a_good_citizen():
                 [gradient.clone() for gradient in gradients[:levels]],
                 torch.rand(levels + distance, 2, 2),
                 images * distance,
+                -0.25,
                 "numba",
             ),
         )

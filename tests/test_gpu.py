@@ -157,6 +157,7 @@ def test_memory(name, limit):
     assert peak < limit * x.numel() * x.element_size() + scratch
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of how torch.compile itself traces
 def test_compiled():
     x, y = pair(2, 3, 192, 192)
     loss = L1MSSSIMLoss(backend="triton")

@@ -16,7 +16,16 @@ from . import cpu, gpu, op, reference
 from .contract import Settings, compute_dtype, transform
 from .reference import halve
 
-__all__ = ["BACKENDS", "Settings", "compute_dtype", "halve", "means", "products", "similarity_map"]
+__all__ = [
+    "BACKENDS",
+    "Settings",
+    "compute_dtype",
+    "halve",
+    "mean",
+    "means",
+    "products",
+    "similarity_map",
+]
 
 BACKENDS = ("auto", "reference", "numba", "triton")
 
@@ -49,6 +58,16 @@ def means(
         differentiable with respect to ``x`` and ``y``.
     """
     return _means(x, y, settings, weights, levels, distance, _path(x, y, settings, backend))
+
+
+def mean(
+    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], *, backend: str
+) -> Tensor:
+    """The mean of `means` at one level, in one operation where it can be."""
+    path = _path(x, y, settings, backend)
+    if path == "reference" or torch.compiler.is_compiling():
+        return _means(x, y, settings, weights, 1, False, path).mean()
+    return op.means(x, y, settings, weights, 1, False, path, reduced=True)
 
 
 def products(

@@ -35,7 +35,8 @@ class Settings(NamedTuple):
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any tensor is; else float32, for half precision and integers too."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    dtypes = [tensor.dtype for tensor in tensors]
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def exporting() -> bool:
@@ -48,10 +49,10 @@ def exporting() -> bool:
 
 def transform() -> str | None:
     """What is active that differentiates or batches in a way that kernels do not know, if any."""
-    if exporting():
-        return "an export"
     if torch.compiler.is_compiling():
-        return None
+        return "an export" if exporting() else None
+    if torch._C._get_tracing_state() is not None:
+        return "an export"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform"
     # Where dual tensors are made, whose tangents a kernel would drop.

@@ -204,8 +204,7 @@ def _distance(kernels: Any, x: Tensor, y: Tensor) -> Tensor:
     return torch.from_numpy(mean).to(x.dtype)
 
 
-def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
-    usual = usual_scale(gradients[0].shape)
+def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> None:
     factors = scale / usual
     if len(gradients) > 1 or (scale[0] != usual).any():
         _multiply(gradients[-1], factors[len(gradients) - 1])

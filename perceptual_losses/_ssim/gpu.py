@@ -1,6 +1,9 @@
 """The GPU path: launches of the Triton kernels, for tensors read where and as they lie."""
 
+from __future__ import annotations
+
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -46,34 +49,35 @@ class Launches(NamedTuple):
 
 _WIDTHS = (32, 64, 128)
 
-# For each architecture, and up to each window size. Nothing in here has been timed yet: it is what
-# fits into the registers without spills.
+# For each architecture, and up to each window size.
 LAUNCHES: dict[str | None, dict[int, Launches]] = {
     None: {
         11: Launches(
-            value=Tile(_WIDTHS, 2, 2, 12),
-            march=Tile(_WIDTHS, 2, 1, 8),
-            derive=Tile(_WIDTHS, 2, 2, 8),
+            value=Tile(_WIDTHS, 4, 1, 8),
+            march=Tile((64, 128), 2, 1, 8),
+            derive=Tile(_WIDTHS, 2, 1, 8),
             gather=Tile(_WIDTHS, 2, 1, 8),
         ),
-        17: Launches(
-            value=Tile(_WIDTHS, 2, 2, 8),
-            march=None,
-            derive=Tile(_WIDTHS, 2, 2, 8),
-            gather=Tile(_WIDTHS, 2, 1, 8),
-        ),
-        33: Launches(
-            value=Tile(_WIDTHS, 1, 1, 8),
-            march=None,
+        21: Launches(
+            value=Tile(_WIDTHS, 2, 1, 8),
+            march=Tile((64, 128), 1, 1, 8),
             derive=Tile(_WIDTHS, 1, 1, 8),
             gather=Tile(_WIDTHS, 1, 1, 8),
         ),
+        33: Launches(
+            value=Tile((64, 128), 1, 1, 8),
+            march=None,
+            derive=Tile((64, 128), 1, 1, 8),
+            gather=Tile((64, 128), 1, 1, 8),
+        ),
     }
 }
-# Rows of a band, at least: each computes the rows before it too.
+# Rows of a program, at least: each computes the rows before its own too.
 SHORTEST = 8
-# Bytes of the derivatives between `derive` and `gather`: what stays in the second-level cache.
-WORKSPACE = 24 * 2**20
+# Rows that take as long as the launch that adds up a plane's tiles.
+MEAN = 48
+# Bytes of the derivatives between `derive` and `gather`: not much beyond a second-level cache.
+WORKSPACE = 64 * 2**20
 # Rows and columns of a program of the sweep, and of one that halves: from each halving of its rows
 # comes a level.
 ROWS, COLUMNS = 4, 256
@@ -82,6 +86,8 @@ HALVED_ROWS, HALVED_COLUMNS = 16, 128
 TILES = 512
 # Planes of a program that combines levels.
 PLANES = 32
+# Programs of the sweep for each multiprocessor, at most.
+SWEEPERS = 16
 # The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
 OPTIONS = {"enable_fp_fusion": True}
 
@@ -182,51 +188,22 @@ def means(
             *(y, x, weights, window, low, c1, c2, padding, levels, distance, X)
         )
         return value, [], gradients
-    n, c = x.shape[:2]
     settings = Settings(tuple(window), low, c1, c2, padding)
-    images = [(x, y)]
-    of_x: list[Tensor] = []
-    of_y: list[Tensor] = []
+    layouts = _layout(x), _layout(y), tuple(map(_layout, weights))
+    memory = {"x": x, "y": y}
+    memory.update((f"weight{j}", weight) for j, weight in enumerate(weights))
     with _on(x.device):
-        while len(images) < levels:
-            images += _halves(*images[-1], levels - len(images))
         machine = _machine(x.device)
-        shapes = tuple(tuple(a.shape) for a, _ in images)
-        jobs = [
-            _job(shapes, j, len(window), padding, want, distance and j == 0, machine)
-            for j in range(levels)
-        ]
-        counts = tuple(job.programs for job in jobs) + (jobs[0].programs,) * distance
-        lost = len(window) - 1 if padding == "valid" else 0
-        wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
-        wholes += [float(math.prod(x.shape[2:]))] * distance
-        most = max(counts)
-        sums = torch.empty([len(counts), n * c, most, 2], dtype=torch.float32, device=x.device)
-        # From the coarsest on, for the halves to be gone where the gradients are large.
-        for j in reversed(range(levels)):
-            a, b = images.pop()
-            if want & X:
-                of_x.insert(0, unscaled(x) if j == 0 else in_rows(a, a.shape))
-            if want & Y:
-                of_y.insert(0, unscaled(y) if j == 0 else in_rows(b, b.shape))
-            weight = weights[j] if weights else None
-            distances = sums[levels] if distance and j == 0 else None
-            _run(
-                *(jobs[j], a, b, weight, of_x[:1] + of_y[:1], sums[j], distances, settings),
-                *(usual_scale(x.shape) / wholes[j], j < levels - 1),
-            )
-        value = torch.empty([len(counts), n, c], dtype=torch.float32, device=x.device)
-        _launch(
-            *(_kernels().mean, value.numel(), 1, sums, value),
-            # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
-            *(tuple(map(float, counts)), tuple(wholes), n * c, 2 * most),
-            LANES=TILES,
-            DISTANCE=distance,
-        )
-    return value, of_x, of_y
+        for step in _steps(machine, x.device, *layouts, settings, levels, distance, want):
+            step(memory)
+    return (
+        memory["means"],
+        [memory[f"of_x{j}"] for j in range(levels)] if want & X else [],
+        [memory[f"of_y{j}"] for j in range(levels)] if want & Y else [],
+    )
 
 
-def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
+def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> None:
     """Makes the first of the levels' gradients the whole one, in place.
 
     Args:
@@ -234,43 +211,144 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> None:
         scale: ``(levels, N, C)``, of the value with respect to the means, or one more with
             respect to the mean distance of the images.
         images: between which the distance is, that of the gradient first; or none.
+        usual: the scale that the gradients have already.
     """
-    fine, *coarse = gradients
-    n, c, height, width = fine.shape
-    strips, bands = _ceil(width, COLUMNS), _ceil(height, ROWS)
-    x, y = images or (fine, fine)
+    fine = gradients[0]
+    memory = {"scale": scale}
+    memory.update((f"level{j}", gradient) for j, gradient in enumerate(gradients))
+    memory.update(zip(("x", "y"), images, strict=False))
+    layouts = tuple(map(_layout, gradients)), _layout(scale), tuple(map(_layout, images))
     with _on(fine.device):
-        _launch(
-            *(_kernels().sweep, n * c * strips * bands, 4, fine, tuple(coarse) or (fine,)),
-            *(tuple(level.stride(2) for level in coarse) or (0,), scale, x, y),
-            *(fine.stride(), scale.stride(), x.stride(), y.stride()),
-            *(strips, bands, c, height, width, usual_scale(fine.shape)),
-            COARSE=len(coarse),
-            ROWS=ROWS,
-            LANES=COLUMNS,
-            DISTANCE=bool(images),
-        )
+        _sweep(_machine(fine.device), fine.device, *layouts, usual)(memory)
 
 
 def product(means: Tensor, exponents: list[float], normalize: str | None) -> tuple[Tensor, Tensor]:
     """The product over the levels of their means' powers, and its derivatives by the means."""
-    kernels = _kernels()
     means = means.contiguous()
     value, derivatives = torch.empty_like(means[0]), torch.empty_like(means)
-    codes = {
-        "floor": kernels.FLOOR,
-        "relu": kernels.RELU,
-        "simple": kernels.SIMPLE,
-        None: kernels.PLAIN,
-    }
+    memory = {"means": means, "value": value, "derivatives": derivatives}
     with _on(means.device):
-        _launch(
-            *(kernels.product, _ceil(value.numel(), PLANES), 1, means, value, derivatives),
-            *(tuple(exponents), FLOOR, value.numel()),
-            NORMALIZE=codes[normalize].value,
-            LANES=PLANES,
-        )
+        _product(means.device, _layout(means), tuple(exponents), normalize)(memory)
     return value, derivatives
+
+
+class _Layout(NamedTuple):
+    """What a kernel is compiled for, and launched with, of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    aligned: bool
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return _Layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16 == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _At:
+    """An argument in memory: of the tensor with that name, so many float32 values on."""
+
+    name: str
+    offset: int = 0
+
+    def on(self, values: int) -> _At:
+        return _At(self.name, self.offset + values)
+
+    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
+        tensor = memory[self.name]
+        return tensor.view(-1)[self.offset :] if self.offset else tensor
+
+    def address(self, memory: dict[str, Tensor]) -> int:
+        return memory[self.name].data_ptr() + 4 * self.offset
+
+
+class _New(NamedTuple):
+    """Memory that a step allocates: the gradient of an image, or so many float32 values."""
+
+    name: str
+    shape: tuple[int, ...]
+    image: str = ""
+
+    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
+        image = memory[self.image or "x"]
+        if not self.image:
+            return image.new_empty(self.shape, dtype=torch.float32)
+        return unscaled(image) if self.shape == image.shape else in_rows(image, self.shape)
+
+
+class _Step:
+    """A launch, and the memory that it needs: all but where that is.
+
+    What Triton has compiled for such arguments it finds out anew at each launch, which takes longer
+    than small images do. A step that is kept knows from its second call on.
+    """
+
+    def __init__(
+        self,
+        kernel: str,
+        programs: int,
+        warps: int,
+        *arguments: Any,
+        new: tuple[_New, ...] = (),
+        last: tuple[str, ...] = (),
+        **constants: Any,
+    ) -> None:
+        """Describes a launch.
+
+        Args:
+            kernel: its name in `gpu_kernels`.
+            programs: how many.
+            warps: of a program.
+            *arguments: numbers, `_At` and tuples of them.
+            new: what it allocates.
+            last: names of what nothing needs afterwards.
+            **constants: the arguments that are compiled in.
+        """
+        self.kernel, self.programs, self.warps = kernel, programs, warps
+        self.arguments, self.constants = arguments, constants
+        self.new, self.last = new, last
+        self.again: Any = None
+
+    def __call__(self, memory: dict[str, Tensor]) -> None:
+        for new in self.new:
+            memory[new.name] = new.tensor(memory)
+        if self.again is None:
+            self._first(memory)
+        else:
+            arguments = self.known.copy()
+            for index, at in self.moving:
+                arguments[index] = at.address(memory)
+            for index, several in self.nested:
+                arguments[index] = tuple(at.address(memory) for at in several)
+            self.again(*arguments)
+        for name in self.last:
+            del memory[name]
+
+    def _first(self, memory: dict[str, Tensor]) -> None:
+        kernel = getattr(_kernels(), self.kernel)
+        arguments = list(self.arguments)
+        moving = [(i, at) for i, at in enumerate(arguments) if isinstance(at, _At)]
+        nested = [(i, at) for i, at in enumerate(arguments) if _nested(at)]
+        for i, at in moving:
+            arguments[i] = at.tensor(memory)
+        for i, several in nested:
+            arguments[i] = tuple(at.tensor(memory) for at in several)
+        compiled = _launch(kernel, self.programs, self.warps, *arguments, **self.constants)
+        if _takes_addresses(next(iter(memory.values())).device):
+            constants = (self.constants[name] for name in kernel.arg_names[len(arguments) :])
+            self.known = [*self.arguments, *constants]
+            self.moving, self.nested = moving, nested
+            self.again = compiled[(self.programs, 1, 1)]
+
+
+def _nested(argument: Any) -> bool:
+    return isinstance(argument, tuple) and bool(argument) and isinstance(argument[0], _At)
+
+
+def _takes_addresses(device: torch.device) -> bool:
+    """Whether what Triton has compiled can be launched with addresses for tensors."""
+    return device.type == "cuda"
 
 
 class Machine(NamedTuple):
@@ -279,13 +357,143 @@ class Machine(NamedTuple):
     architecture: str
     multiprocessors: int
 
+    @property
+    def shared(self) -> bool:
+        """Whether the kernels have a way to shared memory, which they address in PTX."""
+        return self.architecture.startswith("sm_")
+
+
+class _Image(NamedTuple):
+    """Where an image lies, or a gradient."""
+
+    at: _At
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _steps(
+    machine: Machine,
+    device: torch.device,
+    x: _Layout,
+    y: _Layout,
+    weights: tuple[_Layout, ...],
+    settings: Settings,
+    levels: int,
+    distance: bool,
+    want: int,
+) -> list[_Step]:
+    """What `means` does with images like these on that device."""
+    planes = x.shape[0] * x.shape[1]
+    images = [[_Image(_At(name), a.shape, a.strides) for name, a in (("x", x), ("y", y))]]
+    steps = []
+    while len(images) < levels:
+        halving, halves = _halving(images[-1], len(images), levels - len(images))
+        steps.append(halving)
+        images += halves
+    shapes = tuple(a.shape for a, _ in images)
+    taps = len(settings.window)
+    jobs = [
+        _job(shapes, j, taps, settings.padding, want, distance and j == 0, machine)
+        for j in range(levels)
+    ]
+    counts = [job.sums for job in jobs] + [jobs[0].sums] * distance
+    lost = taps - 1 if settings.padding == "valid" else 0
+    wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
+    wholes += [float(math.prod(x.shape[2:]))] * distance
+    most = max(counts)
+    means = _New("means", (len(counts), *x.shape[:2]))
+    # Where tiles are whole planes, their programs write the means themselves.
+    alone = most == 1
+    sums = means if alone else _New("sums", (2 * len(counts) * planes * most,))
+    pitch = 1 if alone else 2 * most
+
+    # From the coarsest on, for the halves to be gone where the gradients are large.
+    for j in reversed(range(levels)):
+        gradients = [
+            _gradient(f"of_{name}{j}", name, layout, image.shape)
+            for name, layout, image, bit in zip("xy", (x, y), images[j], (X, Y), strict=True)
+            if want & bit
+        ]
+        of_level = _Level(
+            images[j],
+            _Image(_At(f"weight{j}"), weights[j].shape, weights[j].strides) if weights else None,
+            [gradient for gradient, _ in gradients],
+            _At(sums.name, j * planes * pitch),
+            _At(sums.name, levels * planes * pitch) if distance and j == 0 else None,
+            pitch,
+            wholes[j] if alone else 0.0,
+            usual_scale(x.shape) / wholes[j],
+            j < levels - 1,
+        )
+        new = [new for _, new in gradients] + [sums] * (j == levels - 1)
+        steps += _of_level(of_level, jobs[j], settings, machine, new, [f"halves{j}"] * (j > 0))
+    if not alone:
+        steps.append(
+            _Step(
+                *("mean", len(counts) * planes, 1, _At(sums.name), _At(means.name)),
+                # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
+                *(tuple(map(float, counts)), tuple(wholes), planes, pitch),
+                LANES=TILES,
+                DISTANCE=distance,
+                new=(means,),
+                last=(sums.name,),
+            )
+        )
+    return steps
+
+
+def _gradient(
+    name: str, image: str, layout: _Layout, shape: tuple[int, ...]
+) -> tuple[_Image, _New]:
+    """Where the gradient of a level's image goes, the finest of which has that layout."""
+    if shape == layout.shape:
+        like = torch.empty_strided(shape, layout.strides, dtype=layout.dtype, device="meta")
+        strides = unscaled(like).stride()
+    else:
+        strides = _in_rows(shape)
+    return _Image(_At(name), shape, strides), _New(name, shape, image)
+
+
+def _halving(images: list[_Image], first: int, levels: int) -> tuple[_Step, list[list[_Image]]]:
+    """Both images at half the size, at half of that and so on, as far as one launch goes."""
+    n, c, height, width = shape = images[0].shape
+    levels = min(levels, HALVED_ROWS.bit_length() - 1)
+    new, halves = [], []
+    for level in range(first, first + levels):
+        shape = tuple(halved(shape))
+        strides = _in_rows(shape)
+        size = shape[0] * strides[0]
+        new.append(_New(f"halves{level}", (2 * size,)))
+        halves.append([_Image(_At(new[-1].name, offset), shape, strides) for offset in (0, size)])
+    strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
+    x, y = images
+    step = _Step(
+        *("pyramid", n * c * strips * bands, 4, x.at, y.at),
+        *(tuple(a.at for a, _ in halves), tuple(b.at for _, b in halves)),
+        *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
+        *(strips, bands, c, height, width),
+        ROWS=HALVED_ROWS,
+        LANES=HALVED_COLUMNS,
+        new=tuple(new),
+    )
+    return step, halves
+
 
 class _Cover(NamedTuple):
-    """Tiles that cover some planes.
+    """How programs share some planes.
 
     Attributes:
         whole: whether no thread's columns lie on both sides of the image's right edge, which makes
             loads wide; the same for all coarser levels, which are then one compilation.
+        lanes: threads of a program.
+        columns: of each thread.
+        turn: rows in a turn of the loop.
+        strips: of columns, as wide as a program.
+        height: rows of a strip.
+        rows: of a program.
+        across: whether a program that ends a strip goes on in the next one, so that all have as
+            many rows.
     """
 
     whole: bool
@@ -293,12 +501,27 @@ class _Cover(NamedTuple):
     columns: int
     turn: int
     strips: int
-    bands: int
+    height: int
     rows: int
+    across: bool
 
     @property
-    def tiles(self) -> int:
-        return self.strips * self.bands
+    def parts(self) -> int:
+        """The most programs in a strip."""
+        return _ceil(self.height, self.rows) + (self.across and self.height % self.rows > 0)
+
+    @property
+    def sums(self) -> int:
+        """Of each plane."""
+        return self.strips * self.parts
+
+    def lines(self, planes: int) -> int:
+        """Rows of all strips."""
+        return planes * self.strips * self.height
+
+    def programs(self, planes: int) -> int:
+        """How many there are."""
+        return _ceil(self.lines(planes), self.rows) if self.across else planes * self.sums
 
 
 class _Slab(NamedTuple):
@@ -315,7 +538,7 @@ class _Job(NamedTuple):
 
     Attributes:
         want: which gradients; `X` or the sum for both, 0 for none.
-        programs: that give a sum for each plane.
+        sums: of each plane.
         march: the tiles of the kernel that does all, or ``None``.
         slabs: what `derive` and `gather` do one after the other.
         planes: in a slab, at most.
@@ -323,7 +546,7 @@ class _Job(NamedTuple):
     """
 
     want: int
-    programs: int
+    sums: int
     march: _Cover | None
     slabs: tuple[_Slab, ...]
     planes: int
@@ -335,7 +558,6 @@ class _Job(NamedTuple):
         return 4 if self.want == X + Y else 3
 
 
-@functools.lru_cache(maxsize=256)
 def _job(
     shapes: tuple[tuple[int, ...], ...],
     level: int,
@@ -360,14 +582,15 @@ def _job(
             # A position for each pixel, if beside the map.
             bottom, beside = height, 0
         cover = _cover(
-            *(launches.value, machine, planes, bottom - top, shapes, level, reach, beside)
+            *(launches.value, machine, planes, bottom - top, shapes, level, reach, beside),
+            across=True,
         )
-        return _Job(want, cover.tiles, None, (_Slab(top, bottom, cover, cover),), planes, 0)
+        return _Job(want, cover.sums, None, (_Slab(top, bottom, cover, cover),), planes, 0)
     if launches.march is not None:
         # A turn of the rows before the first of the map takes half the time of the others.
         before = reach + reach // 2
         cover = _cover(launches.march, machine, planes, height, shapes, level, before, halo=reach)
-        return _Job(want, cover.tiles, cover, (), planes, 0)
+        return _Job(want, cover.sums, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
     # Room for what the last threads of a row read and write beyond it, with most lanes.
@@ -384,11 +607,13 @@ def _job(
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         both = (shapes, level, reach)
-        derive = _cover(launches.derive, machine, at_once, bottom - top + reach, *both, reach)
+        derive = _cover(
+            *(launches.derive, machine, at_once, bottom - top + reach, *both, reach), across=True
+        )
         gather = _cover(launches.gather, machine, at_once, bottom - top, *both)
         slabs.append(_Slab(top, bottom, derive, gather))
-    programs = sum(slab.derive.tiles for slab in slabs)
-    return _Job(want, programs, None, tuple(slabs), at_once, pitch)
+    sums = sum(slab.derive.sums for slab in slabs)
+    return _Job(want, sums, None, tuple(slabs), at_once, pitch)
 
 
 def _cover(
@@ -401,8 +626,9 @@ def _cover(
     before: int,
     beside: int = 0,
     halo: int = 0,
+    across: bool = False,
 ) -> _Cover:
-    """Tiles of ``tile``'s kind that take the least time, in rows that a program does.
+    """Programs of ``tile``'s kind that take the least time, in rows that one does.
 
     Args:
         tile: what is possible.
@@ -411,119 +637,176 @@ def _cover(
         height: rows of the level.
         shapes: of all levels.
         level: the number of the level.
-        before: rows that a band computes beside its own.
+        before: rows that a program computes beside its own, in each strip.
         beside: columns more than those of the images.
-        halo: columns of a tile that are its neighbour's.
+        halo: columns of a strip that are its neighbour's.
+        across: whether programs go on in the next strip.
     """
 
-    def fit(lanes: int, rows: int, width: int) -> tuple[int, int, int]:
-        """Time, strips and bands."""
+    def fit(lanes: int, height: int, width: int) -> tuple[float, int, int]:
+        """Time, strips and rows of a program."""
         strips = _ceil(width, lanes * tile.columns - halo)
         at_once = machine.multiprocessors * max(1, tile.warps // _warps(lanes))
-        return min(
-            (_ceil(planes * strips * bands, at_once) * (_ceil(rows, bands) + before), strips, bands)
-            for bands in range(1, _ceil(rows, SHORTEST) + 1)
-        )
+        lines = planes * strips * height
 
-    def cost(lanes: int) -> tuple[int, int, int]:
+        def time(rows: int) -> float:
+            parts = lines / rows if across else planes * strips * _ceil(height, rows)
+            # Most programs begin in one strip, and those that end in the next begin there again.
+            begun = 1 + rows / height if across and height % rows else 1
+            mean = MEAN * (strips > 1 or rows < height)
+            return _ceil(math.ceil(parts), at_once) * (rows + begun * before) + mean
+
+        if across:
+            least = _ceil(lines, at_once * height)
+            shares = [_ceil(lines, waves * at_once) for waves in range(least, least + 4)]
+        else:
+            shares = [_ceil(height, bands) for bands in range(1, _ceil(height, SHORTEST) + 1)]
+        possible = {height, *(max(share, SHORTEST) for share in shares)}
+        return min((time(rows), strips, rows) for rows in possible if rows <= height)
+
+    def cost(lanes: int) -> tuple[float, int, int]:
         """Of all levels, then their threads."""
         fits = [fit(lanes, shape[2], shape[3] + beside) for shape in shapes]
         return sum(time for time, *_ in fits), lanes * sum(strips for _, strips, _ in fits), -lanes
 
     # The same for all levels, because for another number the kernel is compiled again.
     lanes = min((lanes for lanes in tile.lanes if lanes * tile.columns > halo), key=cost)
-    _, strips, bands = fit(lanes, height, shapes[level][3] + beside)
+    _, strips, rows = fit(lanes, height, shapes[level][3] + beside)
     alike = shapes[1:] if level else shapes[:1]
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
-    rows = _ceil(height, bands)
-    return _Cover(whole, lanes, tile.columns, tile.turn, strips, _ceil(height, rows), rows)
+    return _Cover(whole, lanes, tile.columns, tile.turn, strips, height, rows, across)
 
 
-def _run(
+class _Level(NamedTuple):
+    """What is computed of a level, from where to where.
+
+    Attributes:
+        images: both.
+        weight: of the map's values, or ``None``.
+        gradients: as many as wanted.
+        sums: where the first program's sum goes.
+        distances: where the first sum of |x - y| goes, or ``None``.
+        pitch: values from a plane's first sum to the next one's.
+        whole: the sum of a plane's weights, or 0 where `mean` follows.
+        share: of each of the map's values in the result.
+        contrast: whether the factor is contrast-structure alone.
+    """
+
+    images: list[_Image]
+    weight: _Image | None
+    gradients: list[_Image]
+    sums: _At
+    distances: _At | None
+    pitch: int
+    whole: float
+    share: float
+    contrast: bool
+
+
+def _of_level(
+    level: _Level,
     job: _Job,
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor | None,
-    gradients: list[Tensor],
-    sums: Tensor,
-    distances: Tensor | None,
     settings: Settings,
-    share: float,
-    contrast: bool,
-) -> None:
-    """Writes a level's gradients, as many as wanted, and the programs' sums."""
+    machine: Machine,
+    new: list[_New],
+    last: list[str],
+) -> list[_Step]:
+    """The launches that write a level's gradients and the programs' sums.
+
+    Args:
+        level: what is computed.
+        job: how.
+        settings: the definition.
+        machine: where.
+        new: what the first launch allocates beside its own.
+        last: what nothing needs after the last one.
+    """
     kernels = _kernels()
     window, low, c1, c2, padding = settings
+    # The formulas' luminance is then 1.
+    c1 = math.inf if level.contrast else c1
+    x, y = level.images
     n, c, height, width = x.shape
     planes, taps = n * c, len(window)
     # Where there is nothing to pass, something that is no other case for the compiler.
-    weights, weight_strides = (x, (0, 0, 0, 0)) if weight is None else (weight, weight.stride())
-    gradient, other = (gradients[0], gradients[-1]) if gradients else (x, x)
-    half_window = window[: taps // 2 + 1]
+    weight = level.weight or x._replace(strides=(0, 0, 0, 0))
+    gradient, other = (level.gradients[0], level.gradients[-1]) if level.gradients else (x, x)
+    distances = level.distances or level.sums
+    across, down, root = _passes(window)
+    share = root * root * level.share
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    constants: dict[str, Any] = {
+    constants = {
         "TAPS": taps,
         "PADDING": codes[padding].value,
         "WANT": job.want,
-        "WEIGHTED": weight is not None,
-        "DISTANCE": distances is not None,
+        "WEIGHTED": level.weight is not None,
+        "DISTANCE": level.distances is not None,
+        "SHARED": machine.shared,
     }
-    if distances is None:
-        distances = sums
     if job.march is not None:
         cover = job.march
         pitch, rows = _pitch(cover, taps), 2 * (2 + job.maps)
-        scratch = sums.new_empty(planes * cover.tiles * rows * pitch)
-        _launch(
-            *(kernels.march, planes * cover.tiles, _warps(cover.lanes)),
-            *(x, y, weights, gradient, other, scratch, sums, distances, x.stride(), y.stride()),
-            *(weight_strides, gradient.stride(), other.stride(), sums.stride(0)),
-            *(cover.strips, cover.bands, cover.rows, c, height, width),
-            *(half_window, low, c1, c2, share, int(contrast)),
+        programs = cover.programs(planes)
+        scratch, kept = _scratch(machine, x, programs * rows * pitch)
+        march = _Step(
+            *("march", programs, _warps(cover.lanes), x.at, y.at, weight.at),
+            *(gradient.at, other.at, scratch, level.sums, distances, x.strides, y.strides),
+            *(weight.strides, gradient.strides, other.strides, level.pitch),
+            *(cover.strips, cover.parts, cover.rows, c, height, width),
+            *(across, down, root, low, c1, c2, share, level.whole),
             LANES=cover.lanes,
             COLUMNS=cover.columns,
             TURN=cover.turn,
             WHOLE=cover.whole,
             PITCH=pitch,
+            new=(*new, *kept),
+            last=(*last, *(memory.name for memory in kept)),
             **constants,
         )
-        return
+        return [march]
 
     reach = taps - 1 if job.want else 0
     depth = max(slab.bottom - slab.top for slab in job.slabs) + reach
-    maps = sums.new_empty(job.planes * job.maps * depth * job.pitch) if job.want else x
+    maps = _New("maps", (job.planes * job.maps * depth * job.pitch,))
+    pitches = [_pitch(slab.derive, taps) for slab in job.slabs]
+    most = max(
+        slab.derive.programs(job.planes) * pitch
+        for slab, pitch in zip(job.slabs, pitches, strict=True)
+    )
+    scratch, kept = _scratch(machine, x, 4 * most)
+    kept += [maps] * bool(job.want)
+    steps: list[_Step] = []
     done = 0
-    for slab in job.slabs:
+    for slab, pitch in zip(job.slabs, pitches, strict=True):
         derive, gather = slab.derive, slab.gather
-        pitch = _pitch(derive, taps)
-        scratch = sums.new_empty(job.planes * derive.tiles * 4 * pitch)
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
-        own_sums, own_distances = sums.view(-1)[done:], distances.view(-1)[done:]
-        done += 2 * derive.tiles
         for first in range(0, planes, job.planes):
             here = min(job.planes, planes - first)
-            _launch(
-                *(kernels.derive, here * derive.tiles, _warps(derive.lanes)),
-                *(x, y, weights, maps, scratch, own_sums, own_distances),
-                *(x.stride(), y.stride(), weight_strides, sums.stride(0), job.pitch),
-                *(derive.strips, derive.bands, derive.rows),
+            step = _Step(
+                *("derive", derive.programs(here), _warps(derive.lanes), x.at, y.at, weight.at),
+                *(_At(maps.name) if job.want else x.at, scratch),
+                *(level.sums.on(done), distances.on(done), x.strides, y.strides),
+                *(weight.strides, level.pitch, job.pitch),
+                *(derive.strips, derive.parts, derive.rows, derive.lines(here)),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
-                *(half_window, low, c1, c2, int(contrast)),
+                *(across, down, root, low, c1, c2, level.whole),
                 LANES=derive.lanes,
                 COLUMNS=derive.columns,
                 TURN=derive.turn,
                 WHOLE=derive.whole,
                 PITCH=pitch,
+                new=() if steps else (*new, *kept),
                 **constants,
             )
+            steps.append(step)
             if job.want:
-                _launch(
-                    *(kernels.gather, here * gather.tiles, _warps(gather.lanes)),
-                    *(x, y, gradient, other, maps, x.stride(), y.stride()),
-                    *(gradient.stride(), other.stride(), job.pitch),
-                    *(gather.strips, gather.bands, gather.rows, first, slab.top, slab.bottom),
-                    *(c, height, width, half_window, low, share),
+                step = _Step(
+                    *("gather", gather.programs(here), _warps(gather.lanes), x.at, y.at),
+                    *(gradient.at, other.at, _At(maps.name), x.strides, y.strides),
+                    *(gradient.strides, other.strides, job.pitch),
+                    *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
+                    *(c, height, width, across, down, low, share),
                     LANES=gather.lanes,
                     COLUMNS=gather.columns,
                     TURN=gather.turn,
@@ -531,6 +814,90 @@ def _run(
                     TAPS=taps,
                     WANT=job.want,
                 )
+                steps.append(step)
+        done += 2 * derive.sums
+    steps[-1].last = (*last, *(memory.name for memory in kept))
+    return steps
+
+
+def _passes(window: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """The first half of the taps for the pass along rows and for that along columns, each in units
+    of the tap with which a kernel then need not multiply, and the root of both units' product.
+    """
+    half = window[: len(window) // 2 + 1]
+    centre, edge = half[-1], half[0]
+    # A one that is an integer is compiled in.
+    across = (*(tap / centre for tap in half[:-1]), 1)
+    if edge < 2**-40 * centre:
+        return across, across, centre
+    return across, (1, *(tap / edge for tap in half[1:])), math.sqrt(centre * edge)
+
+
+def _scratch(machine: Machine, x: _Image, size: int) -> tuple[_At, list[_New]]:
+    """Scratch memory of so many values, where programs have no shared memory."""
+    if machine.shared:
+        # Something that is no other case for the compiler.
+        return x.at, []
+    return _At("scratch"), [_New("scratch", (size,))]
+
+
+@functools.lru_cache(maxsize=256)
+def _sweep(
+    machine: Machine,
+    device: torch.device,
+    gradients: tuple[_Layout, ...],
+    scale: _Layout,
+    images: tuple[_Layout, ...],
+    usual: float,
+) -> _Step:
+    """What `sweep` does with gradients like these on that device."""
+    fine, *coarse = gradients
+    n, c, height, width = fine.shape
+    strips = _ceil(width, COLUMNS)
+    # No more programs than keep the multiprocessors busy: most have nothing to do.
+    bands = min(_ceil(height, ROWS), _ceil(SWEEPERS * machine.multiprocessors, n * c * strips))
+    rows = ROWS * _ceil(_ceil(height, ROWS), bands)
+    bands = _ceil(height, rows)
+    x, y = (
+        ((_At("x"), images[0].strides), (_At("y"), images[1].strides))
+        if images
+        else (
+            (_At("level0"), fine.strides),
+            (_At("level0"), fine.strides),
+        )
+    )
+    return _Step(
+        *("sweep", n * c * strips * bands, 4, _At("level0")),
+        tuple(_At(f"level{j}") for j in range(1, len(gradients))) or (_At("level0"),),
+        *(tuple(level.strides[2] for level in coarse) or (0,), _At("scale"), x[0], y[0]),
+        *(fine.strides, scale.strides, x[1], y[1]),
+        *(strips, bands, rows, c, height, width, usual),
+        COARSE=len(coarse),
+        ROWS=ROWS,
+        LANES=COLUMNS,
+        DISTANCE=bool(images),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _product(
+    device: torch.device, means: _Layout, exponents: tuple[float, ...], normalize: str | None
+) -> _Step:
+    """What `product` does with so many means on that device."""
+    kernels = _kernels()
+    codes = {
+        "floor": kernels.FLOOR,
+        "relu": kernels.RELU,
+        "simple": kernels.SIMPLE,
+        None: kernels.PLAIN,
+    }
+    planes = means.shape[1] * means.shape[2]
+    return _Step(
+        *("product", _ceil(planes, PLANES), 1, _At("means"), _At("value"), _At("derivatives")),
+        *(exponents, FLOOR, planes),
+        NORMALIZE=codes[normalize].value,
+        LANES=PLANES,
+    )
 
 
 def unscaled(image: Tensor) -> Tensor:
@@ -552,31 +919,16 @@ def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
     return rows[..., :width]
 
 
-def _halves(x: Tensor, y: Tensor, levels: int) -> list[tuple[Tensor, Tensor]]:
-    """Both images at half the size, at half of that and so on, as far as one launch goes."""
-    n, c, height, width = x.shape
-    levels = min(levels, HALVED_ROWS.bit_length() - 1)
-    halves = []
-    shape = x.shape
-    for _ in range(levels):
-        shape = torch.Size(halved(shape))
-        both = in_rows(x, [2, *shape])
-        halves.append((both[0], both[1]))
-    strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
-    of_x, of_y = zip(*halves, strict=True)
-    _launch(
-        *(_kernels().pyramid, n * c * strips * bands, 4, x, y, of_x, of_y),
-        *(tuple(half.stride(2) for half in of_x), x.stride(), y.stride()),
-        *(strips, bands, c, height, width),
-        ROWS=HALVED_ROWS,
-        LANES=HALVED_COLUMNS,
-    )
-    return halves
+def _in_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of `in_rows`."""
+    _, channels, height, width = shape
+    pitch = 16 * _ceil(width, 16)
+    return channels * height * pitch, height * pitch, pitch, 1
 
 
-def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
+def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> Any:
     try:
-        kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
+        return kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
     except (OSError, json.JSONDecodeError) as error:
         raise RuntimeError(
             f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
@@ -593,7 +945,8 @@ def _cache_folder() -> str:
 
 def _pitch(cover: _Cover, taps: int) -> int:
     """Of a row of scratch memory: the last threads' windows reach beyond the strip."""
-    return cover.lanes * cover.columns + (1 << max(taps - 2, 1).bit_length())
+    beside = max(1 << max(taps - 2, 1).bit_length(), taps + 2 * cover.columns)
+    return cover.lanes * cover.columns + 4 * _ceil(beside, 4)
 
 
 def _warps(lanes: int) -> int:
@@ -607,9 +960,14 @@ def _ceil(a: int, b: int) -> int:
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Makes a GPU the current one: kernels run there, on its current stream."""
     if device.type in ("cpu", "meta"):
-        return contextlib.nullcontext()
+        return _NOTHING
+    if device.type == "cuda" and torch.cuda.current_device() == device.index:
+        return _NOTHING
     guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
     return guard
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 @functools.cache

@@ -8,7 +8,8 @@ becomes S and its derivatives. Those go through the same memory and come back as
 the ``T`` rows of the gradient in flight. Nothing of the size of an image is kept.
 
 The scratch memory has two halves. While one is read, the next row of pixels and the derivatives are
-written to the other, so that one barrier a row is enough and loads have a row's time to arrive.
+written to the other, so that one barrier a row is enough and loads have a row's time to arrive. It
+is shared memory where there is a way to it, else memory that the caller passes.
 
 `march` does all of this. Where the sums of both halves do not fit into the registers, `derive`
 does the first half and `gather` the second, with the derivatives of a slab of rows in memory in
@@ -54,6 +55,25 @@ def _place(strips, bands):
     """Strip, band and plane of the program."""
     program = tl.program_id(0)
     return program % strips, program // strips % bands, program // strips // bands
+
+
+@triton.jit
+def _segment(line, end, rows, height, strips):
+    """Of all rows of all strips, one strip after the other, those from ``line`` to ``end`` that are
+    in one strip.
+
+    A program has ``rows`` of them, so that all take the same time.
+
+    Returns:
+        Strip and plane, the first row and the one after the last, and which of the programs in this
+        strip it is.
+    """
+    column = line // height
+    top = line - column * height
+    bottom = tl.minimum(top + end - line, height)
+    part = tl.program_id(0) - column * height // rows
+    place = column % strips, column // strips
+    return place[0].to(tl.int32), place[1].to(tl.int32), top.to(tl.int32), bottom.to(tl.int32), part
 
 
 @triton.jit
@@ -127,257 +147,141 @@ def _next_address(image, address, strides, row, height, PADDING: tl.constexpr):
     return address
 
 
-@triton.jit
-def _columns(LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
-    """Those of a tile, a thread's in a row, and those beside it that its windows cover."""
-    own = tl.arange(0, LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return own, LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(TAPS - 1, 2)))
+@triton.constexpr_function
+def _declaration(size):
+    return f"{{ .shared .align 16 .b32 scratch[{size}]; mov.u32 $0, scratch; }}"
+
+
+@triton.constexpr_function
+def _vector(count, first):
+    """PTX's type and its list of so many registers, the first with that number."""
+    registers = ", ".join(f"${first + k}" for k in range(count))
+    return ("f32", registers) if count == 1 else (f"v{count}.f32", f"{{{registers}}}")
+
+
+@triton.constexpr_function
+def _writing(offset, count):
+    kind, registers = _vector(count, 2)
+    # An assembly has to have a result.
+    return f"st.shared.{kind} [$1 + {4 * offset}], {registers}; mov.b32 $0, 0;"
+
+
+@triton.constexpr_function
+def _reading(offset, count):
+    kind, registers = _vector(count, 0)
+    return f"ld.shared.{kind} {registers}, [${count} + {4 * offset}];"
 
 
 @triton.jit
-def _pixels(
-    address,
-    step,
-    row,
-    left,
-    height,
-    width,
-    low,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-):
-    """A row in `_columns` from ``left`` on, in float32."""
-    pixels = ()
-    for k in tl.static_range(2):
-        column = left + _columns(LANES, COLUMNS, TAPS)[k]
-        if PADDING == SYMMETRIC:
-            found = tl.load(address + _shown(column, width).to(tl.int64) * step).to(tl.float32)
-        else:
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
-            found = found.to(tl.float32)
-            if PADDING == ZEROS:
-                found = tl.where(inside, found, low)
-        pixels = pixels + (found,)
-    return pixels
+def _scratch(memory, SIZE: tl.constexpr, SHARED: tl.constexpr):
+    """So many values of the program's own: their address in shared memory, or a part of ``memory``.
 
-
-@triton.jit
-def _next_pixels(
-    x,
-    y,
-    x_next,
-    y_next,
-    x_strides,
-    y_strides,
-    row,
-    left,
-    height,
-    width,
-    low,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-):
-    """The addresses of a row in both images, from those of the row before, and its pixels."""
-    x_next = _next_address(x, x_next, x_strides, row, height, PADDING)
-    y_next = _next_address(y, y_next, y_strides, row, height, PADDING)
-    a = _pixels(
-        *(x_next, x_strides[3], row, left, height, width, low, LANES, COLUMNS, TAPS, PADDING)
-    )
-    b = _pixels(
-        *(y_next, y_strides[3], row, left, height, width, low, LANES, COLUMNS, TAPS, PADDING)
-    )
-    return x_next, y_next, a, b
-
-
-@triton.jit
-def _keep_pixels(a, b, own, rest, low, level_d, level_t, PITCH: tl.constexpr):
-    """Writes difference and total of two rows of pixels, less their levels."""
-    half = 0.5 * level_t + low
-    tl.store(own, a[0] - b[0] - level_d)
-    tl.store(own + PITCH, (a[0] - half) + (b[0] - half))
-    tl.store(rest, a[1] - b[1] - level_d)
-    tl.store(rest + PITCH, (a[1] - half) + (b[1] - half))
-
-
-@triton.jit
-def _apart(x, y, x_strides, y_strides, row, column, height, width):
-    """The distance between two pixels, zero beside the image."""
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    row, column = row.to(tl.int64), column.to(tl.int64)
-    a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
-    b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
-    return tl.abs(a.to(tl.float32) - b.to(tl.float32))
-
-
-@triton.jit
-def _squares(values):
-    squares = ()
-    for k in tl.static_range(len(values)):
-        squares = squares + (values[k] * values[k],)
-    return squares
-
-
-@triton.jit
-def _add_row(sums, values, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
-    """Adds a row to the sums in flight: ``TAPS`` of each column, the first of them complete then.
-
-    ``window`` is the half of the taps that the other half mirrors. The sums move up by one with
-    each row: a multiply-add has its own destination, so that moving costs next to nothing, and the
-    loop over the rows needs no copies of its body.
+    What is written to memory is read from the second-level cache, where it takes a warp ten times
+    as long. Triton's own operations do not address shared memory.
     """
-    moved = ()
-    for e in tl.static_range(COLUMNS):
-        across = window[TAPS // 2] * values[e + TAPS // 2]
-        for k in tl.static_range(TAPS // 2):
-            across += window[k] * (values[e + k] + values[e + TAPS - 1 - k])
-        for k in tl.static_range(TAPS - 1):
-            moved = moved + (sums[e * TAPS + k + 1] + window[min(k, TAPS - 1 - k)] * across,)
-        moved = moved + (window[0] * across,)
-    return moved
+    if SHARED:
+        place = tl.inline_asm_elementwise(
+            _declaration(SIZE), "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        place = memory + tl.program_id(0).to(tl.int64) * SIZE
+    return place
 
 
 @triton.jit
-def _add_moments(
-    sums, windows, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr, PITCH: tl.constexpr
-):
-    """Adds a row of pixels from memory to the sums of d, t, d^2 and t^2."""
-    d = _side_by_side(windows, COLUMNS, TAPS)
-    t = _side_by_side(windows + PITCH, COLUMNS, TAPS)
-    return (
-        _add_row(sums[0], d, window, COLUMNS, TAPS),
-        _add_row(sums[1], t, window, COLUMNS, TAPS),
-        _add_row(sums[2], _squares(d), window, COLUMNS, TAPS),
-        _add_row(sums[3], _squares(t), window, COLUMNS, TAPS),
-    )
-
-
-@triton.jit
-def _complete(sums, LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
-    """The complete sums of each thread's columns, side by side."""
+def _separate(values, COLUMNS: tl.constexpr):
+    """Each of a thread's neighbouring columns by itself."""
     if COLUMNS == 1:
-        done = sums[0][:, None]
+        columns = (tl.reshape(values, (values.shape[0],)),)
     elif COLUMNS == 2:
-        done = tl.join(sums[0], sums[TAPS])
+        a, b = tl.split(values)
+        columns = (a, b)
     else:
-        done = tl.join(tl.join(sums[0], sums[2 * TAPS]), tl.join(sums[TAPS], sums[3 * TAPS]))
-        done = tl.reshape(done, (LANES, 4))
-    return done
+        ac, bd = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
+        a, c = tl.split(ac)
+        b, d = tl.split(bd)
+        columns = (a, b, c, d)
+    return columns
 
 
 @triton.jit
-def _inverse(values):
-    """1 / values, which are positive, in a third of the instructions of a division.
-
-    By PTX's bounds as precise: 2^-22.9 for the root, and 2 ulp for an approximate division.
-    """
-    root = tl.rsqrt(values)
-    return root * root
+def _together(columns, COLUMNS: tl.constexpr):
+    """What `_separate` takes apart."""
+    if COLUMNS == 1:
+        values = columns[0][:, None]
+    elif COLUMNS == 2:
+        values = tl.join(columns[0], columns[1])
+    else:
+        values = tl.join(tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3]))
+        values = tl.reshape(values, (columns[0].shape[0], 4))
+    return values
 
 
 @triton.jit
-def _derivatives(
-    mu_d,
-    mu_t,
-    e_dd,
-    e_tt,
-    level_d,
-    level_t,
-    c1,
-    c2,
-    contrast,
+def _write(row, OFFSET: tl.constexpr, columns, first, COLUMNS: tl.constexpr, SHARED: tl.constexpr):
+    """Writes neighbouring columns to scratch memory, from ``OFFSET`` + ``first`` on."""
+    if not SHARED:
+        places = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+        tl.store(row + OFFSET + places, _together(columns, COLUMNS))
+    else:
+        place = row + 4 * first
+        if COLUMNS == 1:
+            kinds: tl.constexpr = "=r,r,f"
+            operands = [place, columns[0]]
+        elif COLUMNS == 2:
+            kinds: tl.constexpr = "=r,r,f,f"
+            operands = [place, columns[0], columns[1]]
+        else:
+            kinds: tl.constexpr = "=r,r,f,f,f,f"
+            operands = [place, columns[0], columns[1], columns[2], columns[3]]
+        tl.inline_asm_elementwise(
+            *(_writing(OFFSET, COLUMNS), kinds, operands), dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def _read(
     row,
-    column,
-    height,
-    width,
-    weight,
-    weight_strides,
-    PADDING: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    OFFSET: tl.constexpr,
+    first,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
-    """1 - S in a row of the map (zero beside it), M_d, M_t, V_d and V_t, all times their weight.
-
-    ``row`` and ``column`` are those of the map, ``height`` and ``width`` its size.
-    """
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    var_d = e_dd - mu_d * mu_d
-    var_t = e_tt - mu_t * mu_t
-    # But for roundings they are not negative.
-    inverse = _inverse(tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * c2)
-    if PADDING != SYMMETRIC:
-        # All that follows is zero then.
-        inverse = tl.where(inside, inverse, 0.0)
-    b = var_d * inverse
-    value = 1 - 2 * b
-    v_t = b * inverse
-    v_d = v_t - inverse
-    full_d, full_t = mu_d + level_d, mu_t + level_t
-    dd = full_d * full_d
-    inverse = _inverse(full_t * full_t + dd + 2 * c1)
-    # No branch, around which all sums would have to be moved.
-    whole = contrast == 0
-    if PADDING != SYMMETRIC:
-        whole = inside & whole
-    a = tl.where(whole, dd * inverse, 0.0)
-    luminance = 1 - 2 * a
-    scaled = tl.where(whole, value * inverse, 0.0)
-    m_t = a * scaled * full_t
-    m_d = (a * scaled - scaled) * full_d
-    v_d *= luminance
-    v_t *= luminance
-    value *= luminance
-    m_d -= mu_d * v_d
-    m_t -= mu_t * v_t
-    deficit = 1 - value
-
-    if PADDING == SYMMETRIC:
-        deficit = tl.where(inside, deficit, 0.0)
-        row, column = _shown(row, height), _shown(column, width)
-    if WEIGHTED:
-        address = weight + row.to(tl.int64) * weight_strides[2]
-        address += column.to(tl.int64) * weight_strides[3]
-        here = tl.load(address) if PADDING == SYMMETRIC else tl.load(address, mask=inside, other=0)
-        deficit *= here
-        m_d *= here
-        m_t *= here
-        v_d *= here
-        v_t *= here
-    return deficit, m_d, m_t, v_d, v_t
-
-
-@triton.jit
-def _keep_maps(target, step, m_d, m_t, v_d, v_t, kept, WANT: tl.constexpr):
-    """Writes a row of the derivatives, ``step`` values apart, for `_add_maps`."""
-    if WANT == 3:
-        tl.store(target, m_t, mask=kept)
-        tl.store(target + 3 * step, m_d, mask=kept)
+    """The columns under each thread's windows, from scratch memory."""
+    if not SHARED:
+        values = _side_by_side(_windows(row + OFFSET, first, COLUMNS), COLUMNS, TAPS)
     else:
-        tl.store(target, m_t + m_d, mask=kept)
-    tl.store(target + step, v_d, mask=kept)
-    tl.store(target + 2 * step, v_t, mask=kept)
+        values = ()
+        for k in tl.static_range(0, COLUMNS + TAPS - 1, COLUMNS):
+            values = values + _read_columns(row + 4 * first, OFFSET + k, COLUMNS)
+    return values
 
 
 @triton.jit
-def _added(a, a_rest, b, b_rest):
-    """A sum, and what the roundings of its terms lost."""
-    total = a + b
-    of_b = total - a
-    return total, a_rest + b_rest + ((a - (total - of_b)) + (b - of_b))
-
-
-@triton.jit
-def _keep(values, sums):
-    """Writes a tile's sum and what its roundings lost: a small mean of S, as 1 less that of 1 - S,
-    would have few digits without.
-    """
-    columns = tl.reduce((values, tl.zeros_like(values)), 1, _added)
-    total, rest = tl.reduce(columns, 0, _added)
-    tl.store(sums, total)
-    tl.store(sums + 1, rest)
+def _read_columns(place, OFFSET: tl.constexpr, COLUMNS: tl.constexpr):
+    """As many neighbouring values in one access to shared memory."""
+    assembly: tl.constexpr = _reading(OFFSET, COLUMNS)
+    if COLUMNS == 1:
+        a = tl.inline_asm_elementwise(
+            assembly, "=f,r", [place], dtype=tl.float32, is_pure=False, pack=1
+        )
+        columns = (a,)
+    elif COLUMNS == 2:
+        columns = tl.inline_asm_elementwise(
+            *(assembly, "=f,=f,r", [place]),
+            dtype=(tl.float32, tl.float32),
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        columns = tl.inline_asm_elementwise(
+            *(assembly, "=f,=f,=f,=f,r", [place]),
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=False,
+            pack=1,
+        )
+    return columns
 
 
 @triton.jit
@@ -405,59 +309,401 @@ def _side_by_side(windows, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
 
 
 @triton.jit
-def _add_maps(sums, windows, step, window, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
-    """Adds a row of the derivatives, ``step`` values apart in memory, to their sums."""
-    added = ()
-    for k in tl.static_range(len(sums)):
-        values = _side_by_side(windows + k * step, COLUMNS, TAPS)
-        added = added + (_add_row(sums[k], values, window, COLUMNS, TAPS),)
-    return added
+def _columns(left, LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """Those of each thread, from ``left`` on, and those behind the tile that its windows cover."""
+    own = tl.arange(0, LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    beside = LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(TAPS - 1, 2)))
+    return left + own, left + beside
+
+
+@triton.jit
+def _inside(row, column, height, width):
+    return ((column >= 0) & (column < width)) & ((row >= 0) & (row < height))
+
+
+@triton.jit
+def _pixels(
+    address,
+    step,
+    row,
+    left,
+    height,
+    width,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+):
+    """A row in `_columns`, as it is."""
+    pixels = ()
+    for k in tl.static_range(2):
+        column = _columns(left, LANES, COLUMNS, TAPS)[k]
+        if PADDING == SYMMETRIC:
+            found = tl.load(address + _shown(column, width).to(tl.int64) * step)
+        else:
+            inside = _inside(row, column, height, width)
+            found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
+        pixels = pixels + (found,)
+    return pixels
+
+
+@triton.jit
+def _next_pixels(
+    x,
+    y,
+    x_next,
+    y_next,
+    x_strides,
+    y_strides,
+    row,
+    left,
+    height,
+    width,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+):
+    """The addresses of a row in both images, from those of the row before, and its pixels."""
+    x_next = _next_address(x, x_next, x_strides, row, height, PADDING)
+    y_next = _next_address(y, y_next, y_strides, row, height, PADDING)
+    a = _pixels(x_next, x_strides[3], row, left, height, width, LANES, COLUMNS, TAPS, PADDING)
+    b = _pixels(y_next, y_strides[3], row, left, height, width, LANES, COLUMNS, TAPS, PADDING)
+    return x_next, y_next, a, b
+
+
+@triton.jit
+def _keep_pixels(
+    pixels_x,
+    pixels_y,
+    scratch_row,
+    row,
+    left,
+    height,
+    width,
+    root,
+    low,
+    level_d,
+    level_t,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+    PADDING: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Writes difference and total of a row of `_pixels`, less their levels, times ``root``."""
+    half = 0.5 * level_t + low
+    for k in tl.static_range(2):
+        # Here and not where they are loaded, which would wait for them.
+        a, b = pixels_x[k].to(tl.float32), pixels_y[k].to(tl.float32)
+        if PADDING == ZEROS:
+            inside = _inside(row, _columns(left, LANES, COLUMNS, TAPS)[k], height, width)
+            a, b = tl.where(inside, a, low), tl.where(inside, b, low)
+        difference = (a - b) * root - level_d * root
+        total = ((a - half) + (b - half)) * root
+        if k == 0:
+            first = tl.arange(0, LANES) * COLUMNS
+            _write(scratch_row, 0, _separate(difference, COLUMNS), first, COLUMNS, SHARED)
+            _write(scratch_row, PITCH, _separate(total, COLUMNS), first, COLUMNS, SHARED)
+        else:
+            beside = _columns(0, LANES, COLUMNS, TAPS)[1]
+            _write(scratch_row, 0, (difference,), beside, 1, SHARED)
+            _write(scratch_row, PITCH, (total,), beside, 1, SHARED)
+
+
+@triton.jit
+def _apart(x, y, x_strides, y_strides, row, column, height, width):
+    """The distance between two pixels, zero beside the image."""
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    row, column = row.to(tl.int64), column.to(tl.int64)
+    a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
+    b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
+    return tl.abs(a.to(tl.float32) - b.to(tl.float32))
+
+
+@triton.jit
+def _squares(values):
+    squares = ()
+    for k in tl.static_range(len(values)):
+        squares = squares + (values[k] * values[k],)
+    return squares
+
+
+@triton.jit
+def _add_row(sums, values, across, down, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+    """Adds a row to the sums in flight: ``TAPS`` of each column, the first of them complete then.
+
+    ``across`` and ``down`` are the half of the taps that the other half mirrors. The sums move up
+    by one with each row: a multiply-add has its own destination, so that moving costs next to
+    nothing, and the loop over the rows needs no copies of its body.
+    """
+    moved = ()
+    for e in tl.static_range(COLUMNS):
+        row = across[TAPS // 2] * values[e + TAPS // 2]
+        for k in tl.static_range(TAPS // 2):
+            row += across[k] * (values[e + k] + values[e + TAPS - 1 - k])
+        for k in tl.static_range(TAPS - 1):
+            moved = moved + (sums[e * TAPS + k + 1] + down[min(k, TAPS - 1 - k)] * row,)
+        moved = moved + (down[0] * row,)
+    return moved
+
+
+@triton.jit
+def _add_moments(
+    sums,
+    row,
+    first,
+    across,
+    down,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Adds a row of pixels from scratch memory to the sums of d, t, d^2 and t^2."""
+    d = _read(row, 0, first, COLUMNS, TAPS, SHARED)
+    t = _read(row, PITCH, first, COLUMNS, TAPS, SHARED)
+    return (
+        _add_row(sums[0], d, across, down, COLUMNS, TAPS),
+        _add_row(sums[1], t, across, down, COLUMNS, TAPS),
+        _add_row(sums[2], _squares(d), across, down, COLUMNS, TAPS),
+        _add_row(sums[3], _squares(t), across, down, COLUMNS, TAPS),
+    )
+
+
+@triton.jit
+def _inverse(values):
+    """1 / values, which are positive, in a third of the instructions of a division.
+
+    By PTX's bounds as precise: 2^-22.9 for the root, and 2 ulp for an approximate division.
+    """
+    root = tl.rsqrt(values)
+    return root * root
+
+
+@triton.jit
+def _derivatives(
+    mu_d,
+    mu_t,
+    e_dd,
+    e_tt,
+    level_d,
+    level_t,
+    c1,
+    c2,
+    counted,
+    row,
+    column,
+    height,
+    width,
+    weight,
+    weight_strides,
+    PADDING: tl.constexpr,
+    WANT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """1 - S of a row of the map, if it is ``counted``, and M_d, M_t, V_d and V_t, zero beside the
+    map; all times their weight.
+
+    With an infinite ``c1`` the luminance is 1, and its derivatives are 0.
+
+    ``row`` and ``column`` are those of the map, ``height`` and ``width`` its size.
+    """
+    inside = _inside(row, column, height, width)
+    # Whether what follows has to be zero beside the map.
+    MASKED: tl.constexpr = WANT > 0 and PADDING != SYMMETRIC
+    var_d = e_dd - mu_d * mu_d
+    var_t = e_tt - mu_t * mu_t
+    # But for roundings they are not negative.
+    inverse = _inverse(tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * c2)
+    if MASKED:
+        inverse = tl.where(inside, inverse, 0.0)
+    b = var_d * inverse
+    value = 1 - 2 * b
+    v_t = b * inverse
+    v_d = v_t - inverse
+    full_d, full_t = mu_d + level_d, mu_t + level_t
+    dd = full_d * full_d
+    inverse = _inverse(full_t * full_t + dd + 2 * c1)
+    if MASKED:
+        inverse = tl.where(inside, inverse, 0.0)
+    a = dd * inverse
+    luminance = 1 - 2 * a
+    scaled = value * inverse
+    m_t = a * scaled * full_t
+    m_d = (a * scaled - scaled) * full_d
+    v_d *= luminance
+    v_t *= luminance
+    value *= luminance
+    m_d -= mu_d * v_d
+    m_t -= mu_t * v_t
+    deficit = tl.where(counted, 1 - value, 0.0)
+
+    if PADDING == SYMMETRIC:
+        row, column = _shown(row, height), _shown(column, width)
+    if WEIGHTED:
+        address = weight + row.to(tl.int64) * weight_strides[2]
+        address += column.to(tl.int64) * weight_strides[3]
+        here = tl.load(address) if PADDING == SYMMETRIC else tl.load(address, mask=inside, other=0)
+        deficit *= here
+        m_d *= here
+        m_t *= here
+        v_d *= here
+        v_t *= here
+    return deficit, m_d, m_t, v_d, v_t
+
+
+@triton.jit
+def _row_of_map(
+    moments,
+    total,
+    counted,
+    root,
+    level_d,
+    level_t,
+    c1,
+    c2,
+    row,
+    left,
+    height,
+    width,
+    weight,
+    weight_strides,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PADDING: tl.constexpr,
+    WANT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+):
+    """What complete moments give: the sums of 1 - S, a row longer where ``counted``, and M (M_t if
+    both gradients are wanted), V_d, V_t and then M_d, of each column.
+
+    ``row`` and ``left`` are in the map, of which ``height`` and ``width`` are the size.
+    """
+    first = tl.arange(0, LANES) * COLUMNS
+    totals, of_m, of_v_d, of_v_t, of_m_d = (), (), (), (), ()
+    for e in tl.static_range(COLUMNS):
+        deficit, m_d, m_t, v_d, v_t = _derivatives(
+            *(root * moments[0][e * TAPS], root * moments[1][e * TAPS]),
+            *(moments[2][e * TAPS], moments[3][e * TAPS]),
+            *(level_d, level_t, c1, c2, counted & (row >= 0) & (row < height)),
+            *(row, left + first + e, height, width, weight, weight_strides),
+            *(PADDING, WANT, WEIGHTED),
+        )
+        totals = totals + (total[e] + deficit,)
+        of_m = of_m + (m_t if WANT == 3 else m_t + m_d,)
+        of_v_d, of_v_t, of_m_d = of_v_d + (v_d,), of_v_t + (v_t,), of_m_d + (m_d,)
+    return totals, (of_m, of_v_d, of_v_t, of_m_d)
+
+
+@triton.jit
+def _chosen(columns, first, begin, end):
+    """Of each thread's columns those from ``begin`` on and before ``end``, zero for the others."""
+    chosen = ()
+    for e in tl.static_range(len(columns)):
+        inside = (first + e >= begin) & (first + e < end)
+        chosen = chosen + (tl.where(inside, columns[e], 0.0),)
+    return chosen
+
+
+@triton.jit
+def _added(a, a_rest, b, b_rest):
+    """A sum, and what the roundings of its terms lost."""
+    total = a + b
+    of_b = total - a
+    return total, a_rest + b_rest + ((a - (total - of_b)) + (b - of_b))
+
+
+@triton.jit
+def _keep(columns, place, last, whole, DEFICIT: tl.constexpr):
+    """Writes a tile's sum and what its roundings lost: a small mean of S, as 1 less that of 1 - S,
+    would have few digits without. Or the mean, of a tile that is all of its plane.
+
+    Args:
+        columns: sums of each thread, by column.
+        place: where to.
+        last: whether nobody writes the place after it, which has to be zero; or ``None``.
+        whole: the sum of all weights, or 0 where `mean` follows.
+        DEFICIT: whether the sum is one of 1 - S.
+    """
+    total, rest = columns[0], tl.zeros_like(columns[0])
+    for e in tl.static_range(1, len(columns)):
+        total, rest = _added(total, rest, columns[e], tl.zeros_like(total))
+    total, rest = tl.reduce((total, rest), 0, _added)
+    if whole == 0:
+        tl.store(place, total)
+        tl.store(place + 1, rest)
+        if last is not None:
+            tl.store(place + 2, 0.0, mask=last)
+            tl.store(place + 3, 0.0, mask=last)
+    else:
+        tl.store(place, _mean(total, rest, whole, DEFICIT))
+
+
+@triton.jit
+def _mean(total, rest, whole, DEFICIT: tl.constexpr):
+    """From a sum and what its roundings lost; exactly 1 where no 1 - S is more than 0."""
+    value = (whole - total) - rest if DEFICIT else total + rest
+    # A plain division may miss 1 by a bit.
+    return tl.div_rn(value, whole)
+
+
+@triton.jit
+def _own_pixels(x_row, y_row, x_strides, y_strides, column, inside):
+    """A row of both images as it is, in the columns of each thread."""
+    column = column.to(tl.int64)
+    a = tl.load(x_row + column * x_strides[3], mask=inside, other=0)
+    b = tl.load(y_row + column * y_strides[3], mask=inside, other=0)
+    return a, b
 
 
 @triton.jit
 def _finish(
-    x_row,
-    y_row,
+    a,
+    b,
     gradient_row,
     other_row,
-    x_strides,
-    y_strides,
     gradient_strides,
     other_strides,
     column,
     inside,
-    m,
-    v_d,
-    v_t,
-    m_d,
+    sums,
     low,
     level_d,
     level_t,
     share,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
     WANT: tl.constexpr,
 ):
-    """Writes a row of the gradients from the filtered derivatives; returns how far x is from y."""
-    column = column.to(tl.int64)
-    a = tl.load(x_row + column * x_strides[3], mask=inside, other=0).to(tl.float32)
-    b = tl.load(y_row + column * y_strides[3], mask=inside, other=0).to(tl.float32)
-    from_d = (a - b - level_d) * v_d
+    """Writes a row of the gradients from pixels and filtered derivatives; returns |x - y|."""
+    a, b = a.to(tl.float32), b.to(tl.float32)
     half = 0.5 * level_t + low
-    from_t = ((a - half) + (b - half)) * v_t
-    if WANT == 3:
-        from_d += m_d
-    value = 4 * share * (m + from_t + from_d)
+    d = _separate(a - b - level_d, COLUMNS)
+    t = _separate((a - half) + (b - half), COLUMNS)
+    of_x, of_y = (), ()
+    for e in tl.static_range(COLUMNS):
+        alike = sums[0][e * TAPS] + t[e] * sums[2][e * TAPS]
+        opposed = d[e] * sums[1][e * TAPS]
+        if WANT == 3:
+            opposed += sums[3][e * TAPS]
+        of_x = of_x + (4 * share * (alike + opposed),)
+        of_y = of_y + (4 * share * (alike - opposed),)
+    column = column.to(tl.int64)
     address = gradient_row + column * gradient_strides[3]
-    tl.store(address, value.to(address.dtype.element_ty), mask=inside)
+    tl.store(address, _together(of_x, COLUMNS).to(address.dtype.element_ty), mask=inside)
     if WANT == 3:
-        value = 4 * share * (m + from_t - from_d)
         address = other_row + column * other_strides[3]
-        tl.store(address, value.to(address.dtype.element_ty), mask=inside)
+        tl.store(address, _together(of_y, COLUMNS).to(address.dtype.element_ty), mask=inside)
     return tl.abs(a - b)
 
 
 @triton.jit(
     do_not_specialize=[
-        *("strips", "bands", "rows", "channels", "height", "width", "contrast", "sums_stride")
+        *("strips", "bands", "rows", "channels", "height", "width", "sums_stride"),
+        "whole",
     ],
     do_not_specialize_on_alignment=["sums", "distances"],
 )
@@ -482,12 +728,14 @@ def march(
     channels,
     height,
     width,
-    window,
+    across,
+    down,
+    root,
     low,
     c1,
     c2,
     share,
-    contrast,
+    whole,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
@@ -498,6 +746,7 @@ def march(
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
     DISTANCE: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
 
@@ -520,99 +769,122 @@ def march(
     weight += (plane // channels).to(tl.int64) * weight_strides[0]
     # Pixels and then derivatives, of a row.
     HALF: tl.constexpr = (2 + MAPS) * PITCH
-    scratch += tl.program_id(0).to(tl.int64) * (2 * HALF)
+    scratch = _scratch(scratch, 2 * HALF, SHARED)
+    UNIT: tl.constexpr = 4 if SHARED else 1
     map_height = height + 2 * INSET - REACH
     map_width = width + 2 * INSET - REACH
     level_d, level_t = _levels(
         *(x, y, x_strides, y_strides, top, left, bottom - top, tl.minimum(OWN, width - left), low)
     )
 
-    local, beside = _columns(LANES, COLUMNS, TAPS)
-    windows = _windows(scratch, tl.arange(0, LANES) * COLUMNS, COLUMNS)
-    own, rest = scratch + local, scratch + beside
-    owned = (local >= REACH) | (strip == 0)
+    first = tl.arange(0, LANES) * COLUMNS
+    local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
-    total = tl.zeros((LANES, COLUMNS), tl.float32)
+    total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
     apart = tl.zeros((LANES, COLUMNS), tl.float32)
     # Before the first row the memory holds anything. That only gets into rows of the map before
     # the first that has a use.
     x_next = _row_address(x, x_strides, top - TAPS, height, PADDING)
     y_next = _row_address(y, y_strides, top - TAPS, height, PADDING)
+    x_next, y_next, a, b = _next_pixels(
+        *(x, y, x_next, y_next, x_strides, y_strides, top - REACH, left - REACH),
+        *(height, width, LANES, COLUMNS, TAPS, PADDING),
+    )
     slot = 0
-    for k in range(TAPS):
+    for ahead in range(TAPS):
         tl.debug_barrier()
-        x_next, y_next, a, b = _next_pixels(
-            *(x, y, x_next, y_next, x_strides, y_strides, top - REACH + k, left - REACH),
-            *(height, width, low, LANES, COLUMNS, TAPS, PADDING),
+        other_slot = UNIT * HALF - slot
+        _keep_pixels(
+            *(a, b, scratch + other_slot, top - REACH + ahead, left - REACH, height, width),
+            *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
         )
-        moments = _add_moments(moments, windows + slot, window, COLUMNS, TAPS, PITCH)
-        slot = HALF - slot
-        _keep_pixels(a, b, own + slot, rest + slot, low, level_d, level_t, PITCH)
+        x_next, y_next, a, b = _next_pixels(
+            *(x, y, x_next, y_next, x_strides, y_strides, top - REACH + ahead + 1, left - REACH),
+            *(height, width, LANES, COLUMNS, TAPS, PADDING),
+        )
+        moments = _add_moments(
+            moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+        )
+        slot = other_slot
     row = top
-    # The row of the gradient that is complete is one behind that of the map.
+    # The row of the gradient that is complete is one behind that of the map. Its pixels are loaded
+    # again, a row's time before they are needed.
     behind = (top - REACH - 2).to(tl.int64)
-    x_row, y_row = x + behind * x_strides[2], y + behind * y_strides[2]
+    x_row, y_row = x + (behind + 1) * x_strides[2], y + (behind + 1) * y_strides[2]
     gradient_row = gradient + behind * gradient_strides[2]
     other_row = other + behind * other_strides[2]
+    owned = (local < OWN) & (left + local < width)
+    none_yet = owned & (top < 0)
+    x_own, y_own = _own_pixels(x_row, y_row, x_strides, y_strides, left + local, none_yet)
     while row <= bottom + REACH:
         for _ in tl.static_range(TURN):
             here = row - REACH
             tl.debug_barrier()
-            x_next, y_next, a, b = _next_pixels(
-                *(x, y, x_next, y_next, x_strides, y_strides, row + 1, left - REACH),
-                *(height, width, low, LANES, COLUMNS, TAPS, PADDING),
+            other_slot = UNIT * HALF - slot
+            _keep_pixels(
+                *(a, b, scratch + other_slot, row + 1, left - REACH, height, width),
+                *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
             )
-            filtered = _add_maps(filtered, windows + slot + 2 * PITCH, PITCH, window, COLUMNS, TAPS)
-            x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
+            x_next, y_next, a, b = _next_pixels(
+                *(x, y, x_next, y_next, x_strides, y_strides, row + 2, left - REACH),
+                *(height, width, LANES, COLUMNS, TAPS, PADDING),
+            )
+            added = ()
+            for k in tl.static_range(MAPS):
+                values = _read(scratch + slot, (2 + k) * PITCH, first, COLUMNS, TAPS, SHARED)
+                added = added + (_add_row(filtered[k], values, across, down, COLUMNS, TAPS),)
+            filtered = added
             gradient_row += gradient_strides[2]
             other_row += other_strides[2]
             difference = _finish(
-                *(x_row, y_row, gradient_row, other_row),
-                *(x_strides, y_strides, gradient_strides, other_strides),
-                left + local,
-                (here > top) & (here <= bottom) & (local < OWN) & (left + local < width),
-                _complete(filtered[0], LANES, COLUMNS, TAPS),
-                _complete(filtered[1], LANES, COLUMNS, TAPS),
-                _complete(filtered[2], LANES, COLUMNS, TAPS),
-                _complete(filtered[MAPS - 1], LANES, COLUMNS, TAPS),
-                *(low, level_d, level_t, share, WANT),
+                *(x_own, y_own, gradient_row, other_row, gradient_strides, other_strides),
+                *(left + local, owned & (here > top) & (here <= bottom), filtered),
+                *(low, level_d, level_t, share, COLUMNS, TAPS, WANT),
             )
             if DISTANCE:
                 apart += difference
-            moments = _add_moments(moments, windows + slot, window, COLUMNS, TAPS, PITCH)
-            deficit, m_d, m_t, v_d, v_t = _derivatives(
-                _complete(moments[0], LANES, COLUMNS, TAPS),
-                _complete(moments[1], LANES, COLUMNS, TAPS),
-                _complete(moments[2], LANES, COLUMNS, TAPS),
-                _complete(moments[3], LANES, COLUMNS, TAPS),
-                *(level_d, level_t, c1, c2, contrast, here + INSET, left - REACH + local + INSET),
-                *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
+            x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
+            x_own, y_own = _own_pixels(
+                *(x_row, y_row, x_strides, y_strides),
+                *(left + local, owned & (here >= top) & (here < bottom)),
             )
-            counted = owned & ((here >= top) | (band == 0)) & (here < bottom)
-            total += tl.where(counted, deficit, 0.0)
-            slot = HALF - slot
-            _keep_maps(own + slot + 2 * PITCH, PITCH, m_d, m_t, v_d, v_t, True, WANT)
-            _keep_pixels(a, b, own + slot, rest + slot, low, level_d, level_t, PITCH)
+            moments = _add_moments(
+                moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+            )
+            counted = ((here >= top) | (band == 0)) & (here < bottom)
+            total, maps = _row_of_map(
+                *(moments, total, counted, root, level_d, level_t, c1, c2),
+                *(here + INSET, left - REACH + INSET, map_height, map_width),
+                *(weight, weight_strides, LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
+            )
+            for k in tl.static_range(MAPS):
+                _write(scratch + other_slot, (2 + k) * PITCH, maps[k], first, COLUMNS, SHARED)
+            slot = other_slot
             row += 1
     place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
-    _keep(total, sums + place)
+    # Others are a neighbour's, or beside the map.
+    column = left - REACH + INSET
+    begin = tl.maximum(tl.where(strip == 0, 0, REACH), -column)
+    total = _chosen(total, first, begin, map_width - column)
+    _keep(total, sums + place, None, whole, True)
     if DISTANCE:
-        _keep(apart, distances + place)
+        pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
+        _keep(_separate(apart, COLUMNS), distances + place, None, pixels, False)
 
 
 @triton.jit(
     do_not_specialize=[
-        *("strips", "bands", "rows", "channels", "height", "width", "contrast"),
-        *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top"),
+        *("strips", "parts", "rows", "lines", "channels", "height", "width"),
+        *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top", "whole"),
     ],
     do_not_specialize_on_alignment=["sums", "distances"],
 )
 def derive(
-    x,
-    y,
-    weight,
+    x_all,
+    y_all,
+    weight_all,
     maps,
     scratch,
     sums,
@@ -623,8 +895,9 @@ def derive(
     sums_stride,
     pitch,
     strips,
-    bands,
+    parts,
     rows,
+    lines,
     first_plane,
     slab_top,
     slab_bottom,
@@ -632,11 +905,13 @@ def derive(
     channels,
     height,
     width,
-    window,
+    across,
+    down,
+    root,
     low,
     c1,
     c2,
-    contrast,
+    whole,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
@@ -647,6 +922,7 @@ def derive(
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
     DISTANCE: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
@@ -660,72 +936,88 @@ def derive(
     LEFT: tl.constexpr = 0 if WANT == 0 and PADDING == VALID else 1 - TAPS
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
     width = _known(width, COLUMNS, WHOLE)
-    strip, band, slab_plane = _place(strips, bands)
-    plane = first_plane + slab_plane
-    top = slab_top + band * rows
-    bottom = tl.minimum(top + rows, slab_bottom)
-    x = _plane(x, x_strides, plane, channels)
-    y = _plane(y, y_strides, plane, channels)
-    weight += (plane // channels).to(tl.int64) * weight_strides[0]
+    HALF: tl.constexpr = 2 * PITCH
+    scratch = _scratch(scratch, 2 * HALF, SHARED)
+    UNIT: tl.constexpr = 4 if SHARED else 1
     map_height = height + 2 * INSET - REACH
     map_width = width + 2 * INSET - REACH
-    # The same for the whole plane, because programs filter each other's derivatives.
-    level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
-
-    scratch += tl.program_id(0).to(tl.int64) * (4 * PITCH)
-    left = LEFT + strip * (LANES * COLUMNS)
-    local, beside = _columns(LANES, COLUMNS, TAPS)
-    windows = _windows(scratch, tl.arange(0, LANES) * COLUMNS, COLUMNS)
-    own, rest = scratch + local, scratch + beside
+    first = tl.arange(0, LANES) * COLUMNS
+    local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
-    moments = (none, none, none, none)
-    total = tl.zeros((LANES, COLUMNS), tl.float32)
-    apart = tl.zeros((LANES, COLUMNS), tl.float32)
-    slab_rows = (slab_bottom - slab_top).to(tl.int64)
-    # The rows before the first complete one are no loop of their own: the time to compile grows
-    # with the square of the loads in the code. The first turn adds what the memory holds by chance,
-    # as in `march`.
-    here = top - REACH - 1
-    x_next = _row_address(x, x_strides, here + REACH, height, PADDING)
-    y_next = _row_address(y, y_strides, here + REACH, height, PADDING)
-    slot = 0
-    while here < bottom:
-        for _ in tl.static_range(TURN):
-            tl.debug_barrier()
-            x_next, y_next, a, b = _next_pixels(
-                *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS, left),
-                *(height, width, low, LANES, COLUMNS, TAPS, PADDING),
-            )
-            moments = _add_moments(moments, windows + slot, window, COLUMNS, TAPS, PITCH)
-            # Rows before the first complete one too: a branch around this takes moves of all sums.
-            deficit, m_d, m_t, v_d, v_t = _derivatives(
-                _complete(moments[0], LANES, COLUMNS, TAPS),
-                _complete(moments[1], LANES, COLUMNS, TAPS),
-                _complete(moments[2], LANES, COLUMNS, TAPS),
-                _complete(moments[3], LANES, COLUMNS, TAPS),
-                *(level_d, level_t, c1, c2, contrast, here + INSET, left + INSET + local),
-                *(map_height, map_width, weight, weight_strides, PADDING, WEIGHTED),
-            )
-            counted = (here >= tl.maximum(top, own_top)) & (here < bottom)
-            total += tl.where(counted, deficit, 0.0)
-            if DISTANCE:
-                difference = _apart(
-                    *(x, y, x_strides, y_strides),
-                    *(here + INSET, left + INSET + local, height, width),
+    slab_height = slab_bottom - slab_top
+    line = tl.program_id(0).to(lines.dtype) * rows
+    end = tl.minimum(line + rows, lines)
+    while line < end:
+        strip, slab_plane, top, bottom, part = _segment(line, end, rows, slab_height, strips)
+        top, bottom = slab_top + top, slab_top + bottom
+        plane = first_plane + slab_plane
+        x = _plane(x_all, x_strides, plane, channels)
+        y = _plane(y_all, y_strides, plane, channels)
+        weight = weight_all + (plane // channels).to(tl.int64) * weight_strides[0]
+        # The same for the whole plane, because programs filter each other's derivatives.
+        level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
+        left = LEFT + strip * (LANES * COLUMNS)
+        moments = (none, none, none, none)
+        total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
+        apart = tl.zeros((LANES, COLUMNS), tl.float32)
+        # The rows before the first complete one are no loop of their own: the time to compile
+        # grows with the square of the loads in the code. The first turn adds what the memory holds
+        # by chance, as in `march`.
+        here = top - REACH - 1
+        x_next = _row_address(x, x_strides, here + REACH, height, PADDING)
+        y_next = _row_address(y, y_strides, here + REACH, height, PADDING)
+        x_next, y_next, a, b = _next_pixels(
+            *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS, left),
+            *(height, width, LANES, COLUMNS, TAPS, PADDING),
+        )
+        slot = 0
+        while here < bottom:
+            for _ in tl.static_range(TURN):
+                tl.debug_barrier()
+                other_slot = UNIT * HALF - slot
+                _keep_pixels(
+                    *(a, b, scratch + other_slot, here + TAPS, left, height, width),
+                    *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
                 )
-                apart += tl.where(counted, difference, 0.0)
-            if WANT > 0:
-                kept = (here >= top) & (here < bottom)
-                map_row = slab_plane * MAPS * slab_rows + (here - slab_top)
-                target = maps + map_row * pitch + (left - LEFT + local)
-                _keep_maps(target, slab_rows * pitch, m_d, m_t, v_d, v_t, kept, WANT)
-            slot = 2 * PITCH - slot
-            _keep_pixels(a, b, own + slot, rest + slot, low, level_d, level_t, PITCH)
-            here += 1
-    place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
-    _keep(total, sums + place)
-    if DISTANCE:
-        _keep(apart, distances + place)
+                x_next, y_next, a, b = _next_pixels(
+                    *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS + 1, left),
+                    *(height, width, LANES, COLUMNS, TAPS, PADDING),
+                )
+                moments = _add_moments(
+                    moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+                )
+                # Rows before the first complete one too: a branch around this takes moves of all
+                # sums.
+                counted = (here >= tl.maximum(top, own_top)) & (here < bottom)
+                total, derivatives = _row_of_map(
+                    *(moments, total, counted, root, level_d, level_t, c1, c2),
+                    *(here + INSET, left + INSET, map_height, map_width),
+                    *(weight, weight_strides, LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
+                )
+                if DISTANCE:
+                    difference = _apart(
+                        *(x, y, x_strides, y_strides),
+                        *(here + INSET, left + INSET + local, height, width),
+                    )
+                    apart += tl.where(counted, difference, 0.0)
+                if WANT > 0:
+                    kept = (here >= top) & (here < bottom)
+                    map_row = slab_plane * MAPS * slab_height.to(tl.int64) + (here - slab_top)
+                    target = maps + map_row * pitch + (left - LEFT + local)
+                    for k in tl.static_range(MAPS):
+                        values = _together(derivatives[k], COLUMNS)
+                        tl.store(target + k * slab_height.to(tl.int64) * pitch, values, mask=kept)
+                slot = other_slot
+                here += 1
+        place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
+        last = (bottom == slab_bottom) & (part + 1 < parts)
+        total = _chosen(total, first, -(left + INSET), map_width - (left + INSET))
+        _keep(total, sums + place, last, whole, True)
+        if DISTANCE:
+            pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
+            _keep(_separate(apart, COLUMNS), distances + place, last, pixels, False)
+
+        line += bottom - top
 
 
 @triton.jit(
@@ -754,7 +1046,8 @@ def gather(
     channels,
     height,
     width,
-    window,
+    across,
+    down,
     low,
     share,
     LANES: tl.constexpr,
@@ -792,17 +1085,17 @@ def gather(
     other_row = other + row.to(tl.int64) * other_strides[2]
     while row < bottom:
         for _ in tl.static_range(TURN):
-            windows = _windows(source, first, COLUMNS)
-            sums = _add_maps(sums, windows, step, window, COLUMNS, TAPS)
+            added = ()
+            for k in tl.static_range(MAPS):
+                windows = _windows(source + k * step, first, COLUMNS)
+                values = _side_by_side(windows, COLUMNS, TAPS)
+                added = added + (_add_row(sums[k], values, across, down, COLUMNS, TAPS),)
+            sums = added
+            inside = (row >= top) & (row < bottom) & (column < width)
+            a, b = _own_pixels(x_row, y_row, x_strides, y_strides, column, inside)
             _finish(
-                *(x_row, y_row, gradient_row, other_row),
-                *(x_strides, y_strides, gradient_strides, other_strides),
-                *(column, (row >= top) & (row < bottom) & (column < width)),
-                _complete(sums[0], LANES, COLUMNS, TAPS),
-                _complete(sums[1], LANES, COLUMNS, TAPS),
-                _complete(sums[2], LANES, COLUMNS, TAPS),
-                _complete(sums[MAPS - 1], LANES, COLUMNS, TAPS),
-                *(low, level_d, level_t, share, WANT),
+                *(a, b, gradient_row, other_row, gradient_strides, other_strides),
+                *(column, inside, sums, low, level_d, level_t, share, COLUMNS, TAPS, WANT),
             )
             row += 1
             source += pitch
@@ -834,11 +1127,11 @@ def mean(sums, means, counts, wholes, planes, pitch, LANES: tl.constexpr, DISTAN
         total, rest = _added(total, rest, more, more_rest)
         first += LANES
     total, rest = tl.reduce((total, rest), 0, _added)
-    value = (whole - total) - rest
+    value = _mean(total, rest, whole, True)
     if DISTANCE:
-        value = tl.where(place < (len(counts) - 1) * planes, value, total + rest)
-    # A plain division may miss 1 by a bit.
-    tl.store(means + place, tl.div_rn(value, whole))
+        distance = _mean(total, rest, whole, False)
+        value = tl.where(place < (len(counts) - 1) * planes, value, distance)
+    tl.store(means + place, value)
 
 
 @triton.jit
@@ -964,7 +1257,7 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
     return 0.5 * (upper + tl.where(row + 1 < height, lower, upper))
 
 
-@triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
+@triton.jit(do_not_specialize=["strips", "bands", "rows", "channels", "height", "width"])
 def sweep(
     gradient,
     coarse,
@@ -978,6 +1271,7 @@ def sweep(
     y_strides,
     strips,
     bands,
+    rows,
     channels,
     height,
     width,
@@ -997,33 +1291,43 @@ def sweep(
     has. With ``DISTANCE`` the mean of |x - y| has the last scale.
     """
     strip, band, plane = _place(strips, bands)
-    row = band * ROWS + tl.arange(0, ROWS)[:, None]
-    column = strip * LANES + tl.arange(0, LANES)[None, :]
-    inside = (row < height) & (column < width)
     n, c = plane // channels, plane % channels
     scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
-    address = _plane(gradient, strides, plane, channels)
-    address += row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
-    if COARSE == 0 and not DISTANCE:
-        inside = inside & (tl.load(scale) != usual)
-    total = tl.load(scale) / usual * tl.load(address, mask=inside, other=0).to(tl.float32)
+    gradient = _plane(gradient, strides, plane, channels)
+    x = _plane(x, x_strides, plane, channels)
+    y = _plane(y, y_strides, plane, channels)
+    factor = tl.load(scale) / usual
+    factors = ()
+    for j in tl.static_range(COARSE):
+        factors = factors + (tl.load(scale + (j + 1) * scale_strides[0]) / usual,)
+    top = band * rows
+    bottom = tl.minimum(top + rows, height)
     if DISTANCE:
         share = tl.load(scale + (COARSE + 1) * scale_strides[0]) / (1.0 * height * width)
-        a = _plane(x, x_strides, plane, channels)
-        a += row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
-        b = _plane(y, y_strides, plane, channels)
-        b += row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
-        difference = tl.load(a, mask=inside, other=0).to(tl.float32)
-        difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
-        total += share * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
-    down, across = tl.full((ROWS, 1), 1.0, tl.float32), tl.full((1, LANES), 1.0, tl.float32)
-    for j in tl.static_range(COARSE):
-        down *= tl.where((height % 2 == 1) & (row == height - 1), 1.0, 0.5)
-        across *= tl.where((width % 2 == 1) & (column == width - 1), 1.0, 0.5)
-        row, column = row // 2, column // 2
-        height, width = (height + 1) // 2, (width + 1) // 2
-        offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
-        scale += scale_strides[0]
-        sent = tl.load(scale) / usual * tl.load(coarse[j] + offset, mask=inside, other=0)
-        total += sent * (down * across)
-    tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
+    elif COARSE == 0:
+        bottom = tl.where(tl.load(scale) == usual, top, bottom)
+    column = strip * LANES + tl.arange(0, LANES)[None, :]
+    while top < bottom:
+        row = top + tl.arange(0, ROWS)[:, None]
+        inside = (row < bottom) & (column < width)
+        address = gradient + row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
+        total = factor * tl.load(address, mask=inside, other=0).to(tl.float32)
+        if DISTANCE:
+            a = x + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
+            b = y + row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
+            difference = tl.load(a, mask=inside, other=0).to(tl.float32)
+            difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
+            total += share * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
+        down = tl.full((ROWS, 1), 1.0, tl.float32)
+        across = tl.full((1, LANES), 1.0, tl.float32)
+        below, beside, tall, wide = row, column, height, width
+        for j in tl.static_range(COARSE):
+            down *= tl.where((tall % 2 == 1) & (below == tall - 1), 1.0, 0.5)
+            across *= tl.where((wide % 2 == 1) & (beside == wide - 1), 1.0, 0.5)
+            below, beside = below // 2, beside // 2
+            tall, wide = (tall + 1) // 2, (wide + 1) // 2
+            offset = (plane.to(tl.int64) * tall + below) * pitches[j] + beside
+            sent = factors[j] * tl.load(coarse[j] + offset, mask=inside, other=0)
+            total += sent * (down * across)
+        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
+        top += ROWS

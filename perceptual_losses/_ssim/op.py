@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import cpu, gpu, reference
 from .contract import Settings, X, Y, batched, compute_dtype, halved, spread, usual_scale
@@ -27,7 +28,7 @@ torch.library.define(
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
 torch.library.define(
-    SWEEP, "(Tensor(a!)[] gradients, Tensor scale, Tensor[] images, str path) -> ()"
+    SWEEP, "(Tensor(a!)[] gradients, Tensor scale, Tensor[] images, float usual, str path) -> ()"
 )
 torch.library.define(
     PRODUCT,
@@ -43,9 +44,9 @@ def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 def _sweep_in_place(
-    gradients: list[Tensor], scale: Tensor, images: list[Tensor], path: str
+    gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float, path: str
 ) -> None:
-    PATHS[path].sweep(gradients, scale, images)
+    PATHS[path].sweep(gradients, scale, images, usual)
 
 
 # By name and not by device: in Triton's interpreter CPU tensors have two paths.
@@ -84,7 +85,7 @@ def _fake_means(
 
 
 torch.library.register_fake(MEANS, _fake_means)
-torch.library.register_fake(SWEEP, lambda gradients, scale, images, path: None)
+torch.library.register_fake(SWEEP, lambda gradients, scale, images, usual, path: None)
 torch.library.register_fake(
     PRODUCT, lambda means, *_: (means.new_empty(means.shape[1:]), means.new_empty(means.shape))
 )
@@ -98,8 +99,12 @@ def means(
     levels: int,
     distance: bool,
     path: str,
+    *,
+    reduced: bool = False,
 ) -> Tensor:
-    """The contract's `means`, on a fast path."""
+    """The contract's `means`, on a fast path; or ``reduced`` to the mean of all of them, whose
+    gradient then is no operation of its own.
+    """
     if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
         dtype = compute_dtype(x, y)
         x, y = x.to(dtype), y.to(dtype)
@@ -107,10 +112,11 @@ def means(
     want = X * (grad and x.requires_grad) + Y * (grad and y.requires_grad)
     if want:
         out: Tensor = _Means.apply(  # type: ignore[no-untyped-call]
-            x, y, settings, levels, distance, want, path, *weights
+            x, y, (settings, levels, distance, want, path), reduced, *weights
         )
         return out
-    return _run(x, y, settings, weights, levels, distance, want, path)[0]
+    found = _run(x, y, settings, weights, levels, distance, want, path)[0]
+    return found.mean() if reduced else found
 
 
 def _run(
@@ -124,11 +130,21 @@ def _run(
     path: str,
 ) -> tuple[Tensor, list[Tensor]]:
     window, low, c1, c2, padding = settings
+    run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
     out: tuple[Tensor, list[Tensor]]
-    out = torch.ops.perceptual_losses.ssim_means(
-        x, y, list(weights), list(window), low, c1, c2, padding, levels, distance, want, path
-    )
+    out = run(x, y, list(weights), list(window), low, c1, c2, padding, levels, distance, want, path)
     return out
+
+
+def _dispatched(*tensors: Tensor) -> bool:
+    """Whether anything has to see an operation. If not, torch's way to it is spared, which takes as
+    long as the launch.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+    )
 
 
 class _Means(torch.autograd.Function):
@@ -137,23 +153,22 @@ class _Means(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        settings: Settings,
-        levels: int,
-        distance: bool,
-        want: int,
-        path: str,
+        options: tuple[Settings, int, bool, int, str],
+        reduced: bool,
         *weights: Tensor,
     ) -> Tensor:
+        settings, levels, distance, want, path = options
         found, gradients = _run(x, y, settings, weights, levels, distance, want, path)
         if torch.compiler.is_compiling():
             # torch 2.7 takes elements of a list for others that are named alike in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
         ctx.save_for_backward(x, y, *weights, *gradients)
-        ctx.options = settings, levels, distance, want, path
+        ctx.options = options
+        ctx.reduced = found.shape if reduced else None
         # As lengths and not from `levels`, which is a symbol under torch.compile(dynamic=True).
         ctx.counts = len(weights), len(gradients) // 2 if want == X + Y else len(gradients)
         ctx.spent = False
-        return found
+        return found.mean() if reduced else found
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
@@ -161,39 +176,51 @@ class _Means(torch.autograd.Function):
         x, y, *saved = ctx.saved_tensors
         masks, of_one = ctx.counts
         weights, gradients = saved[:masks], saved[masks:]
-        nothing = (None,) * (5 + len(weights))
-        if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or batched(scale):
-            wanted = _reference_gradients(x, y, settings, weights, levels, distance, want, scale)
+        nothing = (None,) * (2 + len(weights))
+        compiling = torch.compiler.is_compiling()
+        means = 1
+        if ctx.reduced is not None:
+            means = ctx.reduced.numel()
+            scale = scale.expand(ctx.reduced)
+        if not compiling and (torch.is_grad_enabled() or batched(scale)):
+            each = scale / means
+            wanted = _reference_gradients(x, y, settings, weights, levels, distance, want, each)
             return *wanted, *nothing
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
             _, gradients = _run(x, y, settings, weights, levels, False, want, path)
-        ctx.spent = not torch.compiler.is_compiling()
+        ctx.spent = not compiling
         pair = [x, y] * distance
-        return (
-            _sweep(gradients[:of_one], scale, pair, path).to(x.dtype) if want & X else None,
-            _sweep(gradients[-of_one:], scale, pair[::-1], path).to(y.dtype) if want & Y else None,
-            *nothing,
-        )
+        # The scale of a mean of means is that of each one times their number.
+        usual = usual_scale(x.shape if means == 1 else (1, 1))
+        of_x, of_y = None, None
+        if want & X:
+            of_x = _sweep(gradients[:of_one], scale, pair, usual, path).to(x.dtype)
+        if want & Y:
+            of_y = _sweep(gradients[-of_one:], scale, pair[::-1], usual, path).to(y.dtype)
+        return of_x, of_y, *nothing
 
 
-def _sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], path: str) -> Tensor:
+def _sweep(
+    gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float, path: str
+) -> Tensor:
     """The gradient of the finest image, from those of the levels' means by their own images.
 
     ``images``, of which the gradient is that of the first, where the mean of their distance has a
     scale too.
     """
     if torch.compiler.is_compiling():
-        return _swept(gradients, scale, images)
-    torch.ops.perceptual_losses.ssim_sweep(gradients, scale, images, path)
+        return _swept(gradients, scale, images, usual)
+    sweep = torch.ops.perceptual_losses.ssim_sweep if _dispatched(scale) else _sweep_in_place
+    sweep(gradients, scale, images, usual, path)
     # The caller's own to change: a second backward reads what was saved, but computes it again.
     return gradients[0].data
 
 
-def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor]) -> Tensor:
+def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> Tensor:
     """What the kernel does in place, for the compiler to fuse."""
     scale = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
-    factors = scale / usual_scale(gradients[0].shape)
+    factors = scale / usual
     levels = len(gradients)
     total = gradients[-1] * factors[levels - 1]
     for level in reversed(range(levels - 1)):
