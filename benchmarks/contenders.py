@@ -250,9 +250,6 @@ def _torchmetrics(case: Case, device: str) -> Call:
 def _frame_analytics(case: Case, device: str) -> Call:
     import frame_analytics
 
-    # It compiles for the sizes it sees, and users have one: without this the second case would
-    # get kernels for any size, which are slower.
-    torch.compiler.reset()
     frame_analytics.set_compile_enabled(True)
     if case.metric == "SSIM":
         return _function(frame_analytics.ssim, data_range=1.0)

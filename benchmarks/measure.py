@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -56,7 +57,7 @@ Step = Callable[[], tuple[Tensor, Tensor | None]]
 
 
 class Expected(NamedTuple):
-    """What the reference path computes in float64."""
+    """What the reference path computes in float64: the gradient is that of `loss`."""
 
     value: float
     gradient: Tensor
@@ -75,21 +76,28 @@ def expected(case: Case, device: str) -> Expected:
     else:
         weights = case.weights or MS_SSIM_WEIGHTS
         value = perceptual_losses.ms_ssim(x, y, weights=weights, backend="reference")
-    (gradient,) = torch.autograd.grad(value, x)
+    (gradient,) = torch.autograd.grad(loss(case, value), x)
     network = case.metric in FEATURES
     tolerance = FEATURE_GRADIENT_TOLERANCE if network else GRADIENT_TOLERANCE
     return Expected(value.item(), gradient, tolerance)
 
 
+def loss(case: Case, value: Tensor) -> Tensor:
+    """What is trained on: less similarity, or the distance of features."""
+    return value if case.metric in FEATURES else 1 - value
+
+
 def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
-    """What is timed: the similarity, and its gradient with respect to ``x`` if the case has it."""
+    """What is timed: the similarity, and the gradient of `loss` with respect to ``x`` if the case
+    has one.
+    """
     if not case.backward:
         return torch.no_grad()(lambda: (call.similarity(x, y), None))
     x = x.detach().requires_grad_()
 
     def forward_and_backward() -> tuple[Tensor, Tensor]:
         value = call.similarity(x, y)
-        (gradient,) = torch.autograd.grad(value, x)
+        (gradient,) = torch.autograd.grad(loss(case, value), x)
         return value.detach(), gradient
 
     return forward_and_backward
@@ -104,8 +112,8 @@ def check(
         "gradient_error": None,
     }
     if gradient is not None:
-        exact = target.gradient.cpu()
-        difference = (gradient - exact).norm() / exact.norm()
+        exact = target.gradient
+        difference = (gradient.to(exact.device) - exact).norm() / exact.norm()
         errors["gradient_error"] = difference.item()
     limits = {
         "value_error": DEVIATION_LIMIT if deviation else VALUE_TOLERANCE,
@@ -180,25 +188,30 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A contender in a case, in a process of its own.
+    """A contender in a process of its own.
 
     What others leave behind would show in its times otherwise: a step that allocates many images
     is two to three times as fast where another has made the allocator keep its pages.
     """
 
-    def __init__(self, contender: Contender, case: Case, device: str) -> None:
+    def __init__(self, contender: Contender, device: str) -> None:
         # Children of a server that has imported torch and run nothing start in milliseconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, contender, case, device, torch.get_num_threads())
+        arguments = (theirs, contender, device, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
-    def prepare(self) -> tuple[str, str]:
-        """Makes the contender ready; its settings and its deviation."""
-        return self._ask("prepare")
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there to be asked."""
+        return self._process.is_alive()
+
+    def prepare(self, case: Case) -> tuple[str, str]:
+        """Makes the contender ready for a case; its settings and its deviation."""
+        return self._ask("prepare", case)
 
     def result(self) -> tuple[float, Tensor | None]:
         """The similarity and the gradient."""
@@ -209,11 +222,15 @@ class Worker:
         """Time of one step, the mean of ``calls`` in a row."""
         return self._ask("seconds", calls)
 
-    def peak(self, *, warm_up: bool) -> int:
+    def peak(self, case: Case, *, warm_up: bool) -> int:
         """Bytes that a step needs at its peak, by `MEMORY_METHOD`: the first thing to be asked on a
         CPU, the last on CUDA.
         """
-        return self._ask("peak", warm_up)
+        return self._ask("peak", case, warm_up)
+
+    def forget(self) -> None:
+        """Gives up what the case took, on CUDA the memory kept for reuse too."""
+        self._ask("forget")
 
     def close(self) -> None:
         """Ends the process."""
@@ -232,11 +249,9 @@ class Worker:
         return answer
 
 
-def _serve(
-    connection: Connection, contender: Contender, case: Case, device: str, threads: int
-) -> None:
+def _serve(connection: Connection, contender: Contender, device: str, threads: int) -> None:
     configure(device, threads)
-    served = _Served(contender, case, device)
+    served = _Served(contender, device)
     with memory_limit(device), contextlib.suppress(EOFError):
         while True:
             question, arguments = connection.recv()
@@ -250,13 +265,22 @@ def _serve(
 class _Served:
     """What a `Worker` asks for, in its process."""
 
-    def __init__(self, contender: Contender, case: Case, device: str) -> None:
-        self.contender, self.case, self.device = contender, case, device
+    def __init__(self, contender: Contender, device: str) -> None:
+        self.contender, self.device = contender, device
 
-    def prepare(self) -> tuple[str, str]:
-        call = self.contender.build(self.case, self.device)
-        self.step = step(call, self.case, *images(self.case.shape, self.device))
+    def prepare(self, case: Case) -> tuple[str, str]:
+        call = self.contender.build(case, self.device)
+        self.step = step(call, case, *images(case.shape, self.device))
         return call.settings, call.deviation
+
+    def forget(self) -> None:
+        self.step: Any = None
+        # Some compile for the sizes they see, and users have one: a second one would get kernels
+        # for any size, which are slower. Where nothing compiles, to import that takes seconds.
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def result(self) -> tuple[float, Any]:
         value, gradient = self.step()
@@ -265,12 +289,12 @@ class _Served:
     def seconds(self, calls: int) -> float:
         return seconds(self.step, calls, self.device)
 
-    def peak(self, warm_up: bool) -> int:
+    def peak(self, case: Case, warm_up: bool) -> int:
         if self.device == "cuda":
             return _peak_cuda(self.step)
         # Free blocks would hide what a step needs: let glibc give back those of 64 KiB or more.
         _libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
-        self.prepare()
+        self.prepare(case)
         if warm_up:
             self.step()
         return _peak_resident(self.step)

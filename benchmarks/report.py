@@ -249,6 +249,7 @@ def _conditions(result: Result) -> str:
             f"* Time: {method['time']}; {method['rounds']} rounds at most.",
             f"* To ours: the contender's time over that of {OURS.name}; below 1x it is faster.",
             f"* Memory: {method['memory']}; beside the images, in units of the gradient's size.",
+            *([f"* Left out: {', '.join(method['without'])}."] if method.get("without") else []),
         ]
     )
 

@@ -82,14 +82,17 @@ def compare(
     contenders = [contender for contender in contenders if options.device in contender.devices]
     order = random.Random(options.seed)
     results = []
+    kept: dict[str, measure.Worker] = {}
     updates = len(cases) * (2 * len(contenders) + options.rounds + 1)
     with tqdm(total=updates, unit="step", dynamic_ncols=True) as progress:
         for case in cases:
             progress.set_description(case.name)
             offered = [contender for contender in contenders if case.metric in contender.metrics]
-            results.append(_compare(case, offered, options, order, progress))
+            results.append(_compare(case, offered, options, order, progress, kept))
             save(results)
             progress.update(2 * (len(contenders) - len(offered)))
+    for worker in kept.values():
+        worker.close()
     return results
 
 
@@ -99,19 +102,21 @@ def _compare(
     options: Options,
     order: random.Random,
     progress: tqdm[Any],
+    kept: dict[str, measure.Worker],
 ) -> dict[str, Any]:
     expected = measure.expected(case._replace(backward=True), options.device)
     rows: dict[str, Row] = {
         contender.name: {"contender": contender.name, "error": None} for contender in contenders
     }
     workers = {
-        contender.name: measure.Worker(contender, case, options.device) for contender in contenders
+        contender.name: kept.pop(contender.name, None) or measure.Worker(contender, options.device)
+        for contender in contenders
     }
 
     def ready(name: str) -> None:
         row, worker = rows[name], workers[name]
         with _recorded(row):
-            row["settings"], row["deviation"] = worker.prepare()
+            row["settings"], row["deviation"] = worker.prepare(case)
             row |= measure.check(*worker.result(), expected, row["deviation"])
             row |= {"calls": 0, "times_ms": []}
         progress.update()
@@ -138,12 +143,17 @@ def _compare(
             median = row["median_ms"] = statistics.median(row["times_ms"])
             if options.device == "cpu":
                 worker.close()
-                worker = measure.Worker(contender, case, options.device)
+                worker = measure.Worker(contender, options.device)
             with _recorded(row, "memory_error"):
-                peak = worker.peak(warm_up=median < 1000 * measure.LONG_STEP)
+                peak = worker.peak(case, warm_up=median < 1000 * measure.LONG_STEP)
                 row["peak_megabytes"] = peak / 1e6
                 row["peak_gradients"] = peak / (4 * case.pixels)
-        worker.close()
+        # What an allocator of CUDA keeps does not show in what another case takes.
+        if options.device == "cuda" and worker.alive:
+            worker.forget()
+            kept[contender.name] = worker
+        else:
+            worker.close()
         progress.update()
 
     ours = rows.get(OURS.name, {}).get("median_ms")
@@ -287,11 +297,13 @@ def method(options: Options) -> dict[str, Any]:
         "definition": "Gaussian window of 11 pixels and sigma 1.5 inside the image, range 1, "
         "population variance; VGG is the mean squared distance at relu3_3 of VGG-16 with the same "
         "random weights for all, LPIPS the distance of five layers with its calibrated linear "
-        "weights; gradient with respect to the first image; float32",
+        "weights; gradient of 1 - similarity, or of the distance, with respect to the first image; "
+        "float32",
         "check": "before it is timed: value (absolute) and gradient (norm of the difference over "
         "norm) against the reference path in float64, a gradient through a network to "
         f"{measure.FEATURE_GRADIENT_TOLERANCE:g}",
-        "time": "each contender in a process of its own; rounds in which each has one turn, in "
+        "time": "each contender in a process of its own, on a CPU in a new one for each case; "
+        "rounds in which each has one turn, in "
         f"shuffled order; a turn repeats the step for at least {TURN} s, after one that is not "
         f"timed; a contender gets no further turn in a case once it has had {options.budget} s of "
         "them; medians of turns",
@@ -308,17 +320,22 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--budget", type=float, default=defaults.budget, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--cases", default="", metavar="SUBSTRING", help="of the names of cases")
+    parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args(arguments)
 
     cases = [case for case in CASES[options.device] if options.cases in case.name]
     if not cases:
         parser.error(f"no case has {options.cases!r} in its name")
+    unknown = set(options.without) - {contender.name for contender in CONTENDERS}
+    if unknown:
+        parser.error(f"no contender is called {sorted(unknown)}")
+    contenders = [entry for entry in CONTENDERS if entry.name not in options.without]
     how = Options(options.device, options.rounds, options.budget, options.seed)
     measure.configure(how.device, torch.get_num_threads())
     result = {
         "environment": environment(how.device, CONTENDERS),
-        "method": method(how),
+        "method": {**method(how), "without": options.without},
         "copy_bytes_per_second": measure.copy_rate() if how.device == "cuda" else None,
         "cost": None,
     }
@@ -330,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         path.write_text(json.dumps({**result, "cases": results}, indent=1) + "\n")
 
     # After each case, for a run that is ended early to leave what it has measured.
-    results = compare(cases, CONTENDERS, how, save)
+    results = compare(cases, contenders, how, save)
     if how.device == "cpu":
         result["cost"] = one_thread_cost(COST_SHAPE)
         save(results)

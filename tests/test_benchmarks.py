@@ -175,11 +175,13 @@ def test_on_a_gpu_contenders_get_ready_at_once(monkeypatch, tmp_path):
     class Worker:
         barrier = threading.Barrier(3, timeout=60)
 
-        def __init__(self, contender, case, device):
+        alive = True
+
+        def __init__(self, contender, device):
             self.asked = [contender.name, device]
             workers.append(self)
 
-        def prepare(self):
+        def prepare(self, case):
             self.barrier.wait()
             return "settings", ""
 
@@ -190,9 +192,12 @@ def test_on_a_gpu_contenders_get_ready_at_once(monkeypatch, tmp_path):
             self.asked.append("seconds")
             return 0.001
 
-        def peak(self, *, warm_up):
+        def peak(self, case, *, warm_up):
             self.asked.append("peak")
             return 4 * case.pixels
+
+        def forget(self):
+            self.asked.append("forget")
 
         def close(self):
             self.asked.append("close")
@@ -203,11 +208,13 @@ def test_on_a_gpu_contenders_get_ready_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "Worker", Worker)
     contenders = [Contender(name, "torch", eager) for name in "abc"]
     options = run.Options("cuda", 2, 1.0)
-    (result,) = run.compare([case], contenders, options)
-    assert [row["error"] for row in result["rows"]] == [None, None, None]
-    assert [row["peak_gradients"] for row in result["rows"]] == [1, 1, 1]
+    for result in run.compare([case, case], contenders, options):
+        assert [row["error"] for row in result["rows"]] == [None, None, None]
+        assert [row["peak_gradients"] for row in result["rows"]] == [1, 1, 1]
     assert [worker.asked[:2] for worker in workers] == [[name, "cuda"] for name in "abc"]
-    assert all(worker.asked[-3:] == ["seconds", "peak", "close"] for worker in workers)
+    for worker in workers:
+        assert worker.asked[-4:] == ["seconds", "peak", "forget", "close"]
+        assert worker.asked.count("forget") == 2
 
 
 def test_what_a_run_writes(result_path):
@@ -292,6 +299,6 @@ def build_three_copies(case, device):
 def test_memory_is_the_peak_of_one_step():
     case = Case("SSIM", (1, 1, 1024, 1024), False)
     contender = Contender("three copies", "torch", build_three_copies)
-    worker = measure.Worker(contender, case, "cpu")
-    assert worker.peak(warm_up=True) / (4 * case.pixels) == pytest.approx(3, abs=0.2)
+    worker = measure.Worker(contender, "cpu")
+    assert worker.peak(case, warm_up=True) / (4 * case.pixels) == pytest.approx(3, abs=0.2)
     worker.close()
