@@ -45,6 +45,21 @@ def test_the_numbers(function, shape, masked, padding):
         assert (got - true).norm() < 3e-6 * true.norm()
 
 
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(64, 3, 64, 64), (1, 1, 183, 1021), (3, 2, 256, 256)])
+def test_values_alone(loss, shape, masked, padding):
+    """Which other kernels compute, and for small images one launch."""
+    x, y = pair(*shape)
+    mask = pair(1, 1, *shape[2:], seed=1)[0] if masked else None
+    options = {"padding": padding, "data_range": (-0.5, 1)}
+    if isinstance(loss, MSSSIMLoss):
+        options["levels"] = 2
+    value = type(loss)(backend="triton", **options)(x, y, mask=mask)
+    exact = type(loss)(backend="reference", **options)(x.double(), y.double(), mask=mask)
+    assert abs(value - exact) < 1e-6
+
+
 @pytest.mark.parametrize("window_size", [1, 3, 9, 11, 13, 17, 25, 33])
 def test_windows(window_size):
     x, y = pair(2, 2, 90, 131)

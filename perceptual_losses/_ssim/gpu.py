@@ -39,7 +39,14 @@ class Tile(NamedTuple):
 
 
 class Launches(NamedTuple):
-    """The tiles of each kernel. Without one for `march`, `derive` and `gather` run."""
+    """The tiles of each kernel. Without one for `march`, `derive` and `gather` give the gradient.
+
+    Attributes:
+        value: of `derive` for plain means of windows inside the image, without a gradient.
+        march: of `march`, or ``None``.
+        derive: of `derive` for all else.
+        gather: of `gather`.
+    """
 
     value: Tile
     march: Tile | None
@@ -55,13 +62,13 @@ LAUNCHES: dict[str | None, dict[int, Launches]] = {
         11: Launches(
             value=Tile(_WIDTHS, 4, 1, 8),
             march=Tile((64, 128), 2, 1, 8),
-            derive=Tile(_WIDTHS, 2, 1, 8),
+            derive=Tile((64, 128), 2, 1, 10),
             gather=Tile(_WIDTHS, 2, 1, 8),
         ),
         21: Launches(
             value=Tile(_WIDTHS, 2, 1, 8),
             march=Tile((64, 128), 1, 1, 8),
-            derive=Tile(_WIDTHS, 1, 1, 8),
+            derive=Tile(_WIDTHS, 2, 1, 8),
             gather=Tile(_WIDTHS, 1, 1, 8),
         ),
         33: Launches(
@@ -394,7 +401,7 @@ def _steps(
     shapes = tuple(a.shape for a, _ in images)
     taps = len(settings.window)
     jobs = [
-        _job(shapes, j, taps, settings.padding, want, distance and j == 0, machine)
+        _job(shapes, j, taps, settings.padding, want, bool(weights), distance and j == 0, machine)
         for j in range(levels)
     ]
     counts = [job.sums for job in jobs] + [jobs[0].sums] * distance
@@ -564,6 +571,7 @@ def _job(
     taps: int,
     padding: str,
     want: int,
+    weighted: bool,
     distance: bool,
     machine: Machine,
 ) -> _Job:
@@ -576,13 +584,17 @@ def _job(
         # Positions before the image have their centre in it.
         before = 0 if padding == "valid" else radius
         top, bottom = -before, height - reach + before
-        # `derive` begins a whole window before the image, for columns in pairs.
-        beside = -reach if padding == "valid" else radius
-        if distance and padding == "valid":
-            # A position for each pixel, if beside the map.
-            bottom, beside = height, 0
+        # `derive` begins with columns of a whole thread.
+        plain = padding == "valid" and not weighted and not distance
+        tile = launches.value if plain else launches.derive
+        columns = tile.columns
+        left = 0 if padding == "valid" else columns * _ceil(radius, columns)
+        beside = left - before - (reach if padding == "valid" else 0)
+        if distance:
+            # A position for each row and column of pixels, if beside the map.
+            bottom, beside = height - before, left
         cover = _cover(
-            *(launches.value, machine, planes, bottom - top, shapes, level, reach, beside),
+            *(tile, machine, planes, bottom - top, shapes, level, reach, beside),
             across=True,
         )
         return _Job(want, cover.sums, None, (_Slab(top, bottom, cover, cover),), planes, 0)

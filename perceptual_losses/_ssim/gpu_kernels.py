@@ -8,12 +8,12 @@ becomes S and its derivatives. Those go through the same memory and come back as
 the ``T`` rows of the gradient in flight. Nothing of the size of an image is kept.
 
 The scratch memory has two halves. While one is read, the next row of pixels and the derivatives are
-written to the other, so that one barrier a row is enough and loads have a row's time to arrive. It
-is shared memory where there is a way to it, else memory that the caller passes.
+written to the other, so that one barrier a row is enough. It is shared memory where there is a way
+to it, else memory that the caller passes. Pixels are loaded into registers a row before that.
 
 `march` does all of this. Where the sums of both halves do not fit into the registers, `derive`
 does the first half and `gather` the second, with the derivatives of a slab of rows in memory in
-between. Without a gradient `derive` is all there is to do.
+between. Without a gradient `derive` is all there is to do. Its programs go on in the next strip.
 
 The formulas are those of the reference path. With ``d = x - y`` and ``t = x + y``, less a constant
 near their level in the tile (variances do not change with it, means add it back),
@@ -176,8 +176,8 @@ def _reading(offset, count):
 def _scratch(memory, SIZE: tl.constexpr, SHARED: tl.constexpr):
     """So many values of the program's own: their address in shared memory, or a part of ``memory``.
 
-    What is written to memory is read from the second-level cache, where it takes a warp ten times
-    as long. Triton's own operations do not address shared memory.
+    What is written to memory is read from the second-level cache, which a warp waits many times as
+    long for. Triton's own operations do not address shared memory.
     """
     if SHARED:
         place = tl.inline_asm_elementwise(
@@ -413,13 +413,16 @@ def _keep_pixels(
 
 
 @triton.jit
-def _apart(x, y, x_strides, y_strides, row, column, height, width):
-    """The distance between two pixels, zero beside the image."""
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    row, column = row.to(tl.int64), column.to(tl.int64)
-    a = tl.load(x + row * x_strides[2] + column * x_strides[3], mask=inside, other=0)
-    b = tl.load(y + row * y_strides[2] + column * y_strides[3], mask=inside, other=0)
-    return tl.abs(a.to(tl.float32) - b.to(tl.float32))
+def _further(apart, a, b, row, begin, end, height):
+    """Adds the distances between pixels of a row to those of each thread's columns, if the row is
+    from ``begin`` on, before ``end`` and in the image.
+    """
+    counted = (row >= tl.maximum(begin, 0)) & (row < tl.minimum(end, height))
+    distances = _separate(tl.abs(a.to(tl.float32) - b.to(tl.float32)), len(apart))
+    further = ()
+    for e in tl.static_range(len(apart)):
+        further = further + (apart[e] + tl.where(counted, distances[e], 0.0),)
+    return further
 
 
 @triton.jit
@@ -461,15 +464,15 @@ def _add_moments(
     PITCH: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Adds a row of pixels from scratch memory to the sums of d, t, d^2 and t^2."""
-    d = _read(row, 0, first, COLUMNS, TAPS, SHARED)
-    t = _read(row, PITCH, first, COLUMNS, TAPS, SHARED)
-    return (
-        _add_row(sums[0], d, across, down, COLUMNS, TAPS),
-        _add_row(sums[1], t, across, down, COLUMNS, TAPS),
-        _add_row(sums[2], _squares(d), across, down, COLUMNS, TAPS),
-        _add_row(sums[3], _squares(t), across, down, COLUMNS, TAPS),
-    )
+    """Adds a row of pixels from scratch memory to the sums of d, d^2, t and t^2."""
+    added = ()
+    for k in tl.static_range(2):
+        values = _read(row, k * PITCH, first, COLUMNS, TAPS, SHARED)
+        added = added + (
+            _add_row(sums[2 * k], values, across, down, COLUMNS, TAPS),
+            _add_row(sums[2 * k + 1], _squares(values), across, down, COLUMNS, TAPS),
+        )
+    return added
 
 
 @triton.jit
@@ -586,8 +589,8 @@ def _row_of_map(
     totals, of_m, of_v_d, of_v_t, of_m_d = (), (), (), (), ()
     for e in tl.static_range(COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
-            *(root * moments[0][e * TAPS], root * moments[1][e * TAPS]),
-            *(moments[2][e * TAPS], moments[3][e * TAPS]),
+            *(root * moments[0][e * TAPS], root * moments[2][e * TAPS]),
+            *(moments[1][e * TAPS], moments[3][e * TAPS]),
             *(level_d, level_t, c1, c2, counted & (row >= 0) & (row < height)),
             *(row, left + first + e, height, width, weight, weight_strides),
             *(PADDING, WANT, WEIGHTED),
@@ -928,12 +931,14 @@ def derive(
 
     ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
-    With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel with the
-    position of its row and column in the map, or beside the map where that is smaller.
+    With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel by the program
+    that is at its row of the map, or would be where the map is smaller, and loads its column.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
-    LEFT: tl.constexpr = 0 if WANT == 0 and PADDING == VALID else 1 - TAPS
+    # Without a gradient as few columns before the image as the map has, in threads' columns.
+    BEFORE: tl.constexpr = (INSET + COLUMNS - 1) // COLUMNS * COLUMNS
+    LEFT: tl.constexpr = 1 - TAPS if WANT > 0 else -BEFORE
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
     width = _known(width, COLUMNS, WHOLE)
     HALF: tl.constexpr = 2 * PITCH
@@ -959,7 +964,7 @@ def derive(
         left = LEFT + strip * (LANES * COLUMNS)
         moments = (none, none, none, none)
         total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
-        apart = tl.zeros((LANES, COLUMNS), tl.float32)
+        apart = (tl.zeros((LANES,), tl.float32),) * COLUMNS
         # The rows before the first complete one are no loop of their own: the time to compile
         # grows with the square of the loads in the code. The first turn adds what the memory holds
         # by chance, as in `march`.
@@ -975,6 +980,11 @@ def derive(
             for _ in tl.static_range(TURN):
                 tl.debug_barrier()
                 other_slot = UNIT * HALF - slot
+                begin = tl.maximum(top, own_top)
+                if DISTANCE:
+                    apart = _further(
+                        apart, a[0], b[0], here + TAPS, begin + INSET, bottom + INSET, height
+                    )
                 _keep_pixels(
                     *(a, b, scratch + other_slot, here + TAPS, left, height, width),
                     *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
@@ -988,18 +998,12 @@ def derive(
                 )
                 # Rows before the first complete one too: a branch around this takes moves of all
                 # sums.
-                counted = (here >= tl.maximum(top, own_top)) & (here < bottom)
+                counted = (here >= begin) & (here < bottom)
                 total, derivatives = _row_of_map(
                     *(moments, total, counted, root, level_d, level_t, c1, c2),
                     *(here + INSET, left + INSET, map_height, map_width),
                     *(weight, weight_strides, LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
                 )
-                if DISTANCE:
-                    difference = _apart(
-                        *(x, y, x_strides, y_strides),
-                        *(here + INSET, left + INSET + local, height, width),
-                    )
-                    apart += tl.where(counted, difference, 0.0)
                 if WANT > 0:
                     kept = (here >= top) & (here < bottom)
                     map_row = slab_plane * MAPS * slab_height.to(tl.int64) + (here - slab_top)
@@ -1015,7 +1019,9 @@ def derive(
         _keep(total, sums + place, last, whole, True)
         if DISTANCE:
             pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
-            _keep(_separate(apart, COLUMNS), distances + place, last, pixels, False)
+            _keep(
+                _chosen(apart, first, -left, width - left), distances + place, last, pixels, False
+            )
 
         line += bottom - top
 
