@@ -47,7 +47,10 @@ def test_parameters_arrive(tmp_path):
     # levels and values alone of them; one tile, whose program writes the mean. What is compiled has
     # a star: the coarser levels share one compilation whatever their sizes, and with the finest one
     # where nothing else differs; the means have one for each number of levels.
+    # At first two losses called twice: the launches that are known the second time.
     assert kernels == [
+        *("pyramid=", *["march="] * 3, "mean=", "product=", "sweep=", "sweep="),
+        *("derive=", "gather=", "mean=", "sweep=", "sweep="),
         *("march*", "mean*", "sweep"),
         *("pyramid", "march*", "march", "march*", "mean*", "product", "sweep"),
         *("derive*", "gather*", "mean", "sweep"),
