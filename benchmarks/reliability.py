@@ -67,9 +67,10 @@ def pages(folder: Path = RESULTS, page: Path = PAGE) -> None:
 
 
 def suites_table(suites: dict[str, dict[str, Any]]) -> str:
-    """A line for each lock."""
+    """A line for each run."""
     rows = []
-    for name in (name for name in LOCKS if name in suites):
+    # Runs without a lock come last.
+    for name in sorted(suites, key=lambda name: [*LOCKS, *suites].index(name)):
         run = suites[name]
         failed = run["failures"] + run["errors"]
         passed = run["tests"] - failed - run["skipped"]

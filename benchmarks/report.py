@@ -33,7 +33,10 @@ MISSING = "-"
 
 METRICS = ("SSIM", "MS-SSIM", "VGG", "LPIPS")
 
-README_SIZES = ("16x3x256x256", "1x3x1080x1920", "4x3x224x224")
+README_SIZES = {
+    "cpu": ("16x3x256x256", "1x3x1080x1920", "4x3x224x224"),
+    "cuda": ("64x3x64x64", "1x3x512x512", "1x3x1080x1920", "8x3x1080x1920"),
+}
 
 INK, OURS_COLOR, OTHERS_COLOR = "#333333", "#c44e24", "#8da3b5"
 
@@ -48,7 +51,7 @@ def markdown(result: Result, plots: dict[str, str]) -> str:
     parts = [f"# {result['environment']['device']}", _conditions(result)]
     if result["cost"]:
         parts.append(_cost(result["cost"]))
-    for metric, cases in _groups(result["cases"], "metric"):
+    for metric, cases in _groups(_cases([result]), "metric"):
         parts.append(f"## {metric}")
         if metric in plots:
             parts.append(f"![Throughput of {metric}]({plots[metric]})")
@@ -102,7 +105,7 @@ def throughput(cases: Sequence[Result], source: str) -> Figure:
         rates = [case["pixels"] / 1e3 / medians[name] if medians[name] else 0 for name in names]
         colors = [OURS_COLOR if name == OURS.name else OTHERS_COLOR for name in names]
         bars = panel.barh(names, rates, color=colors)
-        labels = [f"{rate:.3g}" if rate else "not run" for rate in rates]
+        labels = [_number(rate) if rate else "not run" for rate in rates]
         panel.bar_label(bars, labels, padding=3, fontsize=8, color=INK)
         panel.set_title(case["size"], fontsize=10)
         panel.set_xlim(0, 1.3 * max(*rates, 1e-9))
@@ -171,11 +174,15 @@ def devices_plot(results: Sequence[Result]) -> Figure:
         values = [found[sizes[place]] for place in places]
         (points,) = panel.semilogx(values, places, "o", label=name)
         for value, place in zip(values, places, strict=True):
+            # The slowest device's to the left, where no other's point is.
+            there = [device[sizes[place]] for device in rates.values() if sizes[place] in device]
+            left = len(there) > 1 and value == min(there)
             panel.annotate(
                 _number(value),
                 (value, place),
-                (6, -3),
+                (-6 if left else 6, -3),
                 textcoords="offset points",
+                ha="right" if left else "left",
                 fontsize=8,
                 color=points.get_color(),
             )
@@ -211,7 +218,7 @@ def _rates(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]
 
 
 def _cases(results: Sequence[Result]) -> list[Result]:
-    """Of all files, metric by metric."""
+    """Of all files, metric by metric, each's sizes in their order."""
     cases = itertools.chain.from_iterable(result["cases"] for result in results)
     return sorted(cases, key=lambda case: METRICS.index(case["metric"]))
 
@@ -310,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = {path: json.loads(path.read_text()) for path in options.results}
     for path, result in results.items():
         plots = {}
-        backward = [case for case in result["cases"] if case["backward"]]
+        backward = [case for case in _cases([result]) if case["backward"]]
         for metric, cases in _groups(backward, "metric"):
             plots[metric] = f"{path.stem}-{metric.lower()}.png"
             throughput(cases, source(result)).savefig(options.out / plots[metric], dpi=150)
@@ -321,11 +328,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # With variables set a result is of another setting, and has a page of its own.
         usual = [result for result in results.values() if not result["environment"]["variables"]]
         page = ROOT / "docs" / "benchmarks.md"
-        sources = "; ".join(map(source, usual))
-        fill(page, "summary", f"{summary(usual)}\n\n{sources}.")
+        for device, sizes in README_SIZES.items():
+            there = [result for result in usual if result["method"]["device"] == device]
+            sources = "; ".join(map(source, there))
+            fill(page, f"summary, {device}", f"{summary(there)}\n\n{sources}.")
+            fill(ROOT / "README.md", f"summary, {device}", summary(there, sizes))
         fill(page, "devices", devices(usual))
         devices_plot(usual).savefig(options.out / "devices.png", dpi=150)
-        fill(ROOT / "README.md", "summary", summary(usual, README_SIZES))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ OTHER_DISTRIBUTIONS = ("torch", "numpy", "numba", "triton")
 VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "GOMP_", "NUMBA_", "TORCH")
 """Beginnings of the names of what in the environment changes the numbers."""
 
+HARMLESS = ("_CACHE_DIR", "_ARCH_LIST", "_COMPILE_THREADS")
+"""Ends of those that change none: where a cache lies, and how others are compiled."""
+
 Row = dict[str, Any]
 
 
@@ -240,8 +243,7 @@ def environment(device: str, contenders: Sequence[Contender]) -> dict[str, Any]:
         "variables": {
             name: value
             for name, value in sorted(os.environ.items())
-            # Where a cache lies changes no number.
-            if name.startswith(VARIABLES) and not name.endswith("_CACHE_DIR")
+            if name.startswith(VARIABLES) and not name.endswith(HARMLESS)
         },
         "python": platform.python_version(),
         "system": platform.platform(),

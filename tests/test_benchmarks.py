@@ -249,6 +249,20 @@ def test_what_a_report_shows(result_path, tmp_path):
     assert (tmp_path / "here-ssim.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_report_has_each_metric_once(tmp_path):
+    """Whatever the order in which they were measured."""
+    path = run.RESULTS / "nvidia-h200.json"
+    result = json.loads(path.read_text())
+    metrics = [metric for metric, _ in report._groups(result["cases"], "metric")]
+    assert metrics == ["SSIM", "MS-SSIM", "SSIM"]
+    report.main([str(path), "--out", str(tmp_path)])
+    lines = (tmp_path / "nvidia-h200.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("## ")] == ["## SSIM", "## MS-SSIM"]
+    sizes = dict.fromkeys((case["metric"], case["size"]) for case in result["cases"])
+    found = [line for line in lines if line.startswith("### ")]
+    assert sorted(found) == sorted(f"### {metric}, {size}" for metric, size in sizes)
+
+
 def test_plots_show_the_rates():
     (main,) = run.RESULTS.glob("*-threads.json")
     result = json.loads(main.read_text())
