@@ -85,9 +85,10 @@ def test_ramp_against_its_mirror(backend, precision, assert_within_budget):
     x = torch.arange(0, 256, 16, dtype=precision.dtype).expand(1, 1, 16, 16)
     settings = Settings(gaussian(11, 1.5), 0.0, (0.01 * 255) ** 2, (0.03 * 255) ** 2, "valid")
     similarity = functools.partial(_ssim.means, x, x.flip(-1), settings, [], levels=1)
-    # For a second level there must be room: beside the ramp, where no window counts.
-    beside = (0, 16, 0, 16)
-    larger, mirror = torch.nn.functional.pad(x, beside), torch.nn.functional.pad(x.flip(-1), beside)
+    # For a second level there must be room: beside the ramps, where no window counts, and with the
+    # sum of theirs. Were it another, that sum's variance, zero, would be luck in float32.
+    beside = {"pad": (0, 16, 0, 16), "value": 120}
+    larger, mirror = (torch.nn.functional.pad(image, **beside) for image in (x, x.flip(-1)))
     weights = [torch.zeros(1, 1, side, side, dtype=precision.dtype) for side in (22, 6)]
     for weight in weights:
         weight[..., :6, :6] = 1 / 36

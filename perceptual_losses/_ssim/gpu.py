@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -835,14 +836,29 @@ def _of_level(
 def _passes(window: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """The first half of the taps for the pass along rows and for that along columns, each in units
     of the tap with which a kernel then need not multiply, and the root of both units' product.
+
+    In float32 and yet with a sum of 1: a variance is a difference of two terms, which grow with the
+    window's sum and with its square.
     """
     half = window[: len(window) // 2 + 1]
     centre, edge = half[-1], half[0]
     # A one that is an integer is compiled in.
-    across = (*(tap / centre for tap in half[:-1]), 1)
-    if edge < 2**-40 * centre:
-        return across, across, centre
-    return across, (1, *(tap / edge for tap in half[1:])), math.sqrt(centre * edge)
+    across = [tap / centre for tap in half[:-1]]
+    down, root = (*map(_rounded, across), 1), _rounded(centre)
+    if edge >= 2**-40 * centre:
+        down = (1, *(_rounded(tap / edge) for tap in half[1:]))
+        root = _rounded(math.sqrt(centre * edge))
+    lost = 0.5 * (1 / (root * root * (2 * sum(down[:-1]) + down[-1])) - 1) - sum(across)
+    # Large taps first, whose roundings smaller ones make up for, unless they are much smaller.
+    for k in reversed(range(len(across))):
+        exact = across[k] + (lost if abs(lost) < 2**-10 * across[k] else 0)
+        across[k] = _rounded(exact)
+        lost = exact - across[k]
+    return (*across, 1), down, root
+
+
+def _rounded(value: float) -> float:
+    return float(np.float32(value))
 
 
 def _scratch(machine: Machine, x: _Image, size: int) -> tuple[_At, list[_New]]:
