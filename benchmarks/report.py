@@ -35,7 +35,7 @@ METRICS = ("SSIM", "MS-SSIM", "VGG", "LPIPS")
 
 README_SIZES = {
     "cpu": ("16x3x256x256", "1x3x1080x1920", "4x3x224x224"),
-    "cuda": ("64x3x64x64", "1x3x512x512", "1x3x1080x1920", "8x3x1080x1920"),
+    "cuda": ("64x3x64x64", "1x3x512x512", "8x3x1080x1920"),
 }
 
 INK, OURS_COLOR, OTHERS_COLOR = "#333333", "#c44e24", "#8da3b5"

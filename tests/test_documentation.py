@@ -78,10 +78,13 @@ def test_reliability_is_that_of_the_results(tmp_path):
 def test_speed_is_that_of_the_results():
     results = [json.loads(path.read_text()) for path in sorted(run.RESULTS.glob("*.json"))]
     usual = [result for result in results if not result["environment"]["variables"]]
-    page = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert report.summary(usual) in page
+    page, readme = ((ROOT / name).read_text() for name in ("docs/benchmarks.md", "README.md"))
     assert report.devices(usual) in page
-    assert report.summary(usual, report.README_SIZES) in (ROOT / "README.md").read_text()
+    assert {result["method"]["device"] for result in usual} == report.README_SIZES.keys()
+    for device, sizes in report.README_SIZES.items():
+        there = [result for result in usual if result["method"]["device"] == device]
+        assert report.summary(there) in page
+        assert report.summary(there, sizes) in readme
     for path in run.RESULTS.glob("*.json"):
         shown = (ROOT / "docs" / "benchmarks" / f"{path.stem}.md").read_text()
         for case in json.loads(path.read_text())["cases"]:
