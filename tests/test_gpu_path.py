@@ -181,11 +181,16 @@ def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
 SCHEMES = [(16, 1, 3, True), (8, 2, 5, True), (8, 1, 3, False), (8, 2, 4, False)]
 
 
+# A thread's columns are loaded at once, where 16 divides the strides, or one by one.
+WIDTHS = [13, 32]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("padding", PADDINGS)
-def check_tiles_meet_without_a_seam(tiles, scheme, padding):
+def check_tiles_meet_without_a_seam(tiles, scheme, padding, width):
     tiles(*scheme)
-    x, y = pair(1, 1, 8, 13)
+    x, y = pair(1, 1, 8, width)
     chosen = settings(padding=padding)
     compare(x, y, chosen, weights_of(x, chosen) if padding == "symmetric" else [])
 
@@ -250,10 +255,11 @@ def check_small_means(tiles):
     assert (means - true).abs().max() < 2e-8
 
 
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("padding", PADDINGS)
-def check_four_columns(tiles, padding):
+def check_four_columns(tiles, padding, width):
     tiles(4, 4, 4)
-    x, y = pair(1, 1, 9, 23)
+    x, y = pair(1, 1, 9, width)
     compare(x, y, settings(5, padding), want=0)
 
 
@@ -261,11 +267,12 @@ def check_four_columns(tiles, padding):
     ("workspace", "padding"),
     [(3000, "valid"), (3000, "zeros"), (3000, "symmetric"), (10000, "valid")],
 )
-def check_slabs(tiles, monkeypatch, workspace, padding):
+@pytest.mark.parametrize("width", [9, 16])
+def check_slabs(tiles, monkeypatch, workspace, padding, width):
     """Slabs of rows of a plane, and of several planes."""
     monkeypatch.setattr(gpu, "WORKSPACE", workspace)
     tiles(16, 1, 5, march=False)
-    x, y = pair(1, 3, 7, 9)
+    x, y = pair(1, 3, 7, width)
     job = gpu._job((tuple(x.shape),), 0, 3, padding, BOTH, False, False, gpu._machine(x.device))
     assert (len(job.slabs) > 1, job.planes) == ((True, 1) if workspace == 3000 else (False, 2))
     compare(x, y, settings(padding=padding))
@@ -856,6 +863,18 @@ def test_compiles_without_spills(capability, case, kernels):
         # What a row writes into scratch memory the next one reads, which the interpreter, where
         # threads do not run at once, does not show.
         assert found.barriers == (0 if name == "gather" else launch.constants["TURN"])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+@pytest.mark.parametrize("width", [1921, 1926])
+@pytest.mark.parametrize("case", [Case(11, 0), Case(11, X, "zeros", dtype=torch.bfloat16)])
+def test_threads_keep_their_columns(monkeypatch, case, width):
+    """Of images of any width: the compiler would exchange them between threads, in turns."""
+    monkeypatch.setattr(aot, "SHAPE", (8, 3, 1080, width))
+    for name, launch in aot.launched(case, 90).items():
+        if name != "mean":
+            found = aot.figures(aot.compiled(launch, 90))
+            assert (found.barriers, found.spilled) == (launch.constants["TURN"], 0)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")

@@ -377,6 +377,14 @@ class _Image(NamedTuple):
     at: _At
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    aligned: bool = True
+
+    @property
+    def dense(self) -> bool:
+        """Whether columns can be loaded at once. Of a number the compiler knows whether it is 1 and
+        whether 16 divides it.
+        """
+        return self.aligned and self.strides[3] == 1 and not any(s % 16 for s in self.strides[:3])
 
 
 @functools.lru_cache(maxsize=256)
@@ -393,7 +401,7 @@ def _steps(
 ) -> list[_Step]:
     """What `means` does with images like these on that device."""
     planes = x.shape[0] * x.shape[1]
-    images = [[_Image(_At(name), a.shape, a.strides) for name, a in (("x", x), ("y", y))]]
+    images = [[_Image(_At(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
     steps = []
     while len(images) < levels:
         halving, halves = _halving(images[-1], len(images), levels - len(images))
@@ -754,6 +762,7 @@ def _of_level(
         "WANT": job.want,
         "WEIGHTED": level.weight is not None,
         "DISTANCE": level.distances is not None,
+        "DENSE": all(image.dense for image in (*level.images, *level.gradients)),
         "SHARED": machine.shared,
     }
     if job.march is not None:
@@ -824,6 +833,7 @@ def _of_level(
                     COLUMNS=gather.columns,
                     TURN=gather.turn,
                     WHOLE=gather.whole,
+                    DENSE=constants["DENSE"],
                     TAPS=taps,
                     WANT=job.want,
                 )

@@ -322,6 +322,17 @@ def _inside(row, column, height, width):
 
 
 @triton.jit
+def _pixel(address, step, row, column, height, width, PADDING: tl.constexpr):
+    """Pixels of a row, as they are."""
+    if PADDING == SYMMETRIC:
+        found = tl.load(address + _shown(column, width).to(tl.int64) * step)
+    else:
+        inside = _inside(row, column, height, width)
+        found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
+    return found
+
+
+@triton.jit
 def _pixels(
     address,
     step,
@@ -331,20 +342,24 @@ def _pixels(
     width,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
 ):
-    """A row in `_columns`, as it is."""
-    pixels = ()
-    for k in tl.static_range(2):
-        column = _columns(left, LANES, COLUMNS, TAPS)[k]
-        if PADDING == SYMMETRIC:
-            found = tl.load(address + _shown(column, width).to(tl.int64) * step)
-        else:
-            inside = _inside(row, column, height, width)
-            found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
-        pixels = pixels + (found,)
-    return pixels
+    """A row in `_columns`.
+
+    Pixels that do not lie side by side (``DENSE``) are loaded by column: of a tile Triton 3.9 would
+    give each to another thread, and exchange them after.
+    """
+    own, beside = _columns(left, LANES, COLUMNS, TAPS)
+    if DENSE:
+        found = _pixel(address, step, row, own, height, width, PADDING)
+    else:
+        columns, pixels = _separate(own, COLUMNS), ()
+        for e in tl.static_range(COLUMNS):
+            pixels = pixels + (_pixel(address, step, row, columns[e], height, width, PADDING),)
+        found = _together(pixels, COLUMNS)
+    return found, _pixel(address, step, row, beside, height, width, PADDING)
 
 
 @triton.jit
@@ -361,14 +376,16 @@ def _next_pixels(
     width,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
 ):
     """The addresses of a row in both images, from those of the row before, and its pixels."""
     x_next = _next_address(x, x_next, x_strides, row, height, PADDING)
     y_next = _next_address(y, y_next, y_strides, row, height, PADDING)
-    a = _pixels(x_next, x_strides[3], row, left, height, width, LANES, COLUMNS, TAPS, PADDING)
-    b = _pixels(y_next, y_strides[3], row, left, height, width, LANES, COLUMNS, TAPS, PADDING)
+    place = row, left, height, width
+    a = _pixels(x_next, x_strides[3], *place, LANES, COLUMNS, DENSE, TAPS, PADDING)
+    b = _pixels(y_next, y_strides[3], *place, LANES, COLUMNS, DENSE, TAPS, PADDING)
     return x_next, y_next, a, b
 
 
@@ -654,12 +671,30 @@ def _mean(total, rest, whole, DEFICIT: tl.constexpr):
 
 
 @triton.jit
-def _own_pixels(x_row, y_row, x_strides, y_strides, column, inside):
-    """A row of both images as it is, in the columns of each thread."""
+def _load(row, step, column, inside, COLUMNS: tl.constexpr, DENSE: tl.constexpr):
+    """The columns of each thread, zero where not ``inside``; as `_pixels` does."""
     column = column.to(tl.int64)
-    a = tl.load(x_row + column * x_strides[3], mask=inside, other=0)
-    b = tl.load(y_row + column * y_strides[3], mask=inside, other=0)
-    return a, b
+    if DENSE:
+        values = tl.load(row + column * step, mask=inside, other=0)
+    else:
+        columns, masks, found = _separate(column, COLUMNS), _separate(inside, COLUMNS), ()
+        for e in tl.static_range(COLUMNS):
+            found = found + (tl.load(row + columns[e] * step, mask=masks[e], other=0),)
+        values = _together(found, COLUMNS)
+    return values
+
+
+@triton.jit
+def _store(row, step, column, values, inside, COLUMNS: tl.constexpr, DENSE: tl.constexpr):
+    """Writes the columns of each thread, as `_load` reads them."""
+    column = column.to(tl.int64)
+    kind = row.dtype.element_ty
+    if DENSE:
+        tl.store(row + column * step, _together(values, COLUMNS).to(kind), mask=inside)
+    else:
+        columns, masks = _separate(column, COLUMNS), _separate(inside, COLUMNS)
+        for e in tl.static_range(COLUMNS):
+            tl.store(row + columns[e] * step, values[e].to(kind), mask=masks[e])
 
 
 @triton.jit
@@ -678,6 +713,7 @@ def _finish(
     level_t,
     share,
     COLUMNS: tl.constexpr,
+    DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
 ):
@@ -694,12 +730,9 @@ def _finish(
             opposed += sums[3][e * TAPS]
         of_x = of_x + (4 * share * (alike + opposed),)
         of_y = of_y + (4 * share * (alike - opposed),)
-    column = column.to(tl.int64)
-    address = gradient_row + column * gradient_strides[3]
-    tl.store(address, _together(of_x, COLUMNS).to(address.dtype.element_ty), mask=inside)
+    _store(gradient_row, gradient_strides[3], column, of_x, inside, COLUMNS, DENSE)
     if WANT == 3:
-        address = other_row + column * other_strides[3]
-        tl.store(address, _together(of_y, COLUMNS).to(address.dtype.element_ty), mask=inside)
+        _store(other_row, other_strides[3], column, of_y, inside, COLUMNS, DENSE)
     return tl.abs(a - b)
 
 
@@ -743,6 +776,7 @@ def march(
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
     WHOLE: tl.constexpr,
+    DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
     PADDING: tl.constexpr,
@@ -793,7 +827,7 @@ def march(
     y_next = _row_address(y, y_strides, top - TAPS, height, PADDING)
     x_next, y_next, a, b = _next_pixels(
         *(x, y, x_next, y_next, x_strides, y_strides, top - REACH, left - REACH),
-        *(height, width, LANES, COLUMNS, TAPS, PADDING),
+        *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
     )
     slot = 0
     for ahead in range(TAPS):
@@ -805,7 +839,7 @@ def march(
         )
         x_next, y_next, a, b = _next_pixels(
             *(x, y, x_next, y_next, x_strides, y_strides, top - REACH + ahead + 1, left - REACH),
-            *(height, width, LANES, COLUMNS, TAPS, PADDING),
+            *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
         )
         moments = _add_moments(
             moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -820,7 +854,8 @@ def march(
     other_row = other + behind * other_strides[2]
     owned = (local < OWN) & (left + local < width)
     none_yet = owned & (top < 0)
-    x_own, y_own = _own_pixels(x_row, y_row, x_strides, y_strides, left + local, none_yet)
+    x_own = _load(x_row, x_strides[3], left + local, none_yet, COLUMNS, DENSE)
+    y_own = _load(y_row, y_strides[3], left + local, none_yet, COLUMNS, DENSE)
     while row <= bottom + REACH:
         for _ in tl.static_range(TURN):
             here = row - REACH
@@ -832,7 +867,7 @@ def march(
             )
             x_next, y_next, a, b = _next_pixels(
                 *(x, y, x_next, y_next, x_strides, y_strides, row + 2, left - REACH),
-                *(height, width, LANES, COLUMNS, TAPS, PADDING),
+                *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
             )
             added = ()
             for k in tl.static_range(MAPS):
@@ -844,15 +879,14 @@ def march(
             difference = _finish(
                 *(x_own, y_own, gradient_row, other_row, gradient_strides, other_strides),
                 *(left + local, owned & (here > top) & (here <= bottom), filtered),
-                *(low, level_d, level_t, share, COLUMNS, TAPS, WANT),
+                *(low, level_d, level_t, share, COLUMNS, DENSE, TAPS, WANT),
             )
             if DISTANCE:
                 apart += difference
             x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
-            x_own, y_own = _own_pixels(
-                *(x_row, y_row, x_strides, y_strides),
-                *(left + local, owned & (here >= top) & (here < bottom)),
-            )
+            shown = owned & (here >= top) & (here < bottom)
+            x_own = _load(x_row, x_strides[3], left + local, shown, COLUMNS, DENSE)
+            y_own = _load(y_row, y_strides[3], left + local, shown, COLUMNS, DENSE)
             moments = _add_moments(
                 moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
             )
@@ -919,6 +953,7 @@ def derive(
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
     WHOLE: tl.constexpr,
+    DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
     PADDING: tl.constexpr,
@@ -973,7 +1008,7 @@ def derive(
         y_next = _row_address(y, y_strides, here + REACH, height, PADDING)
         x_next, y_next, a, b = _next_pixels(
             *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS, left),
-            *(height, width, LANES, COLUMNS, TAPS, PADDING),
+            *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
         )
         slot = 0
         while here < bottom:
@@ -991,7 +1026,7 @@ def derive(
                 )
                 x_next, y_next, a, b = _next_pixels(
                     *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS + 1, left),
-                    *(height, width, LANES, COLUMNS, TAPS, PADDING),
+                    *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
                 )
                 moments = _add_moments(
                     moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -1060,6 +1095,7 @@ def gather(
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
     WHOLE: tl.constexpr,
+    DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
 ):
@@ -1098,10 +1134,11 @@ def gather(
                 added = added + (_add_row(sums[k], values, across, down, COLUMNS, TAPS),)
             sums = added
             inside = (row >= top) & (row < bottom) & (column < width)
-            a, b = _own_pixels(x_row, y_row, x_strides, y_strides, column, inside)
+            a = _load(x_row, x_strides[3], column, inside, COLUMNS, DENSE)
+            b = _load(y_row, y_strides[3], column, inside, COLUMNS, DENSE)
             _finish(
                 *(a, b, gradient_row, other_row, gradient_strides, other_strides),
-                *(column, inside, sums, low, level_d, level_t, share, COLUMNS, TAPS, WANT),
+                *(column, inside, sums, low, level_d, level_t, share, COLUMNS, DENSE, TAPS, WANT),
             )
             row += 1
             source += pitch
