@@ -381,8 +381,8 @@ class _Image(NamedTuple):
 
     @property
     def dense(self) -> bool:
-        """Whether columns can be loaded at once. Of a number the compiler knows whether it is 1 and
-        whether 16 divides it.
+        """Whether the compiler can tell that neighbouring columns are one aligned access: of a
+        number it knows whether it is 1, and whether 16 divides it.
         """
         return self.aligned and self.strides[3] == 1 and not any(s % 16 for s in self.strides[:3])
 

@@ -348,8 +348,8 @@ def _pixels(
 ):
     """A row in `_columns`.
 
-    Pixels that do not lie side by side (``DENSE``) are loaded by column: of a tile Triton 3.9 would
-    give each to another thread, and exchange them after.
+    A thread's columns are loaded at once if ``DENSE``, else one by one: of what is no aligned
+    access the compiler may give each column to another thread, and exchange them after.
     """
     own, beside = _columns(left, LANES, COLUMNS, TAPS)
     if DENSE:
@@ -884,9 +884,9 @@ def march(
             if DISTANCE:
                 apart += difference
             x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
-            shown = owned & (here >= top) & (here < bottom)
-            x_own = _load(x_row, x_strides[3], left + local, shown, COLUMNS, DENSE)
-            y_own = _load(y_row, y_strides[3], left + local, shown, COLUMNS, DENSE)
+            wanted = owned & (here >= top) & (here < bottom)
+            x_own = _load(x_row, x_strides[3], left + local, wanted, COLUMNS, DENSE)
+            y_own = _load(y_row, y_strides[3], left + local, wanted, COLUMNS, DENSE)
             moments = _add_moments(
                 moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
             )
