@@ -49,6 +49,7 @@ InterpreterBuilder.create_splat = _splat_of_comparisons
 InterpreterBuilder.create_fp_trunc = _round_to_bfloat16
 interpreter._patch_lang = _patch_once
 GridExecutor.__call__ = _run_patched
-# Of each sum and product of integers: no test's are that large.
+# Eight operations for each sum and product of integers. Where one overflows, an address is wrong,
+# as the check of offsets beyond 32 bits sees.
 _builder = interpreter.interpreter_builder
 _builder.options = dataclasses.replace(_builder.options, sanitize_overflow=False)
