@@ -154,7 +154,7 @@ def compiled(launch: Launch, capability: int) -> Any:
 
     def kind(place: tuple[int, ...], value: Any, parameter: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            if not parameter.do_not_specialize_on_alignment:
+            if not parameter.do_not_specialize_on_alignment and value.data_ptr() % 16 == 0:
                 aligned[place] = ALIGNED
             return TYPES[value.dtype]
         if isinstance(value, tuple):

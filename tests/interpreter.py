@@ -4,6 +4,7 @@ is switched on.
 
 import dataclasses
 
+import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
@@ -32,6 +33,12 @@ def _round_to_bfloat16(self, value, kind):
     return TensorHandle(bits.numpy(), tl.bfloat16)
 
 
+def _fused(self, x, y, z):
+    """It rounds the product."""
+    product = x.data.astype(np.float64) * y.data
+    return TensorHandle((product + z.data).astype(z.data.dtype), z.dtype.scalar)
+
+
 def _patch_once(function):
     """The language that a module sees, with the first call in a launch and not with each."""
     if function.__module__ in _patched:
@@ -47,6 +54,7 @@ def _run_patched(self, *args, **kwargs):
 
 InterpreterBuilder.create_splat = _splat_of_comparisons
 InterpreterBuilder.create_fp_trunc = _round_to_bfloat16
+InterpreterBuilder.create_fma = _fused
 interpreter._patch_lang = _patch_once
 GridExecutor.__call__ = _run_patched
 # Eight operations for each sum and product of integers. Where one overflows, an address is wrong,

@@ -767,7 +767,7 @@ def _of_level(
     }
     if job.march is not None:
         cover = job.march
-        pitch, rows = _pitch(cover, taps), 2 * (2 + job.maps)
+        pitch, rows = _pitch(cover, taps), 2 * (taps + 2 + job.maps)
         programs = cover.programs(planes)
         scratch, kept = _scratch(machine, x, programs * rows * pitch)
         march = _Step(
@@ -828,7 +828,7 @@ def _of_level(
                     *(gradient.at, other.at, _At(maps.name), x.strides, y.strides),
                     *(gradient.strides, other.strides, job.pitch),
                     *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
-                    *(c, height, width, across, down, low, share),
+                    *(c, height, width, across, down, root, low, share),
                     LANES=gather.lanes,
                     COLUMNS=gather.columns,
                     TURN=gather.turn,

@@ -7,9 +7,10 @@ the ``T`` rows of the map that are in flight in registers; the first of these is
 becomes S and its derivatives. Those go through the same memory and come back as horizontal sums for
 the ``T`` rows of the gradient in flight. Nothing of the size of an image is kept.
 
-The scratch memory has two halves. While one is read, the next row of pixels and the derivatives are
-written to the other, so that one barrier a row is enough. It is shared memory where there is a way
-to it, else memory that the caller passes. Pixels are loaded into registers a row before that.
+While a row of scratch memory is read, the next row of pixels and the derivatives are written to
+others, so that one barrier a row is enough. In `march` rows of pixels stay there until the gradient
+is complete where they are. It is shared memory where there is a way to it, else memory that the
+caller passes. Pixels are loaded into registers a row before that.
 
 `march` does all of this. Where the sums of both halves do not fit into the registers, `derive`
 does the first half and `gather` the second, with the derivatives of a slab of rows in memory in
@@ -99,13 +100,16 @@ def _known(width, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
+def _levels(x, y, x_strides, y_strides, top, left, rows, columns, root, low):
     """Difference and total that most of a few pixels of a region are near to.
 
     The mean without those far from most: one pixel of 1e5 among them would move the level of all
     others so far that their variances cancel. NaN and infinity do not count, to stay in the
-    windows that hold them. Half of the total's level, with the lowest value, can be taken off each
-    pixel without a rounding.
+    windows that hold them.
+
+    Returns:
+        Those levels, and what `_contrasts` adds to a pixel, from which the total's level follows
+        without a rounding.
     """
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
@@ -124,7 +128,8 @@ def _levels(x, y, x_strides, y_strides, top, left, rows, columns, low):
     level = tl.where(count > 0, level, mean)
     level_d, level_t = tl.split(tl.where(tl.abs(level) < float("inf"), level, 0.0))
     zero = level_t + 2 * low
-    return level_d, zero - 2 * low
+    off = -root * (0.5 * zero)
+    return level_d, (zero - 2 * low) - 2 * tl.fma(root, 0.5 * zero, off) / root, off
 
 
 @triton.jit
@@ -390,6 +395,14 @@ def _next_pixels(
 
 
 @triton.jit
+def _contrasts(a, b, root, level_d, off):
+    """Difference and total of pixels, less their levels, times ``root``."""
+    # What is far from zero and close to each other loses no digits in one rounding.
+    total = tl.fma(a, root, off) + tl.fma(b, root, off)
+    return (a - b) * root - level_d * root, total
+
+
+@triton.jit
 def _keep_pixels(
     pixels_x,
     pixels_y,
@@ -401,7 +414,7 @@ def _keep_pixels(
     root,
     low,
     level_d,
-    level_t,
+    off,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TAPS: tl.constexpr,
@@ -409,16 +422,14 @@ def _keep_pixels(
     PADDING: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Writes difference and total of a row of `_pixels`, less their levels, times ``root``."""
-    half = 0.5 * level_t + low
+    """Writes difference and total of a row of `_pixels`."""
     for k in tl.static_range(2):
         # Here and not where they are loaded, which would wait for them.
         a, b = pixels_x[k].to(tl.float32), pixels_y[k].to(tl.float32)
         if PADDING == ZEROS:
             inside = _inside(row, _columns(left, LANES, COLUMNS, TAPS)[k], height, width)
             a, b = tl.where(inside, a, low), tl.where(inside, b, low)
-        difference = (a - b) * root - level_d * root
-        total = ((a - half) + (b - half)) * root
+        difference, total = _contrasts(a, b, root, level_d, off)
         if k == 0:
             first = tl.arange(0, LANES) * COLUMNS
             _write(scratch_row, 0, _separate(difference, COLUMNS), first, COLUMNS, SHARED)
@@ -493,21 +504,27 @@ def _add_moments(
 
 
 @triton.jit
-def _inverse(values):
-    """1 / values, which are positive, in a third of the instructions of a division.
-
-    By PTX's bounds as precise: 2^-22.9 for the root, and 2 ulp for an approximate division.
+def _inverse(values, ASSEMBLY: tl.constexpr):
+    """1 / values, which are positive, to 2 ulp: in PTX one instruction, to which what is beyond
+    2^126 is infinite.
     """
-    root = tl.rsqrt(values)
-    return root * root
+    if ASSEMBLY:
+        inverse = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [values], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        root = tl.rsqrt(values)
+        inverse = root * root
+    return inverse
 
 
 @triton.jit
 def _derivatives(
-    mu_d,
-    mu_t,
+    d,
+    t,
     e_dd,
     e_tt,
+    root,
     level_d,
     level_t,
     c1,
@@ -522,9 +539,13 @@ def _derivatives(
     PADDING: tl.constexpr,
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):
-    """1 - S of a row of the map, if it is ``counted``, and M_d, M_t, V_d and V_t, zero beside the
-    map; all times their weight.
+    """Half of 1 - S of a row of the map, if it is ``counted``, and M_d, M_t, V_d and V_t, the last
+    two over ``root``, zero beside the map; all times their weight.
+
+    ``d`` and ``t`` are means over ``root``: as the pixels are times ``root``, their squares are
+    right.
 
     With an infinite ``c1`` the luminance is 1, and its derivatives are 0.
 
@@ -533,32 +554,31 @@ def _derivatives(
     inside = _inside(row, column, height, width)
     # Whether what follows has to be zero beside the map.
     MASKED: tl.constexpr = WANT > 0 and PADDING != SYMMETRIC
-    var_d = e_dd - mu_d * mu_d
-    var_t = e_tt - mu_t * mu_t
+    square = root * root
+    mu_d, mu_t = square * d, square * t
+    var_d = e_dd - mu_d * d
+    var_t = e_tt - mu_t * t
     # But for roundings they are not negative.
-    inverse = _inverse(tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * c2)
+    steep = _inverse(tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * c2, ASSEMBLY)
     if MASKED:
-        inverse = tl.where(inside, inverse, 0.0)
-    b = var_d * inverse
+        steep = tl.where(inside, steep, 0.0)
+    b = var_d * steep
     value = 1 - 2 * b
-    v_t = b * inverse
-    v_d = v_t - inverse
-    full_d, full_t = mu_d + level_d, mu_t + level_t
+    full_d, full_t = root * d + level_d, root * t + level_t
     dd = full_d * full_d
-    inverse = _inverse(full_t * full_t + dd + 2 * c1)
+    inverse = _inverse(full_t * full_t + dd + 2 * c1, ASSEMBLY)
     if MASKED:
         inverse = tl.where(inside, inverse, 0.0)
     a = dd * inverse
-    luminance = 1 - 2 * a
     scaled = value * inverse
     m_t = a * scaled * full_t
     m_d = (a * scaled - scaled) * full_d
-    v_d *= luminance
-    v_t *= luminance
-    value *= luminance
+    steep *= 1 / root - 2 / root * a
+    v_t = b * steep
+    v_d = v_t - steep
     m_d -= mu_d * v_d
     m_t -= mu_t * v_t
-    deficit = tl.where(counted, 1 - value, 0.0)
+    deficit = tl.where(counted, b + a * value, 0.0)
 
     if PADDING == SYMMETRIC:
         row, column = _shown(row, height), _shown(column, width)
@@ -596,9 +616,10 @@ def _row_of_map(
     PADDING: tl.constexpr,
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):
-    """What complete moments give: the sums of 1 - S, a row longer where ``counted``, and M (M_t if
-    both gradients are wanted), V_d, V_t and then M_d, of each column.
+    """What complete moments give: half the sums of 1 - S, a row longer where ``counted``, and M
+    (M_t if both gradients are wanted), V_d, V_t and then M_d, of each column.
 
     ``row`` and ``left`` are in the map, of which ``height`` and ``width`` are the size.
     """
@@ -606,11 +627,11 @@ def _row_of_map(
     totals, of_m, of_v_d, of_v_t, of_m_d = (), (), (), (), ()
     for e in tl.static_range(COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
-            *(root * moments[0][e * TAPS], root * moments[2][e * TAPS]),
+            *(moments[0][e * TAPS], moments[2][e * TAPS]),
             *(moments[1][e * TAPS], moments[3][e * TAPS]),
-            *(level_d, level_t, c1, c2, counted & (row >= 0) & (row < height)),
+            *(root, level_d, level_t, c1, c2, counted & (row >= 0) & (row < height)),
             *(row, left + first + e, height, width, weight, weight_strides),
-            *(PADDING, WANT, WEIGHTED),
+            *(PADDING, WANT, WEIGHTED, ASSEMBLY),
         )
         totals = totals + (total[e] + deficit,)
         of_m = of_m + (m_t if WANT == 3 else m_t + m_d,)
@@ -642,7 +663,7 @@ def _keep(columns, place, last, whole, DEFICIT: tl.constexpr):
     would have few digits without. Or the mean, of a tile that is all of its plane.
 
     Args:
-        columns: sums of each thread, by column.
+        columns: sums of each thread, by column; of 1 - S half.
         place: where to.
         last: whether nobody writes the place after it, which has to be zero; or ``None``.
         whole: the sum of all weights, or 0 where `mean` follows.
@@ -652,6 +673,8 @@ def _keep(columns, place, last, whole, DEFICIT: tl.constexpr):
     for e in tl.static_range(1, len(columns)):
         total, rest = _added(total, rest, columns[e], tl.zeros_like(total))
     total, rest = tl.reduce((total, rest), 0, _added)
+    if DEFICIT:
+        total, rest = 2 * total, 2 * rest
     if whole == 0:
         tl.store(place, total)
         tl.store(place + 1, rest)
@@ -699,8 +722,8 @@ def _store(row, step, column, values, inside, COLUMNS: tl.constexpr, DENSE: tl.c
 
 @triton.jit
 def _finish(
-    a,
-    b,
+    d,
+    t,
     gradient_row,
     other_row,
     gradient_strides,
@@ -708,20 +731,13 @@ def _finish(
     column,
     inside,
     sums,
-    low,
-    level_d,
-    level_t,
     share,
     COLUMNS: tl.constexpr,
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
 ):
-    """Writes a row of the gradients from pixels and filtered derivatives; returns |x - y|."""
-    a, b = a.to(tl.float32), b.to(tl.float32)
-    half = 0.5 * level_t + low
-    d = _separate(a - b - level_d, COLUMNS)
-    t = _separate((a - half) + (b - half), COLUMNS)
+    """Writes a row of the gradients from `_contrasts` and filtered derivatives."""
     of_x, of_y = (), ()
     for e in tl.static_range(COLUMNS):
         alike = sums[0][e * TAPS] + t[e] * sums[2][e * TAPS]
@@ -733,7 +749,6 @@ def _finish(
     _store(gradient_row, gradient_strides[3], column, of_x, inside, COLUMNS, DENSE)
     if WANT == 3:
         _store(other_row, other_strides[3], column, of_y, inside, COLUMNS, DENSE)
-    return tl.abs(a - b)
 
 
 @triton.jit(
@@ -804,14 +819,18 @@ def march(
     gradient = _plane(gradient, gradient_strides, plane, channels)
     other = _plane(other, other_strides, plane, channels)
     weight += (plane // channels).to(tl.int64) * weight_strides[0]
-    # Pixels and then derivatives, of a row.
-    HALF: tl.constexpr = (2 + MAPS) * PITCH
-    scratch = _scratch(scratch, 2 * HALF, SHARED)
+    # Rows of pixels, one after the other until the gradient is complete there, and then two of
+    # derivatives.
+    PIXELS: tl.constexpr = 2 * PITCH
+    BEHIND: tl.constexpr = (TAPS + 2) * PIXELS
+    HALF: tl.constexpr = MAPS * PITCH
+    scratch = _scratch(scratch, BEHIND + 2 * HALF, SHARED)
     UNIT: tl.constexpr = 4 if SHARED else 1
     map_height = height + 2 * INSET - REACH
     map_width = width + 2 * INSET - REACH
-    level_d, level_t = _levels(
-        *(x, y, x_strides, y_strides, top, left, bottom - top, tl.minimum(OWN, width - left), low)
+    level_d, level_t, off = _levels(
+        *(x, y, x_strides, y_strides, top, left, bottom - top, tl.minimum(OWN, width - left)),
+        *(root, low),
     )
 
     first = tl.arange(0, LANES) * COLUMNS
@@ -820,7 +839,7 @@ def march(
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
     total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
-    apart = tl.zeros((LANES, COLUMNS), tl.float32)
+    apart = (tl.zeros((LANES,), tl.float32),) * COLUMNS
     # Before the first row the memory holds anything. That only gets into rows of the map before
     # the first that has a use.
     x_next = _row_address(x, x_strides, top - TAPS, height, PADDING)
@@ -829,41 +848,42 @@ def march(
         *(x, y, x_next, y_next, x_strides, y_strides, top - REACH, left - REACH),
         *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
     )
-    slot = 0
+    current, newest = 0, UNIT * PIXELS
     for ahead in range(TAPS):
         tl.debug_barrier()
-        other_slot = UNIT * HALF - slot
+        if DISTANCE:
+            apart = _further(apart, a[0], b[0], top - REACH + ahead, top, bottom, height)
         _keep_pixels(
-            *(a, b, scratch + other_slot, top - REACH + ahead, left - REACH, height, width),
-            *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
+            *(a, b, scratch + newest, top - REACH + ahead, left - REACH, height, width),
+            *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
         )
         x_next, y_next, a, b = _next_pixels(
             *(x, y, x_next, y_next, x_strides, y_strides, top - REACH + ahead + 1, left - REACH),
             *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
         )
         moments = _add_moments(
-            moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+            moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
         )
-        slot = other_slot
+        current, newest = newest, newest + UNIT * PIXELS
     row = top
-    # The row of the gradient that is complete is one behind that of the map. Its pixels are loaded
-    # again, a row's time before they are needed.
+    slot = 0
+    # The row of the gradient that is complete is one behind that of the map.
     behind = (top - REACH - 2).to(tl.int64)
-    x_row, y_row = x + (behind + 1) * x_strides[2], y + (behind + 1) * y_strides[2]
     gradient_row = gradient + behind * gradient_strides[2]
     other_row = other + behind * other_strides[2]
     owned = (local < OWN) & (left + local < width)
-    none_yet = owned & (top < 0)
-    x_own = _load(x_row, x_strides[3], left + local, none_yet, COLUMNS, DENSE)
-    y_own = _load(y_row, y_strides[3], left + local, none_yet, COLUMNS, DENSE)
     while row <= bottom + REACH:
         for _ in tl.static_range(TURN):
             here = row - REACH
             tl.debug_barrier()
+            # The row of the gradient's pixels, and the next turn's newest.
+            oldest = tl.where(newest == UNIT * (BEHIND - PIXELS), 0, newest + UNIT * PIXELS)
             other_slot = UNIT * HALF - slot
+            if DISTANCE:
+                apart = _further(apart, a[0], b[0], row + 1, top, bottom, height)
             _keep_pixels(
-                *(a, b, scratch + other_slot, row + 1, left - REACH, height, width),
-                *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
+                *(a, b, scratch + newest, row + 1, left - REACH, height, width),
+                *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
             )
             x_next, y_next, a, b = _next_pixels(
                 *(x, y, x_next, y_next, x_strides, y_strides, row + 2, left - REACH),
@@ -871,34 +891,32 @@ def march(
             )
             added = ()
             for k in tl.static_range(MAPS):
-                values = _read(scratch + slot, (2 + k) * PITCH, first, COLUMNS, TAPS, SHARED)
+                values = _read(scratch + slot, BEHIND + k * PITCH, first, COLUMNS, TAPS, SHARED)
                 added = added + (_add_row(filtered[k], values, across, down, COLUMNS, TAPS),)
             filtered = added
             gradient_row += gradient_strides[2]
             other_row += other_strides[2]
-            difference = _finish(
-                *(x_own, y_own, gradient_row, other_row, gradient_strides, other_strides),
+            d = _read(scratch + oldest, REACH, first, COLUMNS, 1, SHARED)
+            t = _read(scratch + oldest, PITCH + REACH, first, COLUMNS, 1, SHARED)
+            _finish(
+                *(d, t, gradient_row, other_row, gradient_strides, other_strides),
                 *(left + local, owned & (here > top) & (here <= bottom), filtered),
-                *(low, level_d, level_t, share, COLUMNS, DENSE, TAPS, WANT),
+                *(share, COLUMNS, DENSE, TAPS, WANT),
             )
-            if DISTANCE:
-                apart += difference
-            x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
-            wanted = owned & (here >= top) & (here < bottom)
-            x_own = _load(x_row, x_strides[3], left + local, wanted, COLUMNS, DENSE)
-            y_own = _load(y_row, y_strides[3], left + local, wanted, COLUMNS, DENSE)
             moments = _add_moments(
-                moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+                moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
             )
             counted = ((here >= top) | (band == 0)) & (here < bottom)
             total, maps = _row_of_map(
                 *(moments, total, counted, root, level_d, level_t, c1, c2),
                 *(here + INSET, left - REACH + INSET, map_height, map_width),
-                *(weight, weight_strides, LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
+                *(weight, weight_strides),
+                *(LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED, SHARED),
             )
             for k in tl.static_range(MAPS):
-                _write(scratch + other_slot, (2 + k) * PITCH, maps[k], first, COLUMNS, SHARED)
+                _write(scratch + other_slot, BEHIND + k * PITCH, maps[k], first, COLUMNS, SHARED)
             slot = other_slot
+            current, newest = newest, oldest
             row += 1
     place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
     # Others are a neighbour's, or beside the map.
@@ -908,7 +926,8 @@ def march(
     _keep(total, sums + place, None, whole, True)
     if DISTANCE:
         pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
-        _keep(_separate(apart, COLUMNS), distances + place, None, pixels, False)
+        apart = _chosen(apart, first, REACH, width - left + REACH)
+        _keep(apart, distances + place, None, pixels, False)
 
 
 @triton.jit(
@@ -995,7 +1014,9 @@ def derive(
         y = _plane(y_all, y_strides, plane, channels)
         weight = weight_all + (plane // channels).to(tl.int64) * weight_strides[0]
         # The same for the whole plane, because programs filter each other's derivatives.
-        level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
+        level_d, level_t, off = _levels(
+            *(x, y, x_strides, y_strides, 0, 0, height, width), *(root, low)
+        )
         left = LEFT + strip * (LANES * COLUMNS)
         moments = (none, none, none, none)
         total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
@@ -1022,7 +1043,7 @@ def derive(
                     )
                 _keep_pixels(
                     *(a, b, scratch + other_slot, here + TAPS, left, height, width),
-                    *(root, low, level_d, level_t, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
+                    *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
                 )
                 x_next, y_next, a, b = _next_pixels(
                     *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS + 1, left),
@@ -1037,7 +1058,10 @@ def derive(
                 total, derivatives = _row_of_map(
                     *(moments, total, counted, root, level_d, level_t, c1, c2),
                     *(here + INSET, left + INSET, map_height, map_width),
-                    *(weight, weight_strides, LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
+                    *(weight, weight_strides),
+                    *(LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
+                    # With all derivatives, of the largest windows, it takes one register too many.
+                    SHARED and WANT == 0,
                 )
                 if WANT > 0:
                     kept = (here >= top) & (here < bottom)
@@ -1089,6 +1113,7 @@ def gather(
     width,
     across,
     down,
+    root,
     low,
     share,
     LANES: tl.constexpr,
@@ -1111,7 +1136,7 @@ def gather(
     y = _plane(y, y_strides, plane, channels)
     gradient = _plane(gradient, gradient_strides, plane, channels)
     other = _plane(other, other_strides, plane, channels)
-    level_d, level_t = _levels(x, y, x_strides, y_strides, 0, 0, height, width, low)
+    level_d, _level_t, off = _levels(x, y, x_strides, y_strides, 0, 0, height, width, root, low)
 
     first = strip * (LANES * COLUMNS) + tl.arange(0, LANES) * COLUMNS
     column = first[:, None] + tl.arange(0, COLUMNS)[None, :]
@@ -1136,9 +1161,11 @@ def gather(
             inside = (row >= top) & (row < bottom) & (column < width)
             a = _load(x_row, x_strides[3], column, inside, COLUMNS, DENSE)
             b = _load(y_row, y_strides[3], column, inside, COLUMNS, DENSE)
+            d, t = _contrasts(a.to(tl.float32), b.to(tl.float32), root, level_d, off)
             _finish(
-                *(a, b, gradient_row, other_row, gradient_strides, other_strides),
-                *(column, inside, sums, low, level_d, level_t, share, COLUMNS, DENSE, TAPS, WANT),
+                *(_separate(d, COLUMNS), _separate(t, COLUMNS), gradient_row, other_row),
+                *(gradient_strides, other_strides, column, inside, sums, share),
+                *(COLUMNS, DENSE, TAPS, WANT),
             )
             row += 1
             source += pitch
