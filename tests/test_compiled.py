@@ -1,0 +1,129 @@
+"""What Triton compiles for GPUs, run on the CPU: with the shared memory and the machine's own
+instructions that Triton's interpreter does not have.
+"""
+
+import os
+
+import pytest
+import torch
+
+from perceptual_losses import L1MSSSIMLoss, ms_ssim, ssim
+from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim.contract import X, Y
+
+MISSING = gpu.missing(torch.device("cpu"))
+pytestmark = [
+    pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is switched on"
+    ),
+]
+
+LEVELS = {"window_size": 3, "weights": (0.1, 0.2, 0.3, 0.4)}
+
+
+def mixed(x, y, **options):
+    return 1 - L1MSSSIMLoss(**options)(x, y)
+
+
+# Similarity, shape, options, and whether there is a mask.
+CASES = {
+    "plain": (ssim, (1, 2, 24, 48), {}, False),
+    "odd": (ssim, (2, 1, 23, 45), {}, False),
+    "strips": (ssim, (1, 1, 15, 300), {}, False),
+    "zeros": (ssim, (1, 1, 12, 37), {"padding": "zeros"}, False),
+    "mask": (ssim, (1, 2, 14, 40), {"padding": "symmetric"}, True),
+    "window-21": (ssim, (1, 1, 25, 140), {"window_size": 21, "sigma": 3.0}, False),
+    "window-33": (ssim, (1, 1, 34, 45), {"window_size": 33, "padding": "zeros"}, True),
+    "levels": (ms_ssim, (1, 1, 50, 63), LEVELS, False),
+    "distance": (mixed, (1, 1, 50, 64), LEVELS, False),
+}
+LAYOUTS = {
+    "float32": lambda image: image,
+    "bfloat16": lambda image: image.bfloat16(),
+    "float16": lambda image: image.half(),
+    "channels_last": lambda image: image.contiguous(memory_format=torch.channels_last),
+    # Not where an access of several values may begin.
+    "unaligned": lambda image: torch.nn.functional.pad(image, (1, 15))[..., 1:-15],
+}
+
+
+def judge(capability, case, want, layout=LAYOUTS["float32"], multiprocessors=2):
+    """Value and gradients as compiled for a GPU against the reference path in float64."""
+    import ptx
+
+    function, shape, options, masked = CASES[case]
+    x = torch.rand(shape)
+    images = [layout(x), layout((x + 0.3 * torch.rand(shape)).clamp(0, 1))]
+    options = {**options, **({"mask": torch.rand(shape[0], 1, *shape[2:])} if masked else {})}
+
+    def run(backend, images):
+        images = [image.requires_grad_(bool(want >> i & 1)) for i, image in enumerate(images)]
+        loss = 1 - function(*images, **options, backend=backend)
+        wanted = [image for image in images if image.requires_grad]
+        return loss.detach(), torch.autograd.grad(loss, wanted) if wanted else []
+
+    with ptx.running(capability, multiprocessors):
+        loss, gradients = run("triton", [image.detach() for image in images])
+    expected, exact = run("reference", [image.double() for image in images])
+    assert abs(loss - expected) < 1e-6
+    # The last rounding of a gradient, and what float32 loses before it.
+    rounding = torch.finfo(images[0].dtype).eps
+    for gradient, target in zip(gradients, exact, strict=True):
+        assert gradient.dtype == images[0].dtype
+        assert (gradient - target).norm() < max(rounding, 1e-5) * target.norm()
+
+
+@pytest.mark.parametrize("want", [0, X, X + Y])
+@pytest.mark.parametrize("case", CASES)
+def test_hopper(case, want):
+    judge(90, case, want)
+
+
+@pytest.mark.parametrize(
+    ("case", "want"), [("plain", 0), ("odd", X), ("mask", X + Y), ("levels", X)]
+)
+def test_ampere(case, want):
+    judge(80, case, want)
+
+
+@pytest.mark.parametrize("want", [0, X])
+@pytest.mark.parametrize("layout", ["bfloat16", "float16", "channels_last", "unaligned"])
+def test_layouts(layout, want):
+    judge(90, "plain", want, LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("want", [0, X])
+def test_programs_of_all_multiprocessors(want):
+    """More of them than strips: bands of rows, and those that begin in one strip and end in the
+    next.
+    """
+    judge(90, "strips", want, multiprocessors=7)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (("bar.sync", "// bar.sync"), "race for words"),
+        ((" + 8]", " + 12]"), "an access of 8 bytes at"),
+    ],
+)
+def test_what_a_gpu_would_not_tell(monkeypatch, change, error):
+    """The judge itself: without barriers threads race, and so on."""
+    import ptx
+
+    parsed = ptx.parsed
+    monkeypatch.setattr(ptx, "parsed", lambda text: parsed(text.replace(*change)))
+    with pytest.raises(RuntimeError, match=error):
+        judge(90, "odd", X)
+
+
+def test_accesses_beyond_the_tensors(monkeypatch):
+    import ptx
+
+    places = ptx.Memory.places
+    monkeypatch.setattr(
+        ptx.Memory, "places", lambda self, at, size: places(self, at, size + 16 * 45 * 4)
+    )
+    with pytest.raises(RuntimeError, match="bytes, at"):
+        judge(90, "odd", X)
