@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,8 @@ def ssim(
         >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
         tensor([ 1.0000, -0.8262])
     """
-    definition = _arguments.settings(
+    return _value(
+        *(_ssim_parts, x, y, mask),
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -101,12 +102,6 @@ def ssim(
         reduction=reduction,
         backend=backend,
     )
-    _arguments.images(x, y, definition, data_range)
-    weights = _weights(mask, x, y, definition)
-    if reduction == "mean":
-        return _ssim.mean(x, y, definition, weights, backend=backend)
-    (similarity,) = _ssim.means(x, y, definition, weights, levels=1, backend=backend).unbind()
-    return reduce(similarity, reduction)
 
 
 def ssim_map(
@@ -231,10 +226,8 @@ def ms_ssim(
         >>> ms_ssim(small, small, levels=3).item()
         1.0
     """
-    (similarity,) = ms_ssim_terms(
-        x,
-        y,
-        mask=mask,
+    return _value(
+        *(_ms_ssim_parts, x, y, mask),
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -247,42 +240,28 @@ def ms_ssim(
         reduction=reduction,
         backend=backend,
     )
-    return reduce(similarity, reduction)
 
 
-def ssim_terms(
-    x: Tensor,
-    y: Tensor,
-    *,
-    mask: Tensor | None,
-    distance: bool = False,
-    **options: Any,
-) -> tuple[Tensor, ...]:
-    """SSIM, and in the same pass the mean of ``|x - y|`` if asked for; each ``(N, C)``."""
+class _Parts(NamedTuple):
+    """Of what is computed: the definition, the weights of each level's map, or none, and the
+    exponents of MS-SSIM's levels.
+    """
+
+    definition: _ssim.Settings
+    map_weights: Sequence[Tensor]
+    exponents: tuple[float, ...] = ()
+
+
+def _ssim_parts(x: Tensor, y: Tensor, mask: Tensor | None, options: dict[str, Any]) -> _Parts:
     definition = _arguments.settings(**options)
     _arguments.images(x, y, definition, options["data_range"])
-    weights = _weights(mask, x, y, definition)
-    return _ssim.means(
-        x, y, definition, weights, levels=1, distance=distance, backend=options["backend"]
-    ).unbind()
-
-
-def _weights(
-    mask: Tensor | None, x: Tensor, y: Tensor, definition: _ssim.Settings
-) -> tuple[Tensor, ...]:
     pixel_weights = _arguments.mask_weights(mask, x, y)
-    return () if pixel_weights is None else (_normalized(pixel_weights, definition),)
+    if pixel_weights is None:
+        return _Parts(definition, ())
+    return _Parts(definition, (_normalized(pixel_weights, definition),))
 
 
-def ms_ssim_terms(
-    x: Tensor,
-    y: Tensor,
-    *,
-    mask: Tensor | None,
-    distance: bool = False,
-    **options: Any,
-) -> tuple[Tensor, ...]:
-    """`ssim_terms` for MS-SSIM."""
+def _ms_ssim_parts(x: Tensor, y: Tensor, mask: Tensor | None, options: dict[str, Any]) -> _Parts:
     definition, exponents = ms_ssim_settings(**options)
     _arguments.images(x, y, definition, options["data_range"])
     exponents = _arguments.fit_levels(exponents, options["levels"], x, options["window_size"])
@@ -291,13 +270,59 @@ def ms_ssim_terms(
     while pixel_weights is not None and len(map_weights) < len(exponents):
         map_weights.append(_normalized(pixel_weights, definition))
         pixel_weights = _ssim.halve(pixel_weights)
+    return _Parts(definition, map_weights, exponents)
+
+
+def _value(
+    parts: Callable[..., _Parts],
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    *,
+    loss: bool = False,
+    **options: Any,
+) -> Tensor:
+    """The similarity, or the ``loss`` that is 1 less that."""
+    if options["reduction"] == "mean":
+        definition, map_weights, exponents = parts(x, y, mask, options)
+        result = _ssim.Result(loss, exponents, options.get("normalize"))
+        backend = options["backend"]
+        return _ssim.mean(x, y, definition, map_weights, result=result, backend=backend)
+    (similarity,) = _terms(parts, x, y, mask, False, options)
+    similarity = reduce(similarity, options["reduction"])
+    return 1 - similarity if loss else similarity
+
+
+def _terms(
+    parts: Callable[..., _Parts],
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    distance: bool,
+    options: dict[str, Any],
+) -> tuple[Tensor, ...]:
+    definition, map_weights, exponents = parts(x, y, mask, options)
     return _ssim.products(
         *(x, y, definition, map_weights),
         exponents=exponents,
-        normalize=options["normalize"],
+        normalize=options.get("normalize"),
         distance=distance,
         backend=options["backend"],
     )
+
+
+def ssim_terms(
+    x: Tensor, y: Tensor, *, mask: Tensor | None, distance: bool = False, **options: Any
+) -> tuple[Tensor, ...]:
+    """SSIM, and in the same pass the mean of ``|x - y|`` if asked for; each ``(N, C)``."""
+    return _terms(_ssim_parts, x, y, mask, distance, options)
+
+
+def ms_ssim_terms(
+    x: Tensor, y: Tensor, *, mask: Tensor | None, distance: bool = False, **options: Any
+) -> tuple[Tensor, ...]:
+    """`ssim_terms` for MS-SSIM."""
+    return _terms(_ms_ssim_parts, x, y, mask, distance, options)
 
 
 def ms_ssim_settings(
@@ -382,7 +407,7 @@ class SSIMLoss(StructuralLoss):
         _arguments.settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return 1 - ssim(x, y, mask=mask, **self.options)
+        return _value(_ssim_parts, x, y, mask, loss=True, **self.options)
 
 
 class MSSSIMLoss(StructuralLoss):
@@ -439,7 +464,7 @@ class MSSSIMLoss(StructuralLoss):
         _, self.weights = ms_ssim_settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return 1 - ms_ssim(x, y, mask=mask, **self.options)
+        return _value(_ms_ssim_parts, x, y, mask, loss=True, **self.options)
 
 
 def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:

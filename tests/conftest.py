@@ -21,6 +21,7 @@ if INTERPRETED:
 
 T = TypeVar("T")
 
+# The fast paths after the reference.
 BACKENDS = ["reference", "numba"]
 if INTERPRETED:
     BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreted))

@@ -623,53 +623,6 @@ def check_launches(tiles, monkeypatch, scheme, mean):
             assert counted == [*first, *["march"] * levels, *last, "sweep", "sweep"]
 
 
-@pytest.mark.parametrize("normalize", ["floor", "relu", "simple", None])
-@pytest.mark.parametrize(
-    "exponents", [(1.0,), (0.3, 0.7), (1.0, 0.0, 0.4, 2.0, 0.1333), (1.0, 2.0, 3.0)]
-)
-def check_the_product_of_the_levels(normalize, exponents):
-    generator = torch.Generator().manual_seed(0)
-    means = torch.rand(len(exponents), 5, 9, generator=generator)
-    # Each level has its turn with means that the normalizations change.
-    for j in range(len(exponents)):
-        means[j, j % 5, :6] = torch.tensor([-0.9, -1e-3, 0.0, 1e-6, 0.01, 1.0])
-    if normalize is None and any(exponent % 1 for exponent in exponents):
-        # Of negative numbers only whole powers are real.
-        assert op.product(means, exponents, normalize).isnan().any()
-        means.clamp_(min=1e-6)
-    product, derivatives = torch.ops.perceptual_losses.ms_ssim_product(
-        means, list(exponents), normalize
-    )
-    exact = means.double().requires_grad_()
-    expected = reference.product(exact, exponents, normalize)
-    (slopes,) = torch.autograd.grad(expected.sum(), exact)
-    torch.testing.assert_close(product.double(), expected.detach(), rtol=2e-6, atol=1e-12)
-    torch.testing.assert_close(derivatives.double(), slopes, rtol=5e-6, atol=1e-12)
-    assert torch.equal(op.product(torch.ones_like(means), exponents, normalize), torch.ones(5, 9))
-
-
-def check_the_product_in_autograd():
-    means = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    exponents, normalize = (0.2, 0.3, 0.5), "floor"
-    arguments = means.detach(), list(exponents), normalize
-    torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
-    found = op.product(means, exponents, normalize)
-    (plain,) = torch.autograd.grad(found.sum(), means, retain_graph=True)
-    (gradient,) = torch.autograd.grad(found.sum(), means, create_graph=True)
-    exact = means.detach().double().requires_grad_()
-    expected = reference.product(exact, exponents, normalize)
-    (slopes,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
-    for got, true in (
-        (plain, slopes),
-        (gradient, slopes),
-        (*torch.autograd.grad(gradient.sum(), means), *torch.autograd.grad(slopes.sum(), exact)),
-    ):
-        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-7)
-    nan = torch.full((3, 1, 1), 0.5)
-    nan[1] = float("nan")
-    assert all(op.product(nan, exponents, way).isnan() for way in ("floor", "relu", "simple", None))
-
-
 def check_tuning():
     settings = [
         tune.Setting(3, "march", 8, 1, 1, 8),

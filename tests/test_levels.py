@@ -6,8 +6,10 @@ import definition
 import numpy as np
 import pytest
 import torch
+from conftest import BACKENDS
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
+from perceptual_losses._ssim import op, reference
 
 
 def pair(*shape, dtype=torch.float64):
@@ -158,3 +160,89 @@ def test_the_floor_is_smooth_and_increasing():
     at_floor = torch.tensor([FLOOR - 1e-9, FLOOR + 1e-9], dtype=torch.float64, requires_grad=True)
     (slopes,) = torch.autograd.grad(_power(at_floor, 1.0, "floor").sum(), at_floor)
     torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-6, atol=0)
+
+
+@pytest.fixture
+def product(backend):
+    """Of the levels' means, as the path computes it."""
+    if backend == "reference":
+        return reference.product
+    return lambda *arguments: op.product(*arguments, backend)
+
+
+NORMALIZATIONS = ["floor", "relu", "simple", None]
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    "exponents", [(1.0,), (0.3, 0.7), (1.0, 0.0, 0.4, 2.0, 0.1333), (1.0, 2.0, 3.0)]
+)
+def test_the_product_of_the_levels(product, precision, normalize, exponents):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(len(exponents), 5, 9, generator=generator)
+    # Each level has its turn with means that the normalizations change.
+    for j in range(len(exponents)):
+        means[j, j % 5, :6] = torch.tensor([-0.9, -1e-3, 0.0, 1e-6, 0.01, 1.0])
+    if normalize is None and any(exponent % 1 for exponent in exponents):
+        # Of negative numbers only whole powers are real.
+        assert product(means, exponents, normalize).isnan().any()
+        means.clamp_(min=1e-6)
+    exact = means.double().requires_grad_()
+    expected = definition_of_product(exact, exponents, normalize)
+    (slopes,) = torch.autograd.grad(expected.sum(), exact)
+    means = means.to(precision.dtype).requires_grad_()
+    found = product(means, exponents, normalize)
+    (derivatives,) = torch.autograd.grad(found.sum(), means)
+    tolerances = {"rtol": precision.gradient(1e-12), "atol": 1e-12}
+    torch.testing.assert_close(found.double(), expected, **tolerances)
+    torch.testing.assert_close(derivatives.double(), slopes, **tolerances)
+    ones = product(torch.ones_like(means), exponents, normalize)
+    assert torch.equal(ones, torch.ones_like(ones))
+
+
+def definition_of_product(means, exponents, normalize):
+    factors = []
+    for mean, exponent in zip(means, exponents, strict=True):
+        if normalize == "floor":
+            mean = torch.where(mean > 0.01, mean, 1e-4 / (0.02 - mean.clamp(max=0.01)))
+        elif normalize == "simple":
+            mean = 0.5 + 0.5 * mean
+        if normalize == "relu":
+            dead = mean <= 0
+            factors.append(torch.where(dead, 0, torch.where(dead, 1, mean) ** exponent))
+        else:
+            factors.append(mean**exponent)
+    return torch.stack(factors).prod(0)
+
+
+def test_the_product_in_autograd(product, precision):
+    generator = torch.Generator().manual_seed(0)
+    exponents, normalize = (0.2, 0.3, 0.5), "floor"
+    means = torch.rand(3, 2, 4, generator=generator, dtype=precision.dtype).requires_grad_()
+    found = product(means, exponents, normalize)
+    (plain,) = torch.autograd.grad(found.sum(), means, retain_graph=True)
+    (gradient,) = torch.autograd.grad(found.sum(), means, create_graph=True)
+    exact = means.detach().double().requires_grad_()
+    expected = definition_of_product(exact, exponents, normalize)
+    (slopes,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
+    for got, true in (
+        (plain, slopes),
+        (gradient, slopes),
+        (*torch.autograd.grad(gradient.sum(), means), *torch.autograd.grad(slopes.sum(), exact)),
+    ):
+        tolerances = {"rtol": precision.gradient(1e-10), "atol": precision.value(1e-10)}
+        torch.testing.assert_close(got.double(), true, **tolerances)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
+def test_the_product_as_an_operation(backend):
+    means = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    arguments = means, [0.2, 0.3, 0.5], "floor", backend
+    torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_the_product_of_nan(product, normalize):
+    means = torch.full((3, 1, 1), 0.5)
+    means[1] = float("nan")
+    assert product(means, (0.2, 0.3, 0.5), normalize).isnan()

@@ -1,7 +1,7 @@
 """One operation, several paths: two images in, the means for each level, image and channel out.
 
-Reduction over channels and images, the weights of levels and ``1 -`` live above this package and
-are written once. Paths never import each other; `op` gives the fast ones their gradient.
+Reductions to less than that are part of the operation where a fast path gives the gradient, and
+else live above this package. Paths never import each other; `op` gives the fast ones their gradient.
 """
 
 import functools
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from . import cpu, gpu, op, reference
-from .contract import Settings, compute_dtype, transform
+from .contract import Result, Settings, compute_dtype, transform
 from .reference import halve
 
 __all__ = [
     "BACKENDS",
+    "Result",
     "Settings",
     "compute_dtype",
     "halve",
@@ -61,13 +62,20 @@ def means(
 
 
 def mean(
-    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], *, backend: str
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    weights: Sequence[Tensor],
+    *,
+    result: Result,
+    backend: str,
 ) -> Tensor:
-    """The mean of `means` at one level, in one operation where it can be."""
-    path = _path(x, y, settings, backend)
+    """The ``result`` of `means`, in one operation where it can be."""
+    path, levels = _path(x, y, settings, backend), max(1, len(result.exponents))
     if path == "reference" or torch.compiler.is_compiling():
-        return _means(x, y, settings, weights, 1, False, path).mean()
-    return op.means(x, y, settings, weights, 1, False, path, reduced=True)
+        found = _means(x, y, settings, weights, levels, False, path)
+        return reference.reduced(found, result)
+    return op.means(x, y, settings, weights, levels, False, path, result)
 
 
 def products(
@@ -81,14 +89,14 @@ def products(
     distance: bool = False,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    """The product of the levels' means, each to its power.
+    """The product of the levels' means, each to its power, or the means of one level.
 
     Args:
         x: as for `means`, as are ``y``, ``settings``, ``weights``, ``distance`` and ``backend``.
         y: the other images.
         settings: what is computed.
         weights: for each level, or none.
-        exponents: of as many levels.
+        exponents: of as many levels, or none.
         normalize: what becomes of a mean before the power: ``"floor"``, ``"relu"``, ``"simple"`` or
             ``None``.
         distance: whether the mean of ``|x - y|`` follows.
@@ -98,11 +106,16 @@ def products(
         ``(N, C)``, and with ``distance`` another.
     """
     path = _path(x, y, settings, backend)
-    found = _means(x, y, settings, weights, len(exponents), distance, path)
+    found = _means(x, y, settings, weights, max(1, len(exponents)), distance, path)
+    if not exponents:
+        return found.unbind()
     # As a split, whose gradient is one operation.
     means, *rest = found.split([len(exponents), 1] if distance else [len(exponents)])
-    combine = op.product if path == "triton" else reference.product
-    return combine(means, exponents, normalize), *(row.squeeze(0) for row in rest)
+    if path == "reference":
+        product = reference.product(means, exponents, normalize)
+    else:
+        product = op.product(means, exponents, normalize, path)
+    return product, *(row.squeeze(0) for row in rest)
 
 
 def _means(

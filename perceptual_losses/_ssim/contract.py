@@ -33,6 +33,20 @@ class Settings(NamedTuple):
     padding: str
 
 
+class Result(NamedTuple):
+    """What becomes of the means of all planes.
+
+    Attributes:
+        loss: whether it is 1 less their mean.
+        exponents: of the levels' means, which are multiplied before; or none.
+        normalize: what becomes of a mean before the power.
+    """
+
+    loss: bool
+    exponents: tuple[float, ...] = ()
+    normalize: str | None = None
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any tensor is; else float32, for half precision and integers too."""
     dtypes = [tensor.dtype for tensor in tensors]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._threads import cut, in_threads
-from .contract import Settings, X, Y, halved, spread, usual_scale
+from .contract import FLOOR, Settings, X, Y, halved, spread, usual_scale
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -205,6 +205,8 @@ def _distance(kernels: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> None:
+    if not scale.dim():
+        scale = scale.expand(1, *gradients[0].shape[:2])
     factors = scale / usual
     if len(gradients) > 1 or (scale[0] != usual).any():
         _multiply(gradients[-1], factors[len(gradients) - 1])
@@ -218,6 +220,33 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
     if images:
         x, y = images
         _add_sign(gradients[0], x, y, scale[-1])
+
+
+def product(
+    means: Tensor, exponents: Sequence[float], normalize: str | None
+) -> tuple[Tensor, Tensor]:
+    bases = means.numpy()
+    slopes = np.ones_like(bases)
+    powers = np.asarray(exponents, bases.dtype)[:, None, None]
+    dead = np.zeros(bases.shape, bool)
+    with np.errstate(all="ignore"):
+        if normalize == "floor":
+            low = bases <= FLOOR
+            below = FLOOR**2 / (2 * FLOOR - np.minimum(bases, FLOOR))
+            slopes = np.where(low, (below / FLOOR) ** 2, slopes)
+            bases = np.where(low, below, bases)
+        elif normalize == "simple":
+            bases, slopes = (bases + 1) / 2, slopes / 2
+        elif normalize == "relu":
+            dead = bases <= 0
+            bases = np.where(dead, 1, bases)
+        factors = np.where(dead, 0, bases**powers)
+        derivatives = np.where(dead | (powers == 0), 0, powers * bases ** (powers - 1) * slopes)
+    # Not the whole product divided by a factor, which can be zero.
+    others = np.repeat(factors[None], len(exponents), 0)
+    each = np.arange(len(exponents))
+    others[each, each] = derivatives
+    return torch.from_numpy(factors.prod(0)), torch.from_numpy(others.prod(1))
 
 
 def _add_sign(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:

@@ -217,7 +217,7 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
     Args:
         gradients: of each level's mean with respect to its images, from `means`.
         scale: ``(levels, N, C)``, of the value with respect to the means, or one more with
-            respect to the mean distance of the images.
+            respect to the mean distance of the images; or a number for all planes of one level.
         images: between which the distance is, that of the gradient first; or none.
         usual: the scale that the gradients have already.
     """
@@ -225,7 +225,10 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
     memory = {"scale": scale}
     memory.update((f"level{j}", gradient) for j, gradient in enumerate(gradients))
     memory.update(zip(("x", "y"), images, strict=False))
-    layouts = tuple(map(_layout, gradients)), _layout(scale), tuple(map(_layout, images))
+    of_scale = _layout(scale)
+    if not of_scale.strides:
+        of_scale = of_scale._replace(strides=(0, 0, 0))
+    layouts = tuple(map(_layout, gradients)), of_scale, tuple(map(_layout, images))
     with _on(fine.device):
         _sweep(_machine(fine.device), fine.device, *layouts, usual)(memory)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import cpu, gpu, reference
-from .contract import Settings, X, Y, batched, compute_dtype, halved, spread, usual_scale
+from .contract import Result, Settings, X, Y, batched, compute_dtype, halved, spread, usual_scale
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
@@ -32,7 +32,8 @@ torch.library.define(
 )
 torch.library.define(
     PRODUCT,
-    "(Tensor means, float[] exponents, str? normalize) -> (Tensor product, Tensor derivatives)",
+    "(Tensor means, float[] exponents, str? normalize, str path) "
+    "-> (Tensor product, Tensor derivatives)",
 )
 
 PATHS = {"numba": cpu, "triton": gpu}
@@ -49,10 +50,17 @@ def _sweep_in_place(
     PATHS[path].sweep(gradients, scale, images, usual)
 
 
+def _product(
+    means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
+) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = PATHS[path].product(means, exponents, normalize)
+    return out
+
+
 # By name and not by device: in Triton's interpreter CPU tensors have two paths.
 torch.library.impl(MEANS, "CompositeExplicitAutograd", _means)
 torch.library.impl(SWEEP, "CompositeExplicitAutograd", _sweep_in_place)
-torch.library.impl(PRODUCT, "CompositeExplicitAutograd", gpu.product)
+torch.library.impl(PRODUCT, "CompositeExplicitAutograd", _product)
 
 
 def _fake_means(
@@ -99,11 +107,10 @@ def means(
     levels: int,
     distance: bool,
     path: str,
-    *,
-    reduced: bool = False,
+    result: Result | None = None,
 ) -> Tensor:
-    """The contract's `means`, on a fast path; or ``reduced`` to the mean of all of them, whose
-    gradient then is no operation of its own.
+    """The contract's `means`, on a fast path; or the ``result`` of them, whose gradient then is no
+    operation of its own.
     """
     if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
         dtype = compute_dtype(x, y)
@@ -112,11 +119,20 @@ def means(
     want = X * (grad and x.requires_grad) + Y * (grad and y.requires_grad)
     if want:
         out: Tensor = _Means.apply(  # type: ignore[no-untyped-call]
-            x, y, (settings, levels, distance, want, path), reduced, *weights
+            x, y, (settings, levels, distance, want, path), result, *weights
         )
         return out
     found = _run(x, y, settings, weights, levels, distance, want, path)[0]
-    return found.mean() if reduced else found
+    return found if result is None else _reduced(found, result, path)[0]
+
+
+def _reduced(means: Tensor, result: Result, path: str) -> tuple[Tensor, list[Tensor]]:
+    """The result, and the derivatives of each plane's part in it, if that is a product."""
+    derivatives: list[Tensor] = []
+    if result.exponents:
+        means, *derivatives = _run_product(means, result.exponents, result.normalize, path)
+    mean = means.mean()
+    return 1 - mean if result.loss else mean, derivatives
 
 
 def _run(
@@ -154,7 +170,7 @@ class _Means(torch.autograd.Function):
         x: Tensor,
         y: Tensor,
         options: tuple[Settings, int, bool, int, str],
-        reduced: bool,
+        result: Result | None,
         *weights: Tensor,
     ) -> Tensor:
         settings, levels, distance, want, path = options
@@ -162,37 +178,40 @@ class _Means(torch.autograd.Function):
         if torch.compiler.is_compiling():
             # torch 2.7 takes elements of a list for others that are named alike in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
-        ctx.save_for_backward(x, y, *weights, *gradients)
-        ctx.options = options
-        ctx.reduced = found.shape if reduced else None
+        derivatives: list[Tensor] = []
+        if result is not None:
+            found, derivatives = _reduced(found, result, path)
+        ctx.save_for_backward(x, y, *weights, *derivatives, *gradients)
+        ctx.options, ctx.result = options, result
         # As lengths and not from `levels`, which is a symbol under torch.compile(dynamic=True).
         ctx.counts = len(weights), len(gradients) // 2 if want == X + Y else len(gradients)
         ctx.spent = False
-        return found.mean() if reduced else found
+        return found
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        settings, levels, distance, want, path = ctx.options
+        (settings, levels, distance, want, path), result = ctx.options, ctx.result
         x, y, *saved = ctx.saved_tensors
         masks, of_one = ctx.counts
-        weights, gradients = saved[:masks], saved[masks:]
+        weights, saved = saved[:masks], saved[masks:]
         nothing = (None,) * (2 + len(weights))
         compiling = torch.compiler.is_compiling()
-        means = 1
-        if ctx.reduced is not None:
-            means = ctx.reduced.numel()
-            scale = scale.expand(ctx.reduced)
         if not compiling and (torch.is_grad_enabled() or batched(scale)):
-            each = scale / means
-            wanted = _reference_gradients(x, y, settings, weights, levels, distance, want, each)
-            return *wanted, *nothing
+            arguments = x, y, settings, weights, levels, distance
+            return *_reference_gradients(*arguments, result, want, scale), *nothing
+        usual = usual_scale(x.shape)
+        if result is not None:
+            # Each plane's scale times their number.
+            usual = 1.0 if result.loss else -1.0
+            if result.exponents:
+                derivatives, *saved = saved
+                scale = scale * derivatives
+        gradients = saved
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
             _, gradients = _run(x, y, settings, weights, levels, False, want, path)
         ctx.spent = not compiling
         pair = [x, y] * distance
-        # The scale of a mean of means is that of each one times their number.
-        usual = usual_scale(x.shape if means == 1 else (1, 1))
         of_x, of_y = None, None
         if want & X:
             of_x = _sweep(gradients[:of_one], scale, pair, usual, path).to(x.dtype)
@@ -232,23 +251,30 @@ def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: 
     return total.to(gradients[0].dtype)
 
 
-def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
-    """The reference's `product` in one launch on the GPU path, and a multiplication backward."""
+def product(means: Tensor, exponents: Sequence[float], normalize: str | None, path: str) -> Tensor:
+    """The reference's `product` in one operation, and a multiplication backward."""
     if torch.compiler.is_compiling():
         # The compiler fuses the formula.
         return reference.product(means, exponents, normalize)
-    out: Tensor = _Product.apply(means, exponents, normalize)  # type: ignore[no-untyped-call]
+    out: Tensor = _Product.apply(means, exponents, normalize, path)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _run_product(
+    means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
+) -> tuple[Tensor, Tensor]:
+    dispatched = _dispatched(means)
+    run = torch.ops.perceptual_losses.ms_ssim_product if dispatched else _product
+    out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, path)
     return out
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None
+        ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
     ) -> Tensor:
-        found, derivatives = torch.ops.perceptual_losses.ms_ssim_product(
-            means, list(exponents), normalize
-        )
+        found, derivatives = _run_product(means, exponents, normalize, path)
         ctx.save_for_backward(means, derivatives)
         ctx.options = exponents, normalize
         out: Tensor = found
@@ -259,8 +285,8 @@ class _Product(torch.autograd.Function):
         means, derivatives = ctx.saved_tensors
         if torch.is_grad_enabled():
             found = reference.product(means, *ctx.options)
-            return *torch.autograd.grad(found, means, grad, create_graph=True), None, None
-        return grad * derivatives, None, None
+            return *torch.autograd.grad(found, means, grad, create_graph=True), None, None, None
+        return grad * derivatives, None, None, None
 
 
 def _reference_gradients(
@@ -270,6 +296,7 @@ def _reference_gradients(
     weights: Sequence[Tensor],
     levels: int,
     distance: bool,
+    result: Result | None,
     want: int,
     scale: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -278,6 +305,8 @@ def _reference_gradients(
         # Views, so that an image compared with itself stays two inputs.
         x, y = x.view_as(x), y.view_as(y)
         found = reference.means(x, y, settings, weights, levels, distance)
+        if result is not None:
+            found = reference.reduced(found, result)
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
     gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=again))
     return next(gradients) if want & X else None, next(gradients) if want & Y else None

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import FLOOR, Settings, compute_dtype, exporting
+from .contract import FLOOR, Result, Settings, compute_dtype, exporting
 
 
 def means(
@@ -164,6 +164,13 @@ class _Correlate(torch.autograd.Function):
         reach = len(ctx.window) - 1
         padded = F.pad(grad, [0, 0] * (-ctx.dim - 1) + [reach, reach])
         return _correlate(padded, ctx.window[::-1], ctx.dim), None, None
+
+
+def reduced(means: Tensor, result: Result) -> Tensor:
+    """The result of the means ``(levels, N, C)``."""
+    if result.exponents:
+        means = product(means, result.exponents, result.normalize)
+    return 1 - means.mean() if result.loss else means.mean()
 
 
 def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
