@@ -27,11 +27,13 @@ class Call(NamedTuple):
         similarity: of two images, a scalar.
         settings: the call as one would write it.
         deviation: how its definition differs from the paper's in this case, if it does.
+        dtype: of the images that it is given.
     """
 
     similarity: Callable[[Tensor, Tensor], Tensor]
     settings: str
     deviation: str = ""
+    dtype: torch.dtype = torch.float32
 
 
 class Contender(NamedTuple):
@@ -176,6 +178,11 @@ def _own(backend: str, case: Case, device: str) -> Call:
     return _function(perceptual_losses.ms_ssim, **_weights("weights", case), backend=backend)
 
 
+def _of_bfloat16(case: Case, device: str) -> Call:
+    call = _own("auto", case, device)
+    return call._replace(deviation="images in bfloat16", dtype=torch.bfloat16)
+
+
 def _compiled(case: Case, device: str) -> Call:
     call = _own("reference", case, device)
     return Call(torch.compile(call.similarity), f"torch.compile({call.settings})", call.deviation)
@@ -303,6 +310,7 @@ CONTENDERS = (
     Contender("frame-analytics", "frame-analytics", _frame_analytics),
     Contender("fused-ssim", "fused-ssim", _fused_ssim, ("cuda",)),
     Contender("fussim", "fussim", _fussim, ("cuda",)),
+    Contender("perceptual-losses, bfloat16 images", "perceptual-losses", _of_bfloat16, ("cuda",)),
     Contender("perceptual-losses, bfloat16", "perceptual-losses", _in_bfloat16, metrics=FEATURES),
     Contender("perceptual-losses, target kept", "perceptual-losses", _cached, metrics=FEATURES),
     Contender("lpips", "lpips", _lpips, metrics=FEATURES),

@@ -91,6 +91,7 @@ def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
     """What is timed: the similarity, and the gradient of `loss` with respect to ``x`` if the case
     has one.
     """
+    x, y = x.to(call.dtype), y.to(call.dtype)
     if not case.backward:
         return torch.no_grad()(lambda: (call.similarity(x, y), None))
     x = x.detach().requires_grad_()

@@ -80,6 +80,16 @@ def test_contenders_compute_the_stated_value(contender, case):
         assert errors["gradient_error"] > measure.GRADIENT_TOLERANCE
 
 
+def test_images_in_bfloat16():
+    (contender,) = (c for c in CONTENDERS if c.name == "perceptual-losses, bfloat16 images")
+    case = Case("SSIM", (2, 3, 24, 40), backward=True)
+    call = contender.build(case, "cpu")
+    value, gradient = measure.step(call, case, *images(case.shape, "cpu"))()
+    assert gradient.dtype == torch.bfloat16
+    errors = measure.check(value.item(), gradient, measure.expected(case, "cpu"), call.deviation)
+    assert measure.GRADIENT_TOLERANCE < errors["gradient_error"] < 0.05
+
+
 def test_settings_are_shown():
     call = OURS.build(SMALL[0], "cpu")
     assert call.settings == "perceptual_losses.ssim(backend='auto')"

@@ -170,9 +170,6 @@ def product(backend):
     return lambda *arguments: op.product(*arguments, backend)
 
 
-NORMALIZATIONS = ["floor", "relu", "simple", None]
-
-
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize(
     "exponents", [(1.0,), (0.3, 0.7), (1.0, 0.0, 0.4, 2.0, 0.1333), (1.0, 2.0, 3.0)]

@@ -1,7 +1,7 @@
 """One operation, several paths: two images in, the means for each level, image and channel out.
 
-Reductions to less than that are part of the operation where a fast path gives the gradient, and
-else live above this package. Paths never import each other; `op` gives the fast ones their gradient.
+Reductions to less are part of the operation where a fast path gives the gradient, else they live
+above this package. Paths never import each other; `op` gives the fast ones their gradient.
 """
 
 import functools
