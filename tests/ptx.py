@@ -322,6 +322,7 @@ OPERATIONS = {
     **{"or": lambda how, a, b: a | b, "xor": lambda how, a, b: a ^ b},
     **{"add": lambda how, a, b: a + b, "sub": lambda how, a, b: a - b},
     **{"mul": lambda how, a, b: a * b, "div": _quotient, "fma": _fused, "mad": _fused},
+    "rem": lambda how, a, b: a - _quotient(how, a, b) * b,
     "min": lambda how, a, b: (np.minimum if "NaN" in how else np.fmin)(a, b),
     "max": lambda how, a, b: (np.maximum if "NaN" in how else np.fmax)(a, b),
     "ex2": lambda how, a: np.exp2(_flushed(a)),
