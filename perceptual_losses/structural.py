@@ -287,7 +287,7 @@ def _value(
         definition, map_weights, exponents = parts(x, y, mask, options)
         result = _ssim.Result(loss, exponents, options.get("normalize"))
         backend = options["backend"]
-        return _ssim.mean(x, y, definition, map_weights, result=result, backend=backend)
+        return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend)
     (similarity,) = _terms(parts, x, y, mask, False, options)
     similarity = reduce(similarity, options["reduction"])
     return 1 - similarity if loss else similarity

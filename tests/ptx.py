@@ -27,8 +27,8 @@ KINDS = {
 }
 REGISTERS = {"%p": np.dtype(bool), "%rs": np.dtype("u2"), "%rd": np.dtype("u8")}
 COMPARISONS = {
-    **{"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le},
-    **{"gt": operator.gt, "ge": operator.ge},
+    **{"eq": operator.eq, "lt": operator.lt, "le": operator.le},
+    **{"gt": operator.gt, "ge": operator.ge, "ne": lambda a, b: (a < b) | (a > b)},
     # True of NaN too.
     **{"neu": operator.ne, "leu": lambda a, b: ~(a > b), "ltu": lambda a, b: ~(a >= b)},
     **{"gtu": lambda a, b: ~(a <= b), "geu": lambda a, b: ~(a < b)},
@@ -200,8 +200,10 @@ class Program:
         registers = [part.strip() for part in several.strip("{} ").split(",")]
         if opcode[1] == "param":
             value = self.arguments[int(re.search(r"_param_(\d+)", place)[1])]
-            exact = np.float32 if isinstance(value, float) else np.int64
-            value = exact(value) if exact is np.float32 else exact(value).astype(KINDS[kind])
+            if isinstance(value, float):
+                value = np.float32(value)
+            else:
+                value = np.int64(value).astype(KINDS[kind])
             return self.put(registers[0], np.repeat(value, len(self.threads)), None)
         addresses = self._addresses(place, "u64" if opcode[1] == "global" else "u32")
         active = self.threads if mask is None else self.threads[mask]
@@ -346,8 +348,10 @@ def _launch(kernel, programs, warps, *arguments, capability, **constants):
     values = list(_flat(signature, arguments))
     memory = Memory([value for value in values if isinstance(value, torch.Tensor)])
     values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in values]
+    # The compiler's own memory, of which it takes none here, comes last.
+    arguments = [*values, 0, 0]
     for program in range(programs):
-        Program(compiled, [*values, 0, 0], memory, program, 32 * warps).run()
+        Program(compiled, arguments, memory, program, 32 * warps).run()
 
 
 @contextlib.contextmanager

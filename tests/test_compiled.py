@@ -36,7 +36,7 @@ CASES = {
     "window-21": (ssim, (1, 1, 25, 140), {"window_size": 21, "sigma": 3.0}, False),
     "window-33": (ssim, (1, 1, 34, 45), {"window_size": 33, "padding": "zeros"}, True),
     "levels": (ms_ssim, (1, 1, 50, 63), LEVELS, False),
-    "distance": (mixed, (1, 1, 50, 64), LEVELS, False),
+    "distance": (mixed, (1, 1, 40, 300), LEVELS, False),
 }
 LAYOUTS = {
     "float32": lambda image: image,

@@ -22,9 +22,9 @@ __all__ = [
     "Settings",
     "compute_dtype",
     "halve",
-    "mean",
     "means",
     "products",
+    "reduced",
     "similarity_map",
 ]
 
@@ -61,7 +61,7 @@ def means(
     return _means(x, y, settings, weights, levels, distance, _path(x, y, settings, backend))
 
 
-def mean(
+def reduced(
     x: Tensor,
     y: Tensor,
     settings: Settings,
