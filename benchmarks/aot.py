@@ -135,7 +135,8 @@ def launched(case: Case, capability: int, architecture: str | None = None) -> di
     weights = [torch.empty(n, 1, height - lost, width - lost, device="meta")] * case.weighted
     window = list(gaussian(case.window_size, 1.5))
     with recording(capability, architecture) as launches:
-        gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, case.padding, 1, case.distance, case.want)
+        how = case.padding, 1, case.distance, case.want, "none"
+        gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, *how)
     return {launch.kernel.__name__: launch for launch in launches}
 
 

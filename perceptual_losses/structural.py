@@ -285,7 +285,7 @@ def _value(
     """The similarity, or the ``loss`` that is 1 less that."""
     if options["reduction"] == "mean":
         definition, map_weights, exponents = parts(x, y, mask, options)
-        result = _ssim.Result(loss, exponents, options.get("normalize"))
+        result = _ssim.Result("loss" if loss else "mean", exponents, options.get("normalize"))
         backend = options["backend"]
         return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend)
     (similarity,) = _terms(parts, x, y, mask, False, options)

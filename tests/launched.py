@@ -166,7 +166,7 @@ def main():
         MSSSIMLoss(backend="triton")(x, y).backward()
         MSSSIMLoss(backend="triton")(x.detach(), y)
         x, y = torch.rand(2, 1, 1, 20, 32)
-        SSIMLoss(window_size=17, padding="zeros", backend="triton")(x, y)
+        SSIMLoss(window_size=17, padding="zeros", reduction="none", backend="triton")(x, y)
 
 
 if __name__ == "__main__":

@@ -120,10 +120,11 @@ def parsed(ptx):
 class Program:
     """One program of a launch."""
 
-    def __init__(self, compiled, arguments, memory, program, threads):
+    def __init__(self, compiled, arguments, memory, program, programs, threads):
         self.instructions, self.labels, arrays = parsed(compiled.asm["ptx"])
-        self.memory, self.program, self.threads = memory, program, np.arange(threads)
+        self.memory, self.threads = memory, np.arange(threads)
         self.symbols, size = {"global_smem": 0}, compiled.metadata.shared
+        self.symbols |= {"%tid.x": self.threads, "%ctaid.x": program, "%nctaid.x": programs}
         for name, count in arrays.items():
             self.symbols[name] = -(-size // 16) * 16
             size = self.symbols[name] + count
@@ -139,8 +140,7 @@ class Program:
             return register.view(dtype)
         if operand.startswith("0f"):
             return np.full(len(self.threads), int(operand[2:], 16), np.uint32).view(dtype)
-        special = {"%tid.x": self.threads, "%ctaid.x": self.program, **self.symbols}
-        value = special[operand] if operand in special else int(operand, 0)
+        value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
         return np.broadcast_to(np.asarray(value).astype(dtype), self.threads.shape)
 
     def put(self, register, value, mask):
@@ -351,7 +351,7 @@ def _launch(kernel, programs, warps, *arguments, capability, **constants):
     # The compiler's own memory, of which it takes none here, comes last.
     arguments = [*values, 0, 0]
     for program in range(programs):
-        Program(compiled, arguments, memory, program, 32 * warps).run()
+        Program(compiled, arguments, memory, program, programs, 32 * warps).run()
 
 
 @contextlib.contextmanager

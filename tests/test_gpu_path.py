@@ -5,6 +5,7 @@ run in a process of their own, by the one test that starts it.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -154,9 +155,10 @@ def expected(x, y, settings, weights=(), levels=1):
     return torch.stack(means), of_x, of_y
 
 
-def run(x, y, settings, weights=(), levels=1, want=BOTH):
-    window, low, c1, c2, padding = settings
-    return gpu.means(x, y, list(weights), list(window), low, c1, c2, padding, levels, False, want)
+def run(x, y, settings, weights=(), levels=1, want=BOTH, reduction="none"):
+    window, *others = settings
+    how = levels, False, want, reduction
+    return gpu.means(x, y, list(weights), list(window), *others, *how)
 
 
 def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
@@ -513,8 +515,11 @@ def check_the_operations_are_good_citizens(tiles):
         2,
         True,
         BOTH,
+        "none",
         "triton",
     )
+    torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
+    arguments = *arguments[:8], 1, False, X, "loss", "triton"
     torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
     gradients = [torch.rand(1, 2, 9, 11), torch.rand(1, 2, 5, 6)]
     torch.library.opcheck(
@@ -549,8 +554,8 @@ def check_the_distance(tiles, want, scheme, padding):
     x, y = pair(2, 1, 8, 13)
     window, *others = settings(3, padding)
     arguments = [], list(window), *others, 1
-    means, of_x, of_y = gpu.means(x, y, *arguments, True, want)
-    plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want)
+    means, of_x, of_y = gpu.means(x, y, *arguments, True, want, "none")
+    plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want, "none")
     torch.testing.assert_close(means[:1], plain, rtol=0, atol=2e-7)
     exact = (x.double() - y.double()).abs().mean((2, 3))
     assert (means[1] - exact).abs().max() < 1e-7
@@ -564,7 +569,7 @@ def check_the_distance_by_slabs(tiles, monkeypatch):
     job = gpu._job((tuple(x.shape),), 0, 3, "zeros", X, False, True, gpu._machine(x.device))
     assert len(job.slabs) > 1
     window, *others = settings(3, "zeros")
-    means = gpu.means(x, y, [], list(window), *others, 1, True, X)[0]
+    means = gpu.means(x, y, [], list(window), *others, 1, True, X, "none")[0]
     assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7
 
 
@@ -576,7 +581,7 @@ def check_the_distance_of_other_kinds_and_of_nan(tiles, kind):
     x[1, 0, 7, 12] = float("nan")
     window, *others = settings(3)
     for want in (0, X):
-        means = gpu.means(x, y, [], list(window), *others, 2, True, want)[0]
+        means = gpu.means(x, y, [], list(window), *others, 2, True, want, "none")[0]
         assert (means[2, 0] - (x[0].float() - y[0].float()).abs().mean()).abs() < 1e-7
         assert means[:, 1].isnan().any()
         assert means[2, 1].isnan()
@@ -602,7 +607,7 @@ def check_the_sweep_adds_the_sign(tiles, levels, kind):
 @pytest.mark.parametrize(("scheme", "mean"), [((64, 1, 64), []), ((16, 1, 8), ["mean"])])
 def check_launches(tiles, monkeypatch, scheme, mean):
     """Few, because at small sizes they are all of the time: tiles that are whole planes write the
-    means themselves.
+    means themselves, and of all tiles of one level comes the mean over all planes.
     """
     counted = []
     monkeypatch.setattr(gpu, "_launch", lambda kernel, *_, **__: counted.append(kernel.__name__))
@@ -610,17 +615,39 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     x, y = pair(1, 1, 33, 33)
     options = {"window_size": 3, "backend": "triton"}
     halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
-    for losses, first, last, levels in (
-        ((SSIMLoss, L1SSIMLoss), [], mean, 1),
-        ((MSSSIMLoss, L1MSSSIMLoss), halvings, [*mean, "product"], 5),
+    for loss, first, last, levels in (
+        (SSIMLoss, [], ["mean"], 1),
+        (L1SSIMLoss, [], mean, 1),
+        (MSSSIMLoss, halvings, [*mean, "product"], 5),
+        (L1MSSSIMLoss, halvings, [*mean, "product"], 5),
     ):
-        for loss in losses:
-            counted.clear()
-            loss(**options)(x, y)
-            assert counted == [*first, *["derive"] * levels, *last]
-            counted.clear()
-            step(loss(**options), x, y)
-            assert counted == [*first, *["march"] * levels, *last, "sweep", "sweep"]
+        counted.clear()
+        loss(**options)(x, y)
+        assert counted == [*first, *["derive"] * levels, *last]
+        counted.clear()
+        step(loss(**options), x, y)
+        assert counted == [*first, *["march"] * levels, *last, "sweep", "sweep"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("want", "march"), [(0, True), (X, True), (X, False)])
+@pytest.mark.parametrize("scheme", [(16, 1, 16), (8, 1, 4)])
+def check_the_mean_over_all_planes(tiles, scheme, want, march, masked):
+    """Of whole planes as of many tiles, those of an image without any weight among them."""
+    tiles(*scheme, march)
+    x, y = pair(2, 1, 7, 9)
+    weights = weights_of(x, settings()) if masked else []
+    if masked:
+        weights[0][1] = 0
+    planes, of_x, _ = run(x, y, settings(), weights, want=want)
+    mean, again, _ = run(x, y, settings(), weights, want=want, reduction="mean")
+    assert abs(mean - planes.double().mean()) < 1e-7
+    assert all(map(torch.equal, again, of_x))
+    if want == 0:
+        assert run(x, y, settings(), weights, want=0, reduction="loss")[0] == 1 - mean
+        assert run(x, x, settings(), weights, want=0, reduction="loss")[0] == 0
+        x[0, 0, 6, 8] = float("nan")
+        assert run(x, y, settings(), weights, want=0, reduction="mean")[0].isnan()
 
 
 def check_tuning():
@@ -870,10 +897,14 @@ def test_the_small_kernels_compile(capability):
         gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [], -1.0)
         gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [], -1.0)
         gpu.sweep(gradients, torch.empty(5, 8, 3, device="meta"), [x, x.float()], -1.0)
-        for normalize in ("floor", "relu", "simple", None):
-            gpu.product(torch.empty(4, 8, 3, device="meta"), [0.1, 0.2, 0.3, 0.4], normalize)
+        run(x, x, settings(11), want=0, reduction="loss")
+        for normalize, reduction in itertools.product(
+            ("floor", "relu", "simple", None), ("none", "loss")
+        ):
+            means = torch.empty(4, 8, 3, device="meta")
+            gpu.product(means, [0.1, 0.2, 0.3, 0.4], normalize, reduction)
     for launch in launches:
-        if launch.kernel.__name__ != "march":
+        if launch.kernel.__name__ not in ("march", "derive"):
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0
 
 

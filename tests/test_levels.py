@@ -231,10 +231,28 @@ def test_the_product_in_autograd(product, precision):
         torch.testing.assert_close(got.double(), true, **tolerances)
 
 
+@pytest.mark.parametrize("planes", [(2, 4), (3, 100)])
 @pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
-def test_the_product_as_an_operation(backend):
+def test_the_mean_of_the_products(backend, planes):
+    means = torch.rand(3, *planes, generator=torch.Generator().manual_seed(0))
+    path = op.PATHS[backend]
+    values, expected = path.product(means, [0.2, 0.3, 0.5], "floor", "none")
+    mean, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "mean")
+    assert mean == pytest.approx(values.double().mean().item(), abs=1e-7)
+    assert torch.equal(derivatives, expected)
+    loss, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "loss")
+    assert loss == 1 - mean
+    assert torch.equal(derivatives, expected)
+    assert path.product(torch.ones_like(means), [0.2, 0.3, 0.5], "floor", "loss")[0] == 0
+    means[1, -1, -1] = float("nan")
+    assert path.product(means, [0.2, 0.3, 0.5], "floor", "loss")[0].isnan()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "loss"])
+@pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
+def test_the_product_as_an_operation(backend, reduction):
     means = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    arguments = means, [0.2, 0.3, 0.5], "floor", backend
+    arguments = means, [0.2, 0.3, 0.5], "floor", reduction, backend
     torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
 
 

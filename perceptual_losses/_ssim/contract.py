@@ -37,14 +37,22 @@ class Result(NamedTuple):
     """What becomes of the means of all planes.
 
     Attributes:
-        loss: whether it is 1 less their mean.
-        exponents: of the levels' means, which are multiplied before; or none.
+        reduction: ``"none"``, ``"mean"`` over them, or ``"loss"``, which is 1 less that.
+        exponents: of the levels' means, which are multiplied before; or none. Means of several
+            levels that are not multiplied are not reduced.
         normalize: what becomes of a mean before the power.
     """
 
-    loss: bool
+    reduction: str = "none"
     exponents: tuple[float, ...] = ()
     normalize: str | None = None
+
+
+def reduce_planes(values: Tensor, reduction: str) -> Tensor:
+    """A `Result`'s reduction of the planes' values."""
+    if reduction == "none":
+        return values
+    return 1 - values.mean() if reduction == "loss" else values.mean()
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._threads import cut, in_threads
-from .contract import FLOOR, Settings, X, Y, halved, spread, usual_scale
+from .contract import FLOOR, Settings, X, Y, halved, reduce_planes, spread, usual_scale
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -72,6 +72,7 @@ def means(
     levels: int,
     distance: bool,
     want: int,
+    reduction: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     kernels = _kernels()
     pyramid: list[tuple[Tensor, ...]] = [(x, y)]
@@ -97,7 +98,8 @@ def means(
         modes = getattr(kernels, padding.upper()), mirrored, contrast, want
         found.append(_march(kernels, x, y, *gradients, weight, window, constants, modes))
     last_row = [_distance(kernels, x, y)] if distance else []
-    return torch.stack(found[::-1] + last_row), grad_x[::-1], grad_y[::-1]
+    value = reduce_planes(torch.stack(found[::-1] + last_row), reduction)
+    return value, grad_x[::-1], grad_y[::-1]
 
 
 def _march(
@@ -223,7 +225,7 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
 
 
 def product(
-    means: Tensor, exponents: Sequence[float], normalize: str | None
+    means: Tensor, exponents: Sequence[float], normalize: str | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     bases = means.numpy()
     slopes = np.ones_like(bases)
@@ -246,7 +248,8 @@ def product(
     others = np.repeat(factors[None], len(exponents), 0)
     each = np.arange(len(exponents))
     others[each, each] = derivatives
-    return torch.from_numpy(factors.prod(0)), torch.from_numpy(others.prod(1))
+    value = reduce_planes(torch.from_numpy(factors.prod(0)), reduction)
+    return value, torch.from_numpy(others.prod(1))
 
 
 def _add_sign(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:

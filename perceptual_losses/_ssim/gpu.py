@@ -168,6 +168,7 @@ def means(
     levels: int,
     distance: bool,
     want: int,
+    reduction: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Each level's mean over each plane, and its gradients with respect to the level's images.
 
@@ -185,15 +186,17 @@ def means(
             mean of SSIM at the last level.
         distance: whether the mean of ``|x - y|`` follows.
         want: which gradients, `X` and `Y` or their sum; 0 for none.
+        reduction: a `Result`'s, ``"none"`` for several levels or with their distance.
 
     Returns:
-        The means ``(levels, N, C)``, or one more, and the gradients with respect to each level's x
-        and to its y, all times `usual_scale`, empty lists if not wanted.
+        The means ``(levels, N, C)``, or one more, or what they are reduced to; and the gradients of
+        the means with respect to each level's x and to its y, all times `usual_scale`, empty lists
+        if not wanted.
     """
     if want == Y:
         # SSIM is symmetric, and so the kernels have no third way.
         value, gradients, _ = means(
-            *(y, x, weights, window, low, c1, c2, padding, levels, distance, X)
+            *(y, x, weights, window, low, c1, c2, padding, levels, distance, X, reduction)
         )
         return value, [], gradients
     settings = Settings(tuple(window), low, c1, c2, padding)
@@ -202,7 +205,8 @@ def means(
     memory.update((f"weight{j}", weight) for j, weight in enumerate(weights))
     with _on(x.device):
         machine = _machine(x.device)
-        for step in _steps(machine, x.device, *layouts, settings, levels, distance, want):
+        how = settings, levels, distance, want, reduction
+        for step in _steps(machine, x.device, *layouts, *how):
             step(memory)
     return (
         memory["means"],
@@ -222,25 +226,25 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
         usual: the scale that the gradients have already.
     """
     fine = gradients[0]
-    memory = {"scale": scale}
-    memory.update((f"level{j}", gradient) for j, gradient in enumerate(gradients))
+    memory = {f"level{j}": gradient for j, gradient in enumerate(gradients)}
+    memory["scale"] = scale
     memory.update(zip(("x", "y"), images, strict=False))
-    of_scale = _layout(scale)
-    if not of_scale.strides:
-        of_scale = of_scale._replace(strides=(0, 0, 0))
-    layouts = tuple(map(_layout, gradients)), of_scale, tuple(map(_layout, images))
+    layouts = tuple(map(_layout, gradients)), _layout(scale), tuple(map(_layout, images))
     with _on(fine.device):
         _sweep(_machine(fine.device), fine.device, *layouts, usual)(memory)
 
 
-def product(means: Tensor, exponents: list[float], normalize: str | None) -> tuple[Tensor, Tensor]:
-    """The product over the levels of their means' powers, and its derivatives by the means."""
+def product(
+    means: Tensor, exponents: list[float], normalize: str | None, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """The product over the levels of their means' powers, or what the planes' products are reduced
+    to; and the products' derivatives by the means.
+    """
     means = means.contiguous()
-    value, derivatives = torch.empty_like(means[0]), torch.empty_like(means)
-    memory = {"means": means, "value": value, "derivatives": derivatives}
+    memory = {"means": means}
     with _on(means.device):
-        _product(means.device, _layout(means), tuple(exponents), normalize)(memory)
-    return value, derivatives
+        _product(means.device, _layout(means), tuple(exponents), normalize, reduction)(memory)
+    return memory["value"], memory["derivatives"]
 
 
 class _Layout(NamedTuple):
@@ -282,7 +286,7 @@ class _New(NamedTuple):
     image: str = ""
 
     def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        image = memory[self.image or "x"]
+        image = memory[self.image] if self.image else next(iter(memory.values()))
         if not self.image:
             return image.new_empty(self.shape, dtype=torch.float32)
         return unscaled(image) if self.shape == image.shape else in_rows(image, self.shape)
@@ -401,6 +405,7 @@ def _steps(
     levels: int,
     distance: bool,
     want: int,
+    reduction: str,
 ) -> list[_Step]:
     """What `means` does with images like these on that device."""
     planes = x.shape[0] * x.shape[1]
@@ -421,9 +426,9 @@ def _steps(
     wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
     wholes += [float(math.prod(x.shape[2:]))] * distance
     most = max(counts)
-    means = _New("means", (len(counts), *x.shape[:2]))
-    # Where tiles are whole planes, their programs write the means themselves.
-    alone = most == 1
+    means = _New("means", (len(counts), *x.shape[:2]) if reduction == "none" else ())
+    # Where tiles are whole planes, their programs write the planes' means themselves.
+    alone = most == 1 and reduction == "none"
     sums = means if alone else _New("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
 
@@ -448,13 +453,19 @@ def _steps(
         new = [new for _, new in gradients] + [sums] * (j == levels - 1)
         steps += _of_level(of_level, jobs[j], settings, machine, new, [f"halves{j}"] * (j > 0))
     if not alone:
+        programs, warps = len(counts) * planes, 1
+        if reduction != "none":
+            # The mean of the planes' means is that of the tiles: all planes weigh the same.
+            programs, warps = 1, 4
+            counts, wholes = [planes * most], [planes * wholes[0]]
         steps.append(
             _Step(
-                *("mean", len(counts) * planes, 1, _At(sums.name), _At(means.name)),
+                *("mean", programs, warps, _At(sums.name), _At(means.name)),
                 # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
                 *(tuple(map(float, counts)), tuple(wholes), planes, pitch),
-                LANES=TILES,
+                LANES=warps * TILES,
                 DISTANCE=distance,
+                LOSS=reduction == "loss",
                 new=(means,),
                 last=(sums.name,),
             )
@@ -911,7 +922,7 @@ def _sweep(
         *("sweep", n * c * strips * bands, 4, _At("level0")),
         tuple(_At(f"level{j}") for j in range(1, len(gradients))) or (_At("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), _At("scale"), x[0], y[0]),
-        *(fine.strides, scale.strides, x[1], y[1]),
+        *(fine.strides, scale.strides or (0, 0, 0), x[1], y[1]),
         *(strips, bands, rows, c, height, width, usual),
         COARSE=len(coarse),
         ROWS=ROWS,
@@ -922,7 +933,11 @@ def _sweep(
 
 @functools.lru_cache(maxsize=256)
 def _product(
-    device: torch.device, means: _Layout, exponents: tuple[float, ...], normalize: str | None
+    device: torch.device,
+    means: _Layout,
+    exponents: tuple[float, ...],
+    normalize: str | None,
+    reduction: str,
 ) -> _Step:
     """What `product` does with so many means on that device."""
     kernels = _kernels()
@@ -933,11 +948,19 @@ def _product(
         None: kernels.PLAIN,
     }
     planes = means.shape[1] * means.shape[2]
+    total = reduction != "none"
+    programs, warps = (1, 8) if total else (_ceil(planes, PLANES), 1)
     return _Step(
-        *("product", _ceil(planes, PLANES), 1, _At("means"), _At("value"), _At("derivatives")),
+        *("product", programs, warps, _At("means"), _At("value"), _At("derivatives")),
         *(exponents, FLOOR, planes),
         NORMALIZE=codes[normalize].value,
-        LANES=PLANES,
+        LANES=PLANES * warps,
+        TOTAL=total,
+        LOSS=reduction == "loss",
+        new=(
+            _New("value", () if total else means.shape[1:]),
+            _New("derivatives", means.shape),
+        ),
     )
 
 

@@ -1175,8 +1175,19 @@ def gather(
 
 
 @triton.jit(do_not_specialize=["planes", "pitch"])
-def mean(sums, means, counts, wholes, planes, pitch, LANES: tl.constexpr, DISTANCE: tl.constexpr):
-    """The means of S from the tiles' sums of 1 - S, exactly 1 for identical images.
+def mean(
+    sums,
+    means,
+    counts,
+    wholes,
+    planes,
+    pitch,
+    LANES: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    LOSS: tl.constexpr,
+):
+    """The means of S from the tiles' sums of 1 - S, exactly 1 for identical images; or 1 less them,
+    for a ``LOSS``.
 
     ``counts`` are those of the tiles at each level, the first in a row of ``pitch`` values, and
     ``wholes`` the sums of all weights. With ``DISTANCE`` the last are those of |x - y|.
@@ -1201,6 +1212,8 @@ def mean(sums, means, counts, wholes, planes, pitch, LANES: tl.constexpr, DISTAN
     if DISTANCE:
         distance = _mean(total, rest, whole, False)
         value = tl.where(place < (len(counts) - 1) * planes, value, distance)
+    if LOSS:
+        value = 1 - value
     tl.store(means + place, value)
 
 
@@ -1246,30 +1259,43 @@ def product(
     planes,
     NORMALIZE: tl.constexpr,
     LANES: tl.constexpr,
+    TOTAL: tl.constexpr,
+    LOSS: tl.constexpr,
 ):
     """The product over the levels of their means' powers, and its derivatives by the means.
 
-    ``means`` and ``derivatives`` are of ``planes`` for each level.
+    ``means`` and ``derivatives`` are of ``planes`` for each level. For the ``TOTAL`` of all planes
+    one program writes their mean, or 1 less that for a ``LOSS``.
     """
-    plane = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    inside = plane < planes
-    factors, slopes = (), ()
-    for j in tl.static_range(len(exponents)):
-        mean = tl.load(means + j * planes + plane, mask=inside, other=1)
-        factor, slope = _power(mean, exponents[j], floor, NORMALIZE)
-        factors = factors + (factor,)
-        slopes = slopes + (slope,)
-    whole = factors[0]
-    for j in tl.static_range(1, len(exponents)):
-        whole *= factors[j]
-    tl.store(value + plane, whole, mask=inside)
-    for j in tl.static_range(len(exponents)):
-        # Not the whole product divided by the factor, which can be zero.
-        derivative = slopes[j]
-        for k in tl.static_range(len(exponents)):
-            if k != j:
-                derivative *= factors[k]
-        tl.store(derivatives + j * planes + plane, derivative, mask=inside)
+    first = tl.program_id(0) * LANES
+    total = tl.zeros((LANES,), tl.float32)
+    while first < planes:
+        plane = first + tl.arange(0, LANES)
+        inside = plane < planes
+        factors, slopes = (), ()
+        for j in tl.static_range(len(exponents)):
+            mean = tl.load(means + j * planes + plane, mask=inside, other=1)
+            factor, slope = _power(mean, exponents[j], floor, NORMALIZE)
+            factors = factors + (factor,)
+            slopes = slopes + (slope,)
+        whole = factors[0]
+        for j in tl.static_range(1, len(exponents)):
+            whole *= factors[j]
+        if TOTAL:
+            total += tl.where(inside, whole, 0.0)
+        else:
+            tl.store(value + plane, whole, mask=inside)
+        for j in tl.static_range(len(exponents)):
+            # Not the whole product divided by the factor, which can be zero.
+            derivative = slopes[j]
+            for k in tl.static_range(len(exponents)):
+                if k != j:
+                    derivative *= factors[k]
+            tl.store(derivatives + j * planes + plane, derivative, mask=inside)
+        first += LANES * tl.num_programs(0)
+    if TOTAL:
+        mean_of_all = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
+        tl.store(value, 1 - mean_of_all if LOSS else mean_of_all)
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])

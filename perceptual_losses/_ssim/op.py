@@ -23,7 +23,7 @@ PRODUCT = "perceptual_losses::ms_ssim_product"
 torch.library.define(
     MEANS,
     "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, bool distance, int want, str path) "
+    "str padding, int levels, bool distance, int want, str reduction, str path) "
     "-> (Tensor means, Tensor[] gradients)",
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
@@ -32,11 +32,12 @@ torch.library.define(
 )
 torch.library.define(
     PRODUCT,
-    "(Tensor means, float[] exponents, str? normalize, str path) "
+    "(Tensor means, float[] exponents, str? normalize, str reduction, str path) "
     "-> (Tensor product, Tensor derivatives)",
 )
 
 PATHS = {"numba": cpu, "triton": gpu}
+PLANES = Result()
 
 
 def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
@@ -50,10 +51,8 @@ def _sweep_in_place(
     PATHS[path].sweep(gradients, scale, images, usual)
 
 
-def _product(
-    means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
-) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = PATHS[path].product(means, exponents, normalize)
+def _product(*arguments: Any) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = PATHS[arguments[-1]].product(*arguments[:-1])
     return out
 
 
@@ -75,6 +74,7 @@ def _fake_means(
     levels: int,
     distance: bool,
     want: int,
+    reduction: str,
     path: str,
 ) -> tuple[Tensor, list[Tensor]]:
     dtype = compute_dtype(x, y)
@@ -89,14 +89,20 @@ def _fake_means(
                     if path == "triton"
                     else image.new_empty(shape, dtype=dtype)
                 )
-    return x.new_empty([levels + distance, *x.shape[:2]], dtype=dtype), gradients
+    shape = [levels + distance, *x.shape[:2]] if reduction == "none" else []
+    return x.new_empty(shape, dtype=dtype), gradients
+
+
+def _fake_product(
+    means: Tensor, exponents: Sequence[float], normalize: str | None, reduction: str, path: str
+) -> tuple[Tensor, Tensor]:
+    shape = means.shape[1:] if reduction == "none" else []
+    return means.new_empty(shape), means.new_empty(means.shape)
 
 
 torch.library.register_fake(MEANS, _fake_means)
 torch.library.register_fake(SWEEP, lambda gradients, scale, images, usual, path: None)
-torch.library.register_fake(
-    PRODUCT, lambda means, *_: (means.new_empty(means.shape[1:]), means.new_empty(means.shape))
-)
+torch.library.register_fake(PRODUCT, _fake_product)
 
 
 def means(
@@ -107,11 +113,9 @@ def means(
     levels: int,
     distance: bool,
     path: str,
-    result: Result | None = None,
+    result: Result = PLANES,
 ) -> Tensor:
-    """The contract's `means`, on a fast path; or the ``result`` of them, whose gradient then is no
-    operation of its own.
-    """
+    """The contract's `means`, on a fast path; or the ``result`` of them, in one operation."""
     if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
         dtype = compute_dtype(x, y)
         x, y = x.to(dtype), y.to(dtype)
@@ -122,17 +126,7 @@ def means(
             x, y, (settings, levels, distance, want, path), result, *weights
         )
         return out
-    found = _run(x, y, settings, weights, levels, distance, want, path)[0]
-    return found if result is None else _reduced(found, result, path)[0]
-
-
-def _reduced(means: Tensor, result: Result, path: str) -> tuple[Tensor, list[Tensor]]:
-    """The result, and the derivatives of each plane's part in it, if that is a product."""
-    derivatives: list[Tensor] = []
-    if result.exponents:
-        means, *derivatives = _run_product(means, result.exponents, result.normalize, path)
-    mean = means.mean()
-    return 1 - mean if result.loss else mean, derivatives
+    return _run(x, y, settings, weights, levels, distance, want, path, result)[0]
 
 
 def _run(
@@ -144,12 +138,20 @@ def _run(
     distance: bool,
     want: int,
     path: str,
-) -> tuple[Tensor, list[Tensor]]:
+    result: Result,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The result, the gradients of the means, and the derivatives of a product by them."""
     window, low, c1, c2, padding = settings
+    reduction, exponents, normalize = result
     run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
-    out: tuple[Tensor, list[Tensor]]
-    out = run(x, y, list(weights), list(window), low, c1, c2, padding, levels, distance, want, path)
-    return out
+    found, gradients = run(
+        *(x, y, list(weights), list(window), low, c1, c2, padding, levels, distance, want),
+        *("none" if exponents else reduction, path),
+    )
+    if not exponents:
+        return found, gradients, []
+    found, derivatives = _run_product(found, exponents, normalize, reduction, path)
+    return found, gradients, [derivatives]
 
 
 def _dispatched(*tensors: Tensor) -> bool:
@@ -170,17 +172,16 @@ class _Means(torch.autograd.Function):
         x: Tensor,
         y: Tensor,
         options: tuple[Settings, int, bool, int, str],
-        result: Result | None,
+        result: Result,
         *weights: Tensor,
     ) -> Tensor:
         settings, levels, distance, want, path = options
-        found, gradients = _run(x, y, settings, weights, levels, distance, want, path)
+        found, gradients, derivatives = _run(
+            x, y, settings, weights, levels, distance, want, path, result
+        )
         if torch.compiler.is_compiling():
             # torch 2.7 takes elements of a list for others that are named alike in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
-        derivatives: list[Tensor] = []
-        if result is not None:
-            found, derivatives = _reduced(found, result, path)
         ctx.save_for_backward(x, y, *weights, *derivatives, *gradients)
         ctx.options, ctx.result = options, result
         # As lengths and not from `levels`, which is a symbol under torch.compile(dynamic=True).
@@ -200,16 +201,17 @@ class _Means(torch.autograd.Function):
             arguments = x, y, settings, weights, levels, distance
             return *_reference_gradients(*arguments, result, want, scale), *nothing
         usual = usual_scale(x.shape)
-        if result is not None:
+        if result.reduction != "none":
             # Each plane's scale times their number.
-            usual = 1.0 if result.loss else -1.0
-            if result.exponents:
-                derivatives, *saved = saved
-                scale = scale * derivatives
+            usual = 1.0 if result.reduction == "loss" else -1.0
+        if result.exponents:
+            derivatives, *saved = saved
+            scale = scale * derivatives
         gradients = saved
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            _, gradients = _run(x, y, settings, weights, levels, False, want, path)
+            again = x, y, settings, weights, levels, False, want, path, PLANES
+            _, gradients, _ = _run(*again)
         ctx.spent = not compiling
         pair = [x, y] * distance
         of_x, of_y = None, None
@@ -261,11 +263,11 @@ def product(means: Tensor, exponents: Sequence[float], normalize: str | None, pa
 
 
 def _run_product(
-    means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
+    means: Tensor, exponents: Sequence[float], normalize: str | None, reduction: str, path: str
 ) -> tuple[Tensor, Tensor]:
     dispatched = _dispatched(means)
     run = torch.ops.perceptual_losses.ms_ssim_product if dispatched else _product
-    out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, path)
+    out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, reduction, path)
     return out
 
 
@@ -274,7 +276,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
     ) -> Tensor:
-        found, derivatives = _run_product(means, exponents, normalize, path)
+        found, derivatives = _run_product(means, exponents, normalize, "none", path)
         ctx.save_for_backward(means, derivatives)
         ctx.options = exponents, normalize
         out: Tensor = found
@@ -296,7 +298,7 @@ def _reference_gradients(
     weights: Sequence[Tensor],
     levels: int,
     distance: bool,
-    result: Result | None,
+    result: Result,
     want: int,
     scale: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -305,8 +307,7 @@ def _reference_gradients(
         # Views, so that an image compared with itself stays two inputs.
         x, y = x.view_as(x), y.view_as(y)
         found = reference.means(x, y, settings, weights, levels, distance)
-        if result is not None:
-            found = reference.reduced(found, result)
+        found = reference.reduced(found, result)
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
     gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=again))
     return next(gradients) if want & X else None, next(gradients) if want & Y else None

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import FLOOR, Result, Settings, compute_dtype, exporting
+from .contract import FLOOR, Result, Settings, compute_dtype, exporting, reduce_planes
 
 
 def means(
@@ -170,7 +170,7 @@ def reduced(means: Tensor, result: Result) -> Tensor:
     """The result of the means ``(levels, N, C)``."""
     if result.exponents:
         means = product(means, result.exponents, result.normalize)
-    return 1 - means.mean() if result.loss else means.mean()
+    return reduce_planes(means, result.reduction)
 
 
 def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
