@@ -156,6 +156,13 @@ def _kernels() -> Any:
     return gpu_kernels
 
 
+@functools.cache
+def _level_kernels() -> Any:
+    from . import gpu_level_kernels
+
+    return gpu_level_kernels
+
+
 def means(
     x: Tensor,
     y: Tensor,
@@ -301,7 +308,7 @@ class _Step:
 
     def __init__(
         self,
-        kernel: str,
+        kernel: Any,
         programs: int,
         warps: int,
         *arguments: Any,
@@ -312,7 +319,7 @@ class _Step:
         """Describes a launch.
 
         Args:
-            kernel: its name in `gpu_kernels`.
+            kernel: one of Triton's.
             programs: how many.
             warps: of a program.
             *arguments: numbers, `_At` and tuples of them.
@@ -341,7 +348,6 @@ class _Step:
             del memory[name]
 
     def _first(self, memory: dict[str, Tensor]) -> None:
-        kernel = getattr(_kernels(), self.kernel)
         arguments = list(self.arguments)
         moving = [(i, at) for i, at in enumerate(arguments) if isinstance(at, _At)]
         nested = [(i, at) for i, at in enumerate(arguments) if _nested(at)]
@@ -349,9 +355,10 @@ class _Step:
             arguments[i] = at.tensor(memory)
         for i, several in nested:
             arguments[i] = tuple(at.tensor(memory) for at in several)
-        compiled = _launch(kernel, self.programs, self.warps, *arguments, **self.constants)
+        compiled = _launch(self.kernel, self.programs, self.warps, *arguments, **self.constants)
         if _takes_addresses(next(iter(memory.values())).device):
-            constants = (self.constants[name] for name in kernel.arg_names[len(arguments) :])
+            names = self.kernel.arg_names[len(arguments) :]
+            constants = (self.constants[name] for name in names)
             self.known = [*self.arguments, *constants]
             self.moving, self.nested = moving, nested
             self.again = compiled[(self.programs, 1, 1)]
@@ -460,7 +467,7 @@ def _steps(
             counts, wholes = [planes * most], [planes * wholes[0]]
         steps.append(
             _Step(
-                *("mean", programs, warps, _At(sums.name), _At(means.name)),
+                *(_kernels().mean, programs, warps, _At(sums.name), _At(means.name)),
                 # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
                 *(tuple(map(float, counts)), tuple(wholes), planes, pitch),
                 LANES=warps * TILES,
@@ -499,7 +506,7 @@ def _halving(images: list[_Image], first: int, levels: int) -> tuple[_Step, list
     strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
     x, y = images
     step = _Step(
-        *("pyramid", n * c * strips * bands, 4, x.at, y.at),
+        *(_level_kernels().pyramid, n * c * strips * bands, 4, x.at, y.at),
         *(tuple(a.at for a, _ in halves), tuple(b.at for _, b in halves)),
         *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
         *(strips, bands, c, height, width),
@@ -785,7 +792,7 @@ def _of_level(
         programs = cover.programs(planes)
         scratch, kept = _scratch(machine, x, programs * rows * pitch)
         march = _Step(
-            *("march", programs, _warps(cover.lanes), x.at, y.at, weight.at),
+            *(kernels.march, programs, _warps(cover.lanes), x.at, y.at, weight.at),
             *(gradient.at, other.at, scratch, level.sums, distances, x.strides, y.strides),
             *(weight.strides, gradient.strides, other.strides, level.pitch),
             *(cover.strips, cover.parts, cover.rows, c, height, width),
@@ -820,7 +827,14 @@ def _of_level(
         for first in range(0, planes, job.planes):
             here = min(job.planes, planes - first)
             step = _Step(
-                *("derive", derive.programs(here), _warps(derive.lanes), x.at, y.at, weight.at),
+                *(
+                    kernels.derive,
+                    derive.programs(here),
+                    _warps(derive.lanes),
+                    x.at,
+                    y.at,
+                    weight.at,
+                ),
                 *(_At(maps.name) if job.want else x.at, scratch),
                 *(level.sums.on(done), distances.on(done), x.strides, y.strides),
                 *(weight.strides, level.pitch, job.pitch),
@@ -838,7 +852,7 @@ def _of_level(
             steps.append(step)
             if job.want:
                 step = _Step(
-                    *("gather", gather.programs(here), _warps(gather.lanes), x.at, y.at),
+                    *(kernels.gather, gather.programs(here), _warps(gather.lanes), x.at, y.at),
                     *(gradient.at, other.at, _At(maps.name), x.strides, y.strides),
                     *(gradient.strides, other.strides, job.pitch),
                     *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
@@ -919,7 +933,7 @@ def _sweep(
         )
     )
     return _Step(
-        *("sweep", n * c * strips * bands, 4, _At("level0")),
+        *(_level_kernels().sweep, n * c * strips * bands, 4, _At("level0")),
         tuple(_At(f"level{j}") for j in range(1, len(gradients))) or (_At("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), _At("scale"), x[0], y[0]),
         *(fine.strides, scale.strides or (0, 0, 0), x[1], y[1]),
@@ -940,7 +954,7 @@ def _product(
     reduction: str,
 ) -> _Step:
     """What `product` does with so many means on that device."""
-    kernels = _kernels()
+    kernels = _level_kernels()
     codes = {
         "floor": kernels.FLOOR,
         "relu": kernels.RELU,
@@ -951,7 +965,7 @@ def _product(
     total = reduction != "none"
     programs, warps = (1, 8) if total else (_ceil(planes, PLANES), 1)
     return _Step(
-        *("product", programs, warps, _At("means"), _At("value"), _At("derivatives")),
+        *(kernels.product, programs, warps, _At("means"), _At("value"), _At("derivatives")),
         *(exponents, FLOOR, planes),
         NORMALIZE=codes[normalize].value,
         LANES=PLANES * warps,

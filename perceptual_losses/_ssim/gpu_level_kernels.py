@@ -1,0 +1,228 @@
+"""Triton kernels of the GPU path for MS-SSIM's levels: halved images, the product of the
+levels' means and the sum of their gradients.
+"""
+
+# Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
+# ruff: noqa: N803, RUF005
+
+import triton
+import triton.language as tl
+
+from .gpu_kernels import _place, _plane
+
+FLOOR = tl.constexpr(0)
+RELU = tl.constexpr(1)
+SIMPLE = tl.constexpr(2)
+PLAIN = tl.constexpr(3)
+
+
+@triton.jit
+def _raised(base, exponent):
+    """A power, of negative numbers too where it is a whole one."""
+    size = tl.exp2(exponent * tl.log2(tl.abs(base)))
+    half = 0.5 * exponent
+    signed = tl.where(half == tl.floor(half), size, -size)
+    signed = tl.where(exponent == tl.floor(exponent), signed, float("nan"))
+    power = tl.where(base < 0, signed, size)
+    # The logarithm of zero times zero is not what its power is.
+    return tl.where(exponent == 0, 1.0, tl.where(exponent == 1, base, power))
+
+
+@triton.jit
+def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
+    """A level's factor in the product, and its derivative."""
+    base, slope = mean, tl.full(mean.shape, 1.0, tl.float32)
+    if NORMALIZE == FLOOR:
+        below = floor * floor / (2 * floor - tl.minimum(mean, floor))
+        base = tl.where(mean <= floor, below, mean)
+        slope = tl.where(mean <= floor, below * below / (floor * floor), 1.0)
+    elif NORMALIZE == SIMPLE:
+        base, slope = 0.5 * (mean + 1), 0.5 * slope
+    elif NORMALIZE == RELU:
+        dead = mean <= 0
+        base, slope = tl.where(dead, 1.0, mean), tl.where(dead, 0.0, 1.0)
+    factor = _raised(base, exponent)
+    derivative = exponent * _raised(base, exponent - 1)
+    if NORMALIZE == RELU:
+        factor = tl.where(dead, 0.0, factor)
+    return factor, tl.where(exponent == 0, 0.0, derivative * slope)
+
+
+@triton.jit(do_not_specialize=["exponents", "floor", "planes"])
+def product(
+    means,
+    value,
+    derivatives,
+    exponents,
+    floor,
+    planes,
+    NORMALIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    TOTAL: tl.constexpr,
+    LOSS: tl.constexpr,
+):
+    """The product over the levels of their means' powers, and its derivatives by the means.
+
+    ``means`` and ``derivatives`` are of ``planes`` for each level. For the ``TOTAL`` of all planes
+    one program writes their mean, or 1 less that for a ``LOSS``.
+    """
+    first = tl.program_id(0) * LANES
+    total = tl.zeros((LANES,), tl.float32)
+    while first < planes:
+        plane = first + tl.arange(0, LANES)
+        inside = plane < planes
+        factors, slopes = (), ()
+        for j in tl.static_range(len(exponents)):
+            mean = tl.load(means + j * planes + plane, mask=inside, other=1)
+            factor, slope = _power(mean, exponents[j], floor, NORMALIZE)
+            factors = factors + (factor,)
+            slopes = slopes + (slope,)
+        whole = factors[0]
+        for j in tl.static_range(1, len(exponents)):
+            whole *= factors[j]
+        if TOTAL:
+            total += tl.where(inside, whole, 0.0)
+        else:
+            tl.store(value + plane, whole, mask=inside)
+        for j in tl.static_range(len(exponents)):
+            # Not the whole product divided by the factor, which can be zero.
+            derivative = slopes[j]
+            for k in tl.static_range(len(exponents)):
+                if k != j:
+                    derivative *= factors[k]
+            tl.store(derivatives + j * planes + plane, derivative, mask=inside)
+        first += LANES * tl.num_programs(0)
+    if TOTAL:
+        mean_of_all = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
+        tl.store(value, 1 - mean_of_all if LOSS else mean_of_all)
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
+def pyramid(
+    x,
+    y,
+    x_halves,
+    y_halves,
+    pitches,
+    x_strides,
+    y_strides,
+    strips,
+    bands,
+    channels,
+    height,
+    width,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Repeated 2x2 means of both images, an odd last row or column counting twice.
+
+    ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
+    values as ``pitches`` has.
+    """
+    strip, band, plane = _place(strips, bands)
+    row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
+    inside = (row < height) & (column < width)
+    a = _plane(x, x_strides, plane, channels) + row * x_strides[2] + column * x_strides[3]
+    b = _plane(y, y_strides, plane, channels) + row * y_strides[2] + column * y_strides[3]
+    a = tl.load(a, mask=inside, other=0).to(tl.float32)
+    b = tl.load(b, mask=inside, other=0).to(tl.float32)
+    for j in tl.static_range(len(pitches)):
+        top, left = band * (ROWS >> j), strip * (LANES >> j)
+        a = _halve(a, top, left, height, width, ROWS >> j, LANES >> j)
+        b = _halve(b, top, left, height, width, ROWS >> j, LANES >> j)
+        height, width = (height + 1) // 2, (width + 1) // 2
+        row = top // 2 + tl.arange(0, ROWS >> (j + 1))[:, None]
+        column = left // 2 + tl.arange(0, LANES >> (j + 1))[None, :]
+        inside = (row < height) & (column < width)
+        offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
+        tl.store(x_halves[j] + offset, a, mask=inside)
+        tl.store(y_halves[j] + offset, b, mask=inside)
+
+
+@triton.jit
+def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """2x2 means of a tile whose first pixel is at ``top`` and ``left``."""
+    first, second = tl.split(tl.reshape(tile, (ROWS, LANES // 2, 2)))
+    column = left + 2 * tl.arange(0, LANES // 2)[None, :]
+    across = 0.5 * (first + tl.where(column + 1 < width, second, first))
+    pairs = tl.permute(tl.reshape(across, (ROWS // 2, 2, LANES // 2)), (0, 2, 1))
+    upper, lower = tl.split(pairs)
+    row = top + 2 * tl.arange(0, ROWS // 2)[:, None]
+    return 0.5 * (upper + tl.where(row + 1 < height, lower, upper))
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "rows", "channels", "height", "width"])
+def sweep(
+    gradient,
+    coarse,
+    pitches,
+    scale,
+    x,
+    y,
+    strides,
+    scale_strides,
+    x_strides,
+    y_strides,
+    strips,
+    bands,
+    rows,
+    channels,
+    height,
+    width,
+    usual,
+    COARSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    DISTANCE: tl.constexpr,
+):
+    """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
+
+    Gradients come with the scale ``usual``. Where that is right and nothing is added, nothing is
+    read or written.
+
+    A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
+    corner, at each level on the way. ``coarse`` are of whole rows of as many values as ``pitches``
+    has. With ``DISTANCE`` the mean of |x - y| has the last scale.
+    """
+    strip, band, plane = _place(strips, bands)
+    n, c = plane // channels, plane % channels
+    scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
+    gradient = _plane(gradient, strides, plane, channels)
+    x = _plane(x, x_strides, plane, channels)
+    y = _plane(y, y_strides, plane, channels)
+    factor = tl.load(scale) / usual
+    factors = ()
+    for j in tl.static_range(COARSE):
+        factors = factors + (tl.load(scale + (j + 1) * scale_strides[0]) / usual,)
+    top = band * rows
+    bottom = tl.minimum(top + rows, height)
+    if DISTANCE:
+        share = tl.load(scale + (COARSE + 1) * scale_strides[0]) / (1.0 * height * width)
+    elif COARSE == 0:
+        bottom = tl.where(tl.load(scale) == usual, top, bottom)
+    column = strip * LANES + tl.arange(0, LANES)[None, :]
+    while top < bottom:
+        row = top + tl.arange(0, ROWS)[:, None]
+        inside = (row < bottom) & (column < width)
+        address = gradient + row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
+        total = factor * tl.load(address, mask=inside, other=0).to(tl.float32)
+        if DISTANCE:
+            a = x + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
+            b = y + row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
+            difference = tl.load(a, mask=inside, other=0).to(tl.float32)
+            difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
+            total += share * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
+        down = tl.full((ROWS, 1), 1.0, tl.float32)
+        across = tl.full((1, LANES), 1.0, tl.float32)
+        below, beside, tall, wide = row, column, height, width
+        for j in tl.static_range(COARSE):
+            down *= tl.where((tall % 2 == 1) & (below == tall - 1), 1.0, 0.5)
+            across *= tl.where((wide % 2 == 1) & (beside == wide - 1), 1.0, 0.5)
+            below, beside = below // 2, beside // 2
+            tall, wide = (tall + 1) // 2, (wide + 1) // 2
+            offset = (plane.to(tl.int64) * tall + below) * pitches[j] + beside
+            sent = factors[j] * tl.load(coarse[j] + offset, mask=inside, other=0)
+            total += sent * (down * across)
+        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
+        top += ROWS
