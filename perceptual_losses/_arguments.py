@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ._ssim import BACKENDS, Settings, compute_dtype
 from ._ssim.window import gaussian
+from ._warnings import warn
 
 PADDINGS = ("valid", "zeros", "symmetric")
 REDUCTIONS = ("mean", "none")
@@ -308,7 +308,7 @@ def fit_levels(
     if levels == "auto":
         count = sum(1 for level in range(1, len(weights) + 1) if needed(level) <= smallest)
         if count < len(weights):
-            _warn(
+            warn(
                 f"{sizes(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
                 f"window_size={window_size}: the weights of those levels are used, scaled to the "
                 f"same sum. Pass levels={count} to choose this, or images of at least "
@@ -333,12 +333,6 @@ def fit_levels(
         )
     scale = sum(weights) / sum(weights[:count])
     return tuple(weight * scale for weight in weights[:count])
-
-
-def _warn(text: str) -> None:
-    # A compiled call says nothing: a warning would break the graph.
-    if not torch.compiler.is_compiling():
-        warnings.warn(text, UserWarning, stacklevel=5)
 
 
 def _describe(value: Any) -> str:

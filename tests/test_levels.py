@@ -1,7 +1,5 @@
 """Levels, weights and normalisation of MS-SSIM."""
 
-import warnings
-
 import definition
 import numpy as np
 import pytest
@@ -80,16 +78,6 @@ def test_loss_on_any_size_and_channel_count(backend, sized, of_three_taps, size,
     for image in (x, y):
         assert image.grad.isfinite().all()
         assert (image.grad != 0).float().mean() > 0.99
-
-
-def test_the_warning_comes_once_per_place():
-    x, y = pair(1, 1, 64, 64)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        loss = MSSSIMLoss()
-        for _ in range(3):
-            loss(x, y)
-    assert len(caught) == 1
 
 
 def test_a_level_count_that_does_not_fit_is_refused():

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import _arguments
+from .._warnings import warn
 from .convolution import at_points, convolution, suits
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | None
@@ -152,11 +152,9 @@ class Extractor(nn.Module):
             # Fetched when first needed: constructing a loss touches neither network nor disk.
             return
         if weights is None:
-            warnings.warn(
+            warn(
                 f"the features of {backbone} are random: distances between them are not known to "
-                "be perceptual. Pass weights='imagenet', a path or a state dict.",
-                UserWarning,
-                stacklevel=3,
+                "be perceptual. Pass weights='imagenet', a path or a state dict."
             )
             self._adopt(_random(plan))
         else:

@@ -6,12 +6,12 @@ above this package. Paths never import each other; `op` gives the fast ones thei
 
 import functools
 import sys
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .._warnings import warn
 from . import cpu, gpu, op, reference
 from .contract import Result, Settings, compute_dtype, transform
 from .reference import halve
@@ -170,9 +170,8 @@ def _path(x: Tensor, y: Tensor, settings: Settings, backend: str) -> str:
 
 @functools.cache
 def _warn(reason: str, device: str, package: str) -> None:
-    warnings.warn(
+    warn(
         f"{reason}: {device} runs the reference path, which is many times slower. Install "
         f"{package}, or pass backend='reference' to choose it.",
         RuntimeWarning,
-        stacklevel=6,
     )

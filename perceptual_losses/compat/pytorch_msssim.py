@@ -14,13 +14,13 @@ Values are those of pytorch-msssim to rounding, except where its definition is n
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Final
 
 from torch import Tensor, nn
 
 from .. import structural
+from .._warnings import warn
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
@@ -231,12 +231,10 @@ class MS_SSIM(nn.Module):
 def _said(data_range: float) -> float:
     if data_range is not _UNSAID:
         return data_range
-    warnings.warn(
+    warn(
         "data_range was left at pytorch-msssim's default of 255. On images in [0, 1] that makes "
         "every value nearly 1 and every loss nearly 0: pass data_range=1, or data_range=255 if "
-        "that is the range.",
-        UserWarning,
-        stacklevel=3,
+        "that is the range."
     )
     return 255.0
 
