@@ -87,8 +87,8 @@ def poisoned(monkeypatch):
         return allocated
 
     if INTERPRETED:
-        monkeypatch.setattr(torch, "empty", poison(torch.empty))
-        monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+        for name in ("empty", "empty_like", "empty_strided"):
+            monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
         monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
 
 

@@ -458,7 +458,10 @@ def _steps(
             j < levels - 1,
         )
         new = [new for _, new in gradients] + [sums] * (j == levels - 1)
-        steps += _of_level(of_level, jobs[j], settings, machine, new, [f"halves{j}"] * (j > 0))
+        # The finest of those that lie together is the last that is needed.
+        name = images[j][0].at.name
+        last = [name] if j > 0 and images[j - 1][0].at.name != name else []
+        steps += _of_level(of_level, jobs[j], settings, machine, new, last)
     if not alone:
         programs, warps = len(counts) * planes, 1
         if reduction != "none":
@@ -496,13 +499,13 @@ def _halving(images: list[_Image], first: int, levels: int) -> tuple[_Step, list
     """Both images at half the size, at half of that and so on, as far as one launch goes."""
     n, c, height, width = shape = images[0].shape
     levels = min(levels, HALVED_ROWS.bit_length() - 1)
-    new, halves = [], []
-    for level in range(first, first + levels):
+    at, halves = _At(f"halves{first}"), []
+    for _ in range(levels):
         shape = tuple(halved(shape))
         strides = _in_rows(shape)
-        size = shape[0] * strides[0]
-        new.append(_New(f"halves{level}", (2 * size,)))
-        halves.append([_Image(_At(new[-1].name, offset), shape, strides) for offset in (0, size)])
+        pair = [_Image(at.on(i * shape[0] * strides[0]), shape, strides) for i in range(2)]
+        halves.append(pair)
+        at = at.on(2 * shape[0] * strides[0])
     strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
     x, y = images
     step = _Step(
@@ -512,7 +515,7 @@ def _halving(images: list[_Image], first: int, levels: int) -> tuple[_Step, list
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
-        new=tuple(new),
+        new=(_New(at.name, (at.offset,)),),
     )
     return step, halves
 
@@ -992,12 +995,10 @@ def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
 
     That is known to the compiler, makes loads wide and is the same for images of any width.
     """
-    *outer, width = shape
-    rows = image.new_empty([*outer, 16 * _ceil(width, 16)], dtype=torch.float32)
-    return rows[..., :width]
+    return torch.empty_strided(shape, _in_rows(shape), dtype=torch.float32, device=image.device)
 
 
-def _in_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _in_rows(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of `in_rows`."""
     _, channels, height, width = shape
     pitch = 16 * _ceil(width, 16)
