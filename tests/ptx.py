@@ -140,7 +140,12 @@ class Program:
             return register.view(dtype)
         if operand.startswith("0f"):
             return np.full(len(self.threads), int(operand[2:], 16), np.uint32).view(dtype)
-        value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
+        parameter = re.fullmatch(r"\w+_param_(\d+)", operand)
+        if parameter is not None:
+            # Its address, which newer compilers take: here its number.
+            value = int(parameter[1])
+        else:
+            value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
         return np.broadcast_to(np.asarray(value).astype(dtype), self.threads.shape)
 
     def put(self, register, value, mask):
@@ -199,12 +204,12 @@ class Program:
         place, several = operands if write else operands[::-1]
         registers = [part.strip() for part in several.strip("{} ").split(",")]
         if opcode[1] == "param":
-            value = self.arguments[int(re.search(r"_param_(\d+)", place)[1])]
-            if isinstance(value, float):
-                value = np.float32(value)
+            values = [self.arguments[number] for number in self._addresses(place, "u32")]
+            if isinstance(values[0], float):
+                values = np.array(values, np.float32)
             else:
-                value = np.int64(value).astype(KINDS[kind])
-            return self.put(registers[0], np.repeat(value, len(self.threads)), None)
+                values = np.array(values, np.int64).astype(KINDS[kind])
+            return self.put(registers[0], values, None)
         addresses = self._addresses(place, "u64" if opcode[1] == "global" else "u32")
         active = self.threads if mask is None else self.threads[mask]
         if not len(active):
