@@ -275,22 +275,6 @@ def level_weights(weights: Any) -> tuple[float, ...]:
             f"weights is {_describe(weights)}: pass a list or tuple of numbers, one for each level "
             "(of a tensor, its `.tolist()`)"
         )
-    weights = tuple(weights)
-    if not torch.compiler.is_compiling():
-        try:
-            return _known_level_weights(weights, tuple(map(type, weights)))
-        except TypeError:
-            # Not accepted, or accepted and not hashable.
-            pass
-    return _level_weights(weights)
-
-
-@functools.lru_cache(maxsize=256)
-def _known_level_weights(weights: tuple[Any, ...], kinds: tuple[type, ...]) -> tuple[float, ...]:
-    return _level_weights(weights)
-
-
-def _level_weights(weights: tuple[Any, ...]) -> tuple[float, ...]:
     numbers = tuple(number("weights", weight) for weight in weights)
     if not numbers or min(numbers) < 0 or sum(numbers) <= 0:
         raise ValueError(

@@ -125,6 +125,9 @@ class Program:
         self.memory, self.threads = memory, np.arange(threads)
         self.symbols, size = {"global_smem": 0}, compiled.metadata.shared
         self.symbols |= {"%tid.x": self.threads, "%ctaid.x": program, "%nctaid.x": programs}
+        # A parameter's address is its number.
+        name = compiled.metadata.name
+        self.symbols |= {f"{name}_param_{number}": number for number in range(len(arguments))}
         for name, count in arrays.items():
             self.symbols[name] = -(-size // 16) * 16
             size = self.symbols[name] + count
@@ -140,12 +143,7 @@ class Program:
             return register.view(dtype)
         if operand.startswith("0f"):
             return np.full(len(self.threads), int(operand[2:], 16), np.uint32).view(dtype)
-        parameter = re.fullmatch(r"\w+_param_(\d+)", operand)
-        if parameter is not None:
-            # Its address, which newer compilers take: here its number.
-            value = int(parameter[1])
-        else:
-            value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
+        value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
         return np.broadcast_to(np.asarray(value).astype(dtype), self.threads.shape)
 
     def put(self, register, value, mask):

@@ -650,6 +650,20 @@ def check_the_mean_over_all_planes(tiles, scheme, want, march, masked):
         assert run(x, y, settings(), weights, want=0, reduction="mean")[0].isnan()
 
 
+def check_halves_are_gone_where_the_gradients_are_large(tiles):
+    tiles(16, 1, 16)
+    x = torch.rand(1, 1, 40, 40)
+    images = x.device, gpu._layout(x), gpu._layout(x), ()
+    held, seen = set(), set()
+    for launch in gpu._steps(gpu._machine(x.device), *images, settings(), 4, False, X, "none"):
+        held |= {new.name for new in launch.new}
+        seen |= held
+        assert not ("of_x0" in held and held & {"halves1", "halves3"})
+        held -= set(launch.last)
+    assert held == {"means", "of_x0", "of_x1", "of_x2", "of_x3"}
+    assert seen == held | {"halves1", "halves3", "scratch", "sums"}
+
+
 def check_tuning():
     settings = [
         tune.Setting(3, "march", 8, 1, 1, 8),

@@ -293,9 +293,10 @@ class _New(NamedTuple):
     image: str = ""
 
     def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        image = memory[self.image] if self.image else next(iter(memory.values()))
         if not self.image:
-            return image.new_empty(self.shape, dtype=torch.float32)
+            any_there = next(iter(memory.values()))
+            return any_there.new_empty(self.shape, dtype=torch.float32)
+        image = memory[self.image]
         return unscaled(image) if self.shape == image.shape else in_rows(image, self.shape)
 
 
@@ -830,14 +831,8 @@ def _of_level(
         for first in range(0, planes, job.planes):
             here = min(job.planes, planes - first)
             step = _Step(
-                *(
-                    kernels.derive,
-                    derive.programs(here),
-                    _warps(derive.lanes),
-                    x.at,
-                    y.at,
-                    weight.at,
-                ),
+                *(kernels.derive, derive.programs(here), _warps(derive.lanes)),
+                *(x.at, y.at, weight.at),
                 *(_At(maps.name) if job.want else x.at, scratch),
                 *(level.sums.on(done), distances.on(done), x.strides, y.strides),
                 *(weight.strides, level.pitch, job.pitch),

@@ -37,7 +37,7 @@ torch.library.define(
 )
 
 PATHS = {"numba": cpu, "triton": gpu}
-PLANES = Result()
+UNREDUCED = Result()
 
 
 def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
@@ -113,7 +113,7 @@ def means(
     levels: int,
     distance: bool,
     path: str,
-    result: Result = PLANES,
+    result: Result = UNREDUCED,
 ) -> Tensor:
     """The contract's `means`, on a fast path; or the ``result`` of them, in one operation."""
     if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
@@ -210,7 +210,7 @@ class _Means(torch.autograd.Function):
         gradients = saved
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            again = x, y, settings, weights, levels, False, want, path, PLANES
+            again = x, y, settings, weights, levels, False, want, path, UNREDUCED
             _, gradients, _ = _run(*again)
         ctx.spent = not compiling
         pair = [x, y] * distance
