@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
 from perceptual_losses._ssim.contract import X, Y
 from perceptual_losses._ssim.window import gaussian
 
@@ -83,7 +83,7 @@ CASES = (
 
 
 class Launch(NamedTuple):
-    """What `gpu._launch` is given."""
+    """What `gpu_launch.launch` is given."""
 
     kernel: Any
     programs: int
@@ -114,13 +114,13 @@ class Figures(NamedTuple):
 def recording(capability: int, architecture: str | None = None) -> Iterator[list[Launch]]:
     """Collects what would be launched on such a GPU, or another, for tensors without memory."""
     launches: list[Launch] = []
-    machine = gpu.Machine(architecture or f"sm_{capability}", CAPABILITIES[capability])
+    machine = gpu_tiles.Machine(architecture or f"sm_{capability}", CAPABILITIES[capability])
 
     def record(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, programs, warps, arguments, constants))
 
     with (
-        mock.patch.object(gpu, "_launch", record),
+        mock.patch.object(gpu_launch, "launch", record),
         mock.patch.object(gpu, "_machine", return_value=machine),
     ):
         yield launches
@@ -179,7 +179,9 @@ def compiled(launch: Launch, capability: int) -> Any:
             signature[parameter.name] = kind((index,), launch.arguments[index], parameter)
     source = ASTSource(launch.kernel, signature, values, aligned)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": launch.warps, **gpu.OPTIONS})
+    return triton.compile(
+        source, target=target, options={"num_warps": launch.warps, **gpu_launch.OPTIONS}
+    )
 
 
 def figures(kernel: Any) -> Figures:

@@ -1,7 +1,7 @@
 """Times the Triton kernels with each launch setting on this machine's GPU.
 
 ``python -m benchmarks.tune`` writes ``benchmarks/tuning/<device>.json``: for windows of each size
-in the table of ``perceptual_losses/_ssim/gpu.py``, for the value alone and for the value with its
+in the table of ``perceptual_losses/_ssim/gpu_tiles.py``, for the value alone and for the value with its
 gradient, the time of each setting at several image sizes. The table has the settings that are
 fastest there, and a test compares.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from perceptual_losses import ssim
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_tiles
 
 from . import measure
 from .cases import images
@@ -55,11 +55,11 @@ class Setting(NamedTuple):
     turn: int
     warps: int
 
-    def launches(self) -> dict[str | None, dict[int, gpu.Launches]]:
+    def launches(self) -> dict[str | None, dict[int, gpu_tiles.Launches]]:
         """As the table of the GPU path has them."""
-        tile = gpu.Tile((self.lanes,), self.columns, self.turn, self.warps)
+        tile = gpu_tiles.Tile((self.lanes,), self.columns, self.turn, self.warps)
         march = tile if self.kernels == "march" else None
-        return {None: {self.window: gpu.Launches(tile, march, tile, tile)}}
+        return {None: {self.window: gpu_tiles.Launches(tile, march, tile, tile)}}
 
 
 def _settings(
@@ -107,14 +107,14 @@ def _step(pair: tuple[Tensor, Tensor], setting: Setting, device: str) -> Callabl
 
 def seconds(pair: tuple[Tensor, Tensor], setting: Setting, device: str, calls: int) -> float:
     """Of a step with a setting: the median of three means."""
-    before = gpu.LAUNCHES
-    gpu.LAUNCHES = setting.launches()
+    before = gpu_tiles.LAUNCHES
+    gpu_tiles.LAUNCHES = setting.launches()
     gpu._steps.cache_clear()
     try:
         step = _step(pair, setting, device)
         return statistics.median(measure.seconds(step, calls, device) for _ in range(3))
     finally:
-        gpu.LAUNCHES = before
+        gpu_tiles.LAUNCHES = before
         gpu._steps.cache_clear()
 
 

@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 import torch
 
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_tiles
 
 # Triton's interpreter has to be switched on before Triton is imported: the triton path's properties
 # run in a process of their own, which tests/test_gpu_path.py starts.
@@ -35,9 +35,11 @@ hypothesis.settings.load_profile("suite")
 @contextlib.contextmanager
 def _wide_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        tile = gpu.Tile((64, 256), 1, 1, 8)
-        patch.setattr(gpu, "LAUNCHES", {None: {33: gpu.Launches(tile, tile, tile, tile)}})
-        patch.setattr(gpu, "SHORTEST", 256)
+        tile = gpu_tiles.Tile((64, 256), 1, 1, 8)
+        patch.setattr(
+            gpu_tiles, "LAUNCHES", {None: {33: gpu_tiles.Launches(tile, tile, tile, tile)}}
+        )
+        patch.setattr(gpu_tiles, "SHORTEST", 256)
         patch.setattr(gpu, "ROWS", 64)
         patch.setattr(gpu, "TILES", 4)
         gpu._steps.cache_clear()

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
 
 CAPABILITY = int(sys.argv[1])
 TYPES = {"u64": ctypes.c_uint64, "u32": ctypes.c_uint32, "f32": ctypes.c_float}
@@ -54,12 +54,12 @@ def report(name, programs, threads, parameters):
 expected = {}
 used, known = [], []
 variants = set()
-launch = gpu._launch
+launch = gpu_launch.launch
 
 
 def checked(kernel, programs, warps, *arguments, **constants):
     compiled = kernel.warmup(
-        *arguments, grid=(programs,), num_warps=warps, **gpu.OPTIONS, **constants
+        *arguments, grid=(programs,), num_warps=warps, **gpu_launch.OPTIONS, **constants
     )
     expected["ptx"] = compiled.asm["ptx"]
     reports.clear()
@@ -85,7 +85,7 @@ def checked(kernel, programs, warps, *arguments, **constants):
 
 def kept(kernel, programs, warps, *arguments, **constants):
     compiled = kernel.warmup(
-        *arguments, grid=(programs,), num_warps=warps, **gpu.OPTIONS, **constants
+        *arguments, grid=(programs,), num_warps=warps, **gpu_launch.OPTIONS, **constants
     )
     expected["ptx"] = compiled.asm["ptx"]
     return launch(kernel, programs, warps, *arguments, **constants)
@@ -100,11 +100,11 @@ def again(loss, *pairs):
         known[:] = used if found else []
         used.clear()
 
-        def allocate(new, memory, blocks=blocks, allocate=gpu._New.tensor):
+        def allocate(new, memory, blocks=blocks, allocate=gpu_launch.New.tensor):
             blocks.append(allocate(new, memory))
             return blocks[-1]
 
-        with mock.patch.object(gpu._New, "tensor", allocate):
+        with mock.patch.object(gpu_launch.New, "tensor", allocate):
             loss(*pair).backward()
         found.append([(*launched, placed(parameters, blocks)) for *launched, parameters in reports])
     assert found[0] == found[1]
@@ -132,13 +132,13 @@ def main():
     )(report)
     library.report_to(receive)
     triton.runtime.driver.set_active(Driver())
-    machine = gpu.Machine(f"sm_{CAPABILITY}", 132)
+    machine = gpu_tiles.Machine(f"sm_{CAPABILITY}", 132)
     with (
         # Their memory is the CPU's, and nobody reads it.
         mock.patch.object(gpu, "_interpreted", return_value=True),
         mock.patch.object(gpu, "_machine", return_value=machine),
-        mock.patch.object(gpu, "_takes_addresses", return_value=True),
-        mock.patch.object(gpu, "_launch", kept),
+        mock.patch.object(gpu_launch, "takes_addresses", return_value=True),
+        mock.patch.object(gpu_launch, "launch", kept),
     ):
         pairs = [[torch.rand(2, 3, 90, 130, requires_grad=True) for _ in "xy"] for _ in range(2)]
         again(L1MSSSIMLoss(levels=3, backend="triton"), *pairs)
@@ -147,7 +147,7 @@ def main():
     gpu._sweep.cache_clear()
     gpu._product.cache_clear()
     with (
-        mock.patch.object(gpu, "_launch", checked),
+        mock.patch.object(gpu_launch, "launch", checked),
         mock.patch.object(gpu, "_interpreted", return_value=True),
         mock.patch.object(gpu, "_machine", return_value=machine),
     ):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks import aot
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
 
 KINDS = {
     **{f"u{bits}": np.dtype(f"u{bits // 8}") for bits in (16, 32, 64)},
@@ -360,12 +360,12 @@ def _launch(kernel, programs, warps, *arguments, capability, **constants):
 @contextlib.contextmanager
 def running(capability, multiprocessors):
     """Lets tensors on the CPU take the GPU path as on such a GPU."""
-    machine = gpu.Machine(f"sm_{capability}", multiprocessors)
+    machine = gpu_tiles.Machine(f"sm_{capability}", multiprocessors)
     launch = functools.partial(_launch, capability=capability)
     gpu._steps.cache_clear()
     try:
         with (
-            mock.patch.object(gpu, "_launch", launch),
+            mock.patch.object(gpu_launch, "launch", launch),
             mock.patch.object(gpu, "_machine", return_value=machine),
             mock.patch.object(gpu, "_interpreted", return_value=True),
         ):

@@ -28,7 +28,7 @@ from perceptual_losses import (
     ssim,
 )
 from perceptual_losses._numba import entry
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_launch
 
 LIMIT = 300
 """Seconds until what does not end counts as deadlocked."""
@@ -557,6 +557,6 @@ def test_what_triton_cannot_read_or_write_names_its_cache(monkeypatch, tmp_path,
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match="set TRITON_CACHE_DIR") as raised:
-        gpu._launch({(7,): fail}, 7, 4)
+        gpu_launch.launch({(7,): fail}, 7, 4)
     assert str(tmp_path) in str(raised.value)
     assert str(error) in str(raised.value)

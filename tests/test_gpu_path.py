@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
-from perceptual_losses._ssim import gpu, op, reference
+from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles, op, reference
 from perceptual_losses._ssim.contract import Settings, X, Y, usual_scale
 from perceptual_losses._ssim.window import gaussian
 
@@ -98,11 +98,11 @@ def tiles(monkeypatch):
 
     def small(lanes, columns, rows, march=True):
         # A row of the image in a turn of the loop, or two.
-        tile = gpu.Tile((lanes,), columns, columns, 8)
-        launches = gpu.Launches(tile, tile if march else None, tile, tile)
-        monkeypatch.setattr(gpu, "LAUNCHES", {None: {33: launches}})
-        monkeypatch.setattr(gpu, "SHORTEST", rows)
-        monkeypatch.setattr(gpu, "_machine", lambda device: gpu.Machine("cpu", 1000))
+        tile = gpu_tiles.Tile((lanes,), columns, columns, 8)
+        launches = gpu_tiles.Launches(tile, tile if march else None, tile, tile)
+        monkeypatch.setattr(gpu_tiles, "LAUNCHES", {None: {33: launches}})
+        monkeypatch.setattr(gpu_tiles, "SHORTEST", rows)
+        monkeypatch.setattr(gpu, "_machine", lambda device: gpu_tiles.Machine("cpu", 1000))
         monkeypatch.setattr(gpu, "TILES", 4)
         monkeypatch.setattr(gpu, "ROWS", 4)
         monkeypatch.setattr(gpu, "COLUMNS", 8)
@@ -272,11 +272,13 @@ def check_four_columns(tiles, padding, width):
 @pytest.mark.parametrize("width", [9, 16])
 def check_slabs(tiles, monkeypatch, workspace, padding, width):
     """Slabs of rows of a plane, and of several planes."""
-    monkeypatch.setattr(gpu, "WORKSPACE", workspace)
+    monkeypatch.setattr(gpu_tiles, "WORKSPACE", workspace)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 3, 7, width)
-    job = gpu._job((tuple(x.shape),), 0, 3, padding, BOTH, False, False, gpu._machine(x.device))
-    assert (len(job.slabs) > 1, job.planes) == ((True, 1) if workspace == 3000 else (False, 2))
+    plan = gpu_tiles.plan_level(
+        (tuple(x.shape),), 0, 3, padding, BOTH, False, False, gpu._machine(x.device)
+    )
+    assert (len(plan.slabs) > 1, plan.planes) == ((True, 1) if workspace == 3000 else (False, 2))
     compare(x, y, settings(padding=padding))
 
 
@@ -563,11 +565,13 @@ def check_the_distance(tiles, want, scheme, padding):
 
 
 def check_the_distance_by_slabs(tiles, monkeypatch):
-    monkeypatch.setattr(gpu, "WORKSPACE", 3000)
+    monkeypatch.setattr(gpu_tiles, "WORKSPACE", 3000)
     tiles(16, 1, 5, march=False)
     x, y = pair(1, 2, 17, 9)
-    job = gpu._job((tuple(x.shape),), 0, 3, "zeros", X, False, True, gpu._machine(x.device))
-    assert len(job.slabs) > 1
+    plan = gpu_tiles.plan_level(
+        (tuple(x.shape),), 0, 3, "zeros", X, False, True, gpu._machine(x.device)
+    )
+    assert len(plan.slabs) > 1
     window, *others = settings(3, "zeros")
     means = gpu.means(x, y, [], list(window), *others, 1, True, X, "none")[0]
     assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7
@@ -610,7 +614,9 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     means themselves, and of all tiles of one level comes the mean over all planes.
     """
     counted = []
-    monkeypatch.setattr(gpu, "_launch", lambda kernel, *_, **__: counted.append(kernel.__name__))
+    monkeypatch.setattr(
+        gpu_launch, "launch", lambda kernel, *_, **__: counted.append(kernel.__name__)
+    )
     tiles(*scheme)
     x, y = pair(1, 1, 33, 33)
     options = {"window_size": 3, "backend": "triton"}
@@ -653,7 +659,7 @@ def check_the_mean_over_all_planes(tiles, scheme, want, march, masked):
 def check_halves_are_gone_where_the_gradients_are_large(tiles):
     tiles(16, 1, 16)
     x = torch.rand(1, 1, 40, 40)
-    images = x.device, gpu._layout(x), gpu._layout(x), ()
+    images = x.device, gpu_launch.layout_of(x), gpu_launch.layout_of(x), ()
     held, seen = set(), set()
     for launch in gpu._steps(gpu._machine(x.device), *images, settings(), 4, False, X, "none"):
         held |= {new.name for new in launch.new}
@@ -677,7 +683,7 @@ def check_tuning():
     assert all(row["milliseconds"]["1x1x6x6"] > 0 for row in rows[:3])
     for row, kernels in zip(rows, ("march", "slabs", "value"), strict=False):
         assert tune.fastest(rows, 3, kernels, "1x1x6x6") == row
-    assert gpu.LAUNCHES[None].keys() == {11, 21, 33}
+    assert gpu_tiles.LAUNCHES[None].keys() == {11, 21, 33}
 
 
 def check_what_is_refused():
@@ -725,7 +731,7 @@ def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     ids=["rows of 48", "from the 4th on", "from the 1st on", "rows of 40", "channels last"],
 )
 def test_what_is_loaded_at_once(image, dense):
-    assert gpu._Image(gpu._At("x"), *gpu._layout(image)[1:]).dense is dense
+    assert gpu_launch.Image(gpu_launch.At("x"), *gpu_launch.layout_of(image)[1:]).dense is dense
 
 
 @pytest.mark.parametrize(
@@ -747,11 +753,11 @@ def test_what_is_loaded_at_once(image, dense):
     ],
 )
 def test_programs_fill_the_multiprocessors(shape, want, programs, rows):
-    machine = gpu.Machine("sm_90", 132)
-    job = gpu._job((shape,), 0, 11, "valid", want, False, False, machine)
-    cover = job.march or job.slabs[0].derive
+    machine = gpu_tiles.Machine("sm_90", 132)
+    plan = gpu_tiles.plan_level((shape,), 0, 11, "valid", want, False, False, machine)
+    cover = plan.march or plan.slabs[0].derive
     assert (cover.programs(math.prod(shape[:2])), cover.rows) == (programs, rows)
-    assert (job.sums == 1) == (rows == cover.height)
+    assert (plan.sums == 1) == (rows == cover.height)
 
 
 TUNED = sorted(tune.TUNING.glob("*.json"))
@@ -761,13 +767,13 @@ TUNED = sorted(tune.TUNING.glob("*.json"))
 def test_the_table_has_what_was_fastest(path):
     """Of the settings that were timed, at the largest size and nearly so at the others."""
     rows = json.loads(path.read_text())["settings"]
-    machine = gpu.Machine("sm_90", 132)
+    machine = gpu_tiles.Machine("sm_90", 132)
     for window, kernels in dict.fromkeys((row["window"], row["kernels"]) for row in rows):
         want = 0 if kernels == "value" else X
         for size, most in zip(rows[0]["milliseconds"], (1.5, 1.2, 1.1, 1.1), strict=True):
             shape = tuple(map(int, size.split("x")))
-            job = gpu._job((shape,), 0, window, "valid", want, False, False, machine)
-            cover = job.march or job.slabs[0].derive
+            plan = gpu_tiles.plan_level((shape,), 0, window, "valid", want, False, False, machine)
+            cover = plan.march or plan.slabs[0].derive
             (shipped,) = (
                 row["milliseconds"][size]
                 for row in rows
@@ -787,7 +793,7 @@ def test_the_table_has_what_was_fastest(path):
 def test_programs_share_the_rows(planes, strips, height, share):
     """Each row of each strip has one program, and each sum one place."""
     rows = min(share, height)
-    cover = gpu._Cover(True, 32, 2, 1, strips, height, rows, across=True)
+    cover = gpu_tiles.Cover(True, 32, 2, 1, strips, height, rows, across=True)
     assert cover.lines(planes) == planes * strips * height
     owners = [line // rows for line in range(cover.lines(planes))]
     assert owners[-1] == cover.programs(planes) - 1
@@ -810,15 +816,15 @@ def test_programs_share_the_rows(planes, strips, height, share):
 )
 def test_slabs_fit_their_memory(shape, width, taps, multiprocessors, padding, want):
     """Rows of derivatives, in which the last threads reach beyond the image."""
-    machine = gpu.Machine("sm_90", multiprocessors)
-    job = gpu._job(((*shape, width),), 0, taps, padding, want, False, False, machine)
-    assert [slab.top for slab in job.slabs[1:]] == [slab.bottom for slab in job.slabs[:-1]]
-    assert (job.slabs[0].top, job.slabs[-1].bottom) == (0, shape[2])
-    for slab in job.slabs:
+    machine = gpu_tiles.Machine("sm_90", multiprocessors)
+    plan = gpu_tiles.plan_level(((*shape, width),), 0, taps, padding, want, False, False, machine)
+    assert [slab.top for slab in plan.slabs[1:]] == [slab.bottom for slab in plan.slabs[:-1]]
+    assert (plan.slabs[0].top, plan.slabs[-1].bottom) == (0, shape[2])
+    for slab in plan.slabs:
         assert slab.derive.height == slab.bottom - slab.top + taps - 1
         assert slab.gather.height == slab.bottom - slab.top
         for cover, beyond in ((slab.derive, 0), (slab.gather, taps + 3)):
-            assert cover.strips * cover.lanes * cover.columns + beyond <= job.pitch
+            assert cover.strips * cover.lanes * cover.columns + beyond <= plan.pitch
             assert 1 <= cover.rows <= cover.height
 
 
@@ -864,7 +870,7 @@ def test_compiles_without_spills(capability, case, kernels):
         found = aot.figures(aot.compiled(launch, capability))
         assert found.spilled <= spilled
         # As many programs as the table says share the registers of a multiprocessor.
-        sizes = gpu.LAUNCHES[None]
+        sizes = gpu_tiles.LAUNCHES[None]
         tiles = sizes[min(size for size in sizes if size >= case.window_size)]
         plain = case.padding == "valid" and not case.weighted and not case.distance
         tile = getattr(tiles, "value" if case.want == 0 and plain else name)

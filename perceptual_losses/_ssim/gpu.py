@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import importlib.util
-import json
 import math
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,75 +13,11 @@ import torch
 from torch import Tensor
 
 from .contract import FLOOR, Settings, X, Y, halved, usual_scale
+from .gpu_launch import At, Image, Layout, New, Step, layout_of, on, strides_in_rows, unscaled
+from .gpu_tiles import LARGEST_WINDOW, Machine, Plan, ceil_div, plan_level
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 
-
-class Tile(NamedTuple):
-    """The pixels of a program.
-
-    Attributes:
-        lanes: possible numbers of threads.
-        columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
-            share is loaded once.
-        turn: rows of the image in one turn of the loop. More of them move fewer sums from register
-            to register, and take longer to compile.
-        warps: whose registers fit on a multiprocessor at once.
-    """
-
-    lanes: tuple[int, ...]
-    columns: int
-    turn: int
-    warps: int
-
-
-class Launches(NamedTuple):
-    """The tiles of each kernel. Without one for `march`, `derive` and `gather` give the gradient.
-
-    Attributes:
-        value: of `derive` for plain means of windows inside the image, without a gradient.
-        march: of `march`, or ``None``.
-        derive: of `derive` for all else.
-        gather: of `gather`.
-    """
-
-    value: Tile
-    march: Tile | None
-    derive: Tile
-    gather: Tile
-
-
-_WIDTHS = (32, 64, 128)
-
-# For each architecture, and up to each window size.
-LAUNCHES: dict[str | None, dict[int, Launches]] = {
-    None: {
-        11: Launches(
-            value=Tile(_WIDTHS, 4, 1, 8),
-            march=Tile((64, 128), 2, 1, 8),
-            derive=Tile((64, 128), 2, 1, 10),
-            gather=Tile(_WIDTHS, 2, 1, 8),
-        ),
-        21: Launches(
-            value=Tile(_WIDTHS, 2, 1, 8),
-            march=Tile((64, 128), 1, 1, 8),
-            derive=Tile(_WIDTHS, 2, 1, 8),
-            gather=Tile(_WIDTHS, 1, 1, 8),
-        ),
-        33: Launches(
-            value=Tile((64, 128), 1, 1, 8),
-            march=None,
-            derive=Tile((64, 128), 1, 1, 8),
-            gather=Tile((64, 128), 1, 1, 8),
-        ),
-    }
-}
-# Rows of a program, at least: each computes the rows before its own too.
-SHORTEST = 8
-# Rows that take as long as the launch that adds up a plane's tiles.
-MEAN = 48
-# Bytes of the derivatives between `derive` and `gather`: not much beyond a second-level cache.
-WORKSPACE = 64 * 2**20
 # Rows and columns of a program of the sweep, and of one that halves: from each halving of its rows
 # comes a level.
 ROWS, COLUMNS = 4, 256
@@ -96,8 +28,6 @@ TILES = 512
 PLANES = 32
 # Programs of the sweep for each multiprocessor, at most.
 SWEEPERS = 16
-# The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
-OPTIONS = {"enable_fp_fusion": True}
 
 
 def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:
@@ -108,8 +38,8 @@ def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:
         return "it computes in float32, and the images are float64"
     if x.dim() != 4:
         return "it takes images (N, C, H, W), and these are volumes"
-    if len(settings.window) > max(LAUNCHES[None]):
-        return f"its windows have at most {max(LAUNCHES[None])} pixels, not {len(settings.window)}"
+    if len(settings.window) > LARGEST_WINDOW:
+        return f"its windows have at most {LARGEST_WINDOW} pixels, not {len(settings.window)}"
     return None
 
 
@@ -207,10 +137,10 @@ def means(
         )
         return value, [], gradients
     settings = Settings(tuple(window), low, c1, c2, padding)
-    layouts = _layout(x), _layout(y), tuple(map(_layout, weights))
+    layouts = layout_of(x), layout_of(y), tuple(map(layout_of, weights))
     memory = {"x": x, "y": y}
     memory.update((f"weight{j}", weight) for j, weight in enumerate(weights))
-    with _on(x.device):
+    with on(x.device):
         machine = _machine(x.device)
         how = settings, levels, distance, want, reduction
         for step in _steps(machine, x.device, *layouts, *how):
@@ -236,8 +166,8 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
     memory = {f"level{j}": gradient for j, gradient in enumerate(gradients)}
     memory["scale"] = scale
     memory.update(zip(("x", "y"), images, strict=False))
-    layouts = tuple(map(_layout, gradients)), _layout(scale), tuple(map(_layout, images))
-    with _on(fine.device):
+    layouts = tuple(map(layout_of, gradients)), layout_of(scale), tuple(map(layout_of, images))
+    with on(fine.device):
         _sweep(_machine(fine.device), fine.device, *layouts, usual)(memory)
 
 
@@ -249,175 +179,27 @@ def product(
     """
     means = means.contiguous()
     memory = {"means": means}
-    with _on(means.device):
-        _product(means.device, _layout(means), tuple(exponents), normalize, reduction)(memory)
+    with on(means.device):
+        _product(means.device, layout_of(means), tuple(exponents), normalize, reduction)(memory)
     return memory["value"], memory["derivatives"]
-
-
-class _Layout(NamedTuple):
-    """What a kernel is compiled for, and launched with, of a tensor."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    aligned: bool
-
-
-def _layout(tensor: Tensor) -> _Layout:
-    return _Layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16 == 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _At:
-    """An argument in memory: of the tensor with that name, so many float32 values on."""
-
-    name: str
-    offset: int = 0
-
-    def on(self, values: int) -> _At:
-        return _At(self.name, self.offset + values)
-
-    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        tensor = memory[self.name]
-        return tensor.view(-1)[self.offset :] if self.offset else tensor
-
-    def address(self, memory: dict[str, Tensor]) -> int:
-        return memory[self.name].data_ptr() + 4 * self.offset
-
-
-class _New(NamedTuple):
-    """Memory that a step allocates: the gradient of an image, or so many float32 values."""
-
-    name: str
-    shape: tuple[int, ...]
-    image: str = ""
-
-    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        if not self.image:
-            any_there = next(iter(memory.values()))
-            return any_there.new_empty(self.shape, dtype=torch.float32)
-        image = memory[self.image]
-        return unscaled(image) if self.shape == image.shape else in_rows(image, self.shape)
-
-
-class _Step:
-    """A launch, and the memory that it needs: all but where that is.
-
-    What Triton has compiled for such arguments it finds out anew at each launch, which takes longer
-    than small images do. A step that is kept knows from its second call on.
-    """
-
-    def __init__(
-        self,
-        kernel: Any,
-        programs: int,
-        warps: int,
-        *arguments: Any,
-        new: tuple[_New, ...] = (),
-        last: tuple[str, ...] = (),
-        **constants: Any,
-    ) -> None:
-        """Describes a launch.
-
-        Args:
-            kernel: one of Triton's.
-            programs: how many.
-            warps: of a program.
-            *arguments: numbers, `_At` and tuples of them.
-            new: what it allocates.
-            last: names of what nothing needs afterwards.
-            **constants: the arguments that are compiled in.
-        """
-        self.kernel, self.programs, self.warps = kernel, programs, warps
-        self.arguments, self.constants = arguments, constants
-        self.new, self.last = new, last
-        self.again: Any = None
-
-    def __call__(self, memory: dict[str, Tensor]) -> None:
-        for new in self.new:
-            memory[new.name] = new.tensor(memory)
-        if self.again is None:
-            self._first(memory)
-        else:
-            arguments = self.known.copy()
-            for index, at in self.moving:
-                arguments[index] = at.address(memory)
-            for index, several in self.nested:
-                arguments[index] = tuple(at.address(memory) for at in several)
-            self.again(*arguments)
-        for name in self.last:
-            del memory[name]
-
-    def _first(self, memory: dict[str, Tensor]) -> None:
-        arguments = list(self.arguments)
-        moving = [(i, at) for i, at in enumerate(arguments) if isinstance(at, _At)]
-        nested = [(i, at) for i, at in enumerate(arguments) if _nested(at)]
-        for i, at in moving:
-            arguments[i] = at.tensor(memory)
-        for i, several in nested:
-            arguments[i] = tuple(at.tensor(memory) for at in several)
-        compiled = _launch(self.kernel, self.programs, self.warps, *arguments, **self.constants)
-        if _takes_addresses(next(iter(memory.values())).device):
-            names = self.kernel.arg_names[len(arguments) :]
-            constants = (self.constants[name] for name in names)
-            self.known = [*self.arguments, *constants]
-            self.moving, self.nested = moving, nested
-            self.again = compiled[(self.programs, 1, 1)]
-
-
-def _nested(argument: Any) -> bool:
-    return isinstance(argument, tuple) and bool(argument) and isinstance(argument[0], _At)
-
-
-def _takes_addresses(device: torch.device) -> bool:
-    """Whether what Triton has compiled can be launched with addresses for tensors."""
-    return device.type == "cuda"
-
-
-class Machine(NamedTuple):
-    """What the launches depend on."""
-
-    architecture: str
-    multiprocessors: int
-
-    @property
-    def shared(self) -> bool:
-        """Whether the kernels have a way to shared memory, which they address in PTX."""
-        return self.architecture.startswith("sm_")
-
-
-class _Image(NamedTuple):
-    """Where an image lies, or a gradient."""
-
-    at: _At
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    aligned: bool = True
-
-    @property
-    def dense(self) -> bool:
-        """Whether the compiler can tell that neighbouring columns are one aligned access: of a
-        number it knows whether it is 1, and whether 16 divides it.
-        """
-        return self.aligned and self.strides[3] == 1 and not any(s % 16 for s in self.strides[:3])
 
 
 @functools.lru_cache(maxsize=256)
 def _steps(
     machine: Machine,
     device: torch.device,
-    x: _Layout,
-    y: _Layout,
-    weights: tuple[_Layout, ...],
+    x: Layout,
+    y: Layout,
+    weights: tuple[Layout, ...],
     settings: Settings,
     levels: int,
     distance: bool,
     want: int,
     reduction: str,
-) -> list[_Step]:
+) -> list[Step]:
     """What `means` does with images like these on that device."""
     planes = x.shape[0] * x.shape[1]
-    images = [[_Image(_At(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
+    images = [[Image(At(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
     steps = []
     while len(images) < levels:
         halving, halves = _halving(images[-1], len(images), levels - len(images))
@@ -425,19 +207,21 @@ def _steps(
         images += halves
     shapes = tuple(a.shape for a, _ in images)
     taps = len(settings.window)
-    jobs = [
-        _job(shapes, j, taps, settings.padding, want, bool(weights), distance and j == 0, machine)
+    plans = [
+        plan_level(
+            shapes, j, taps, settings.padding, want, bool(weights), distance and j == 0, machine
+        )
         for j in range(levels)
     ]
-    counts = [job.sums for job in jobs] + [jobs[0].sums] * distance
+    counts = [plan.sums for plan in plans] + [plans[0].sums] * distance
     lost = taps - 1 if settings.padding == "valid" else 0
     wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
     wholes += [float(math.prod(x.shape[2:]))] * distance
     most = max(counts)
-    means = _New("means", (len(counts), *x.shape[:2]) if reduction == "none" else ())
+    means = New("means", (len(counts), *x.shape[:2]) if reduction == "none" else ())
     # Where tiles are whole planes, their programs write the planes' means themselves.
     alone = most == 1 and reduction == "none"
-    sums = means if alone else _New("sums", (2 * len(counts) * planes * most,))
+    sums = means if alone else New("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
 
     # From the coarsest on, for the halves to be gone where the gradients are large.
@@ -449,10 +233,10 @@ def _steps(
         ]
         of_level = _Level(
             images[j],
-            _Image(_At(f"weight{j}"), weights[j].shape, weights[j].strides) if weights else None,
+            Image(At(f"weight{j}"), weights[j].shape, weights[j].strides) if weights else None,
             [gradient for gradient, _ in gradients],
-            _At(sums.name, j * planes * pitch),
-            _At(sums.name, levels * planes * pitch) if distance and j == 0 else None,
+            At(sums.name, j * planes * pitch),
+            At(sums.name, levels * planes * pitch) if distance and j == 0 else None,
             pitch,
             wholes[j] if alone else 0.0,
             usual_scale(x.shape) / wholes[j],
@@ -462,7 +246,7 @@ def _steps(
         # The finest of those that lie together is the last that is needed.
         name = images[j][0].at.name
         last = [name] if j > 0 and images[j - 1][0].at.name != name else []
-        steps += _of_level(of_level, jobs[j], settings, machine, new, last)
+        steps += _of_level(of_level, plans[j], settings, machine, new, last)
     if not alone:
         programs, warps = len(counts) * planes, 1
         if reduction != "none":
@@ -470,8 +254,8 @@ def _steps(
             programs, warps = 1, 4
             counts, wholes = [planes * most], [planes * wholes[0]]
         steps.append(
-            _Step(
-                *(_kernels().mean, programs, warps, _At(sums.name), _At(means.name)),
+            Step(
+                *(_kernels().mean, programs, warps, At(sums.name), At(means.name)),
                 # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
                 *(tuple(map(float, counts)), tuple(wholes), planes, pitch),
                 LANES=warps * TILES,
@@ -484,243 +268,39 @@ def _steps(
     return steps
 
 
-def _gradient(
-    name: str, image: str, layout: _Layout, shape: tuple[int, ...]
-) -> tuple[_Image, _New]:
+def _gradient(name: str, image: str, layout: Layout, shape: tuple[int, ...]) -> tuple[Image, New]:
     """Where the gradient of a level's image goes, the finest of which has that layout."""
     if shape == layout.shape:
         like = torch.empty_strided(shape, layout.strides, dtype=layout.dtype, device="meta")
         strides = unscaled(like).stride()
     else:
-        strides = _in_rows(shape)
-    return _Image(_At(name), shape, strides), _New(name, shape, image)
+        strides = strides_in_rows(shape)
+    return Image(At(name), shape, strides), New(name, shape, image)
 
 
-def _halving(images: list[_Image], first: int, levels: int) -> tuple[_Step, list[list[_Image]]]:
+def _halving(images: list[Image], first: int, levels: int) -> tuple[Step, list[list[Image]]]:
     """Both images at half the size, at half of that and so on, as far as one launch goes."""
     n, c, height, width = shape = images[0].shape
     levels = min(levels, HALVED_ROWS.bit_length() - 1)
-    at, halves = _At(f"halves{first}"), []
+    at, halves = At(f"halves{first}"), []
     for _ in range(levels):
         shape = tuple(halved(shape))
-        strides = _in_rows(shape)
-        pair = [_Image(at.on(i * shape[0] * strides[0]), shape, strides) for i in range(2)]
+        strides = strides_in_rows(shape)
+        pair = [Image(at.on(i * shape[0] * strides[0]), shape, strides) for i in range(2)]
         halves.append(pair)
         at = at.on(2 * shape[0] * strides[0])
-    strips, bands = _ceil(width, HALVED_COLUMNS), _ceil(height, HALVED_ROWS)
+    strips, bands = ceil_div(width, HALVED_COLUMNS), ceil_div(height, HALVED_ROWS)
     x, y = images
-    step = _Step(
+    step = Step(
         *(_level_kernels().pyramid, n * c * strips * bands, 4, x.at, y.at),
         *(tuple(a.at for a, _ in halves), tuple(b.at for _, b in halves)),
         *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
-        new=(_New(at.name, (at.offset,)),),
+        new=(New(at.name, (at.offset,)),),
     )
     return step, halves
-
-
-class _Cover(NamedTuple):
-    """How programs share some planes.
-
-    Attributes:
-        whole: whether no thread's columns lie on both sides of the image's right edge, which makes
-            loads wide; the same for all coarser levels, which are then one compilation.
-        lanes: threads of a program.
-        columns: of each thread.
-        turn: rows in a turn of the loop.
-        strips: of columns, as wide as a program.
-        height: rows of a strip.
-        rows: of a program.
-        across: whether a program that ends a strip goes on in the next one, so that all have as
-            many rows.
-    """
-
-    whole: bool
-    lanes: int
-    columns: int
-    turn: int
-    strips: int
-    height: int
-    rows: int
-    across: bool
-
-    @property
-    def parts(self) -> int:
-        """The most programs in a strip."""
-        return _ceil(self.height, self.rows) + (self.across and self.height % self.rows > 0)
-
-    @property
-    def sums(self) -> int:
-        """Of each plane."""
-        return self.strips * self.parts
-
-    def lines(self, planes: int) -> int:
-        """Rows of all strips."""
-        return planes * self.strips * self.height
-
-    def programs(self, planes: int) -> int:
-        """How many there are."""
-        return _ceil(self.lines(planes), self.rows) if self.across else planes * self.sums
-
-
-class _Slab(NamedTuple):
-    """Rows of the image whose derivatives are in memory at once."""
-
-    top: int
-    bottom: int
-    derive: _Cover
-    gather: _Cover
-
-
-class _Job(NamedTuple):
-    """How a level is computed.
-
-    Attributes:
-        want: which gradients; `X` or the sum for both, 0 for none.
-        sums: of each plane.
-        march: the tiles of the kernel that does all, or ``None``.
-        slabs: what `derive` and `gather` do one after the other.
-        planes: in a slab, at most.
-        pitch: of the rows of derivatives.
-    """
-
-    want: int
-    sums: int
-    march: _Cover | None
-    slabs: tuple[_Slab, ...]
-    planes: int
-    pitch: int
-
-    @property
-    def maps(self) -> int:
-        """Maps of derivatives."""
-        return 4 if self.want == X + Y else 3
-
-
-def _job(
-    shapes: tuple[tuple[int, ...], ...],
-    level: int,
-    taps: int,
-    padding: str,
-    want: int,
-    weighted: bool,
-    distance: bool,
-    machine: Machine,
-) -> _Job:
-    n, c, height, width = shapes[level]
-    planes = n * c
-    sizes = LAUNCHES.get(machine.architecture, LAUNCHES[None])
-    launches = sizes[min(size for size in sizes if size >= taps)]
-    reach, radius = taps - 1, taps // 2
-    if not want:
-        # Positions before the image have their centre in it.
-        before = 0 if padding == "valid" else radius
-        top, bottom = -before, height - reach + before
-        # `derive` begins with columns of a whole thread.
-        plain = padding == "valid" and not weighted and not distance
-        tile = launches.value if plain else launches.derive
-        columns = tile.columns
-        left = 0 if padding == "valid" else columns * _ceil(radius, columns)
-        beside = left - before - (reach if padding == "valid" else 0)
-        if distance:
-            # A position for each row and column of pixels, if beside the map.
-            bottom, beside = height - before, left
-        cover = _cover(
-            *(tile, machine, planes, bottom - top, shapes, level, reach, beside),
-            across=True,
-        )
-        return _Job(want, cover.sums, None, (_Slab(top, bottom, cover, cover),), planes, 0)
-    if launches.march is not None:
-        # A turn of the rows before the first of the map takes half the time of the others.
-        before = reach + reach // 2
-        cover = _cover(launches.march, machine, planes, height, shapes, level, before, halo=reach)
-        return _Job(want, cover.sums, cover, (), planes, 0)
-
-    maps = 4 if want == X + Y else 3
-    # Room for what the last threads of a row read and write beyond it, with most lanes.
-    derived, gathered = (
-        tile.columns * max(tile.lanes) for tile in (launches.derive, launches.gather)
-    )
-    pitch = max(
-        derived * _ceil(width + reach, derived), gathered * _ceil(width, gathered) + taps + 3
-    )
-    pitch = 16 * _ceil(pitch, 16)
-    rows = min(max(WORKSPACE // (4 * maps * pitch) - reach, taps), height)
-    at_once = min(max(WORKSPACE // (4 * maps * pitch * (rows + reach)), 1), planes)
-    slabs = []
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        both = (shapes, level, reach)
-        derive = _cover(
-            *(launches.derive, machine, at_once, bottom - top + reach, *both, reach), across=True
-        )
-        gather = _cover(launches.gather, machine, at_once, bottom - top, *both)
-        slabs.append(_Slab(top, bottom, derive, gather))
-    sums = sum(slab.derive.sums for slab in slabs)
-    return _Job(want, sums, None, tuple(slabs), at_once, pitch)
-
-
-def _cover(
-    tile: Tile,
-    machine: Machine,
-    planes: int,
-    height: int,
-    shapes: tuple[tuple[int, ...], ...],
-    level: int,
-    before: int,
-    beside: int = 0,
-    halo: int = 0,
-    across: bool = False,
-) -> _Cover:
-    """Programs of ``tile``'s kind that take the least time, in rows that one does.
-
-    Args:
-        tile: what is possible.
-        machine: where they run: so many programs at once, and the next when these are done.
-        planes: of each image.
-        height: rows of the level.
-        shapes: of all levels.
-        level: the number of the level.
-        before: rows that a program computes beside its own, in each strip.
-        beside: columns more than those of the images.
-        halo: columns of a strip that are its neighbour's.
-        across: whether programs go on in the next strip.
-    """
-
-    def fit(lanes: int, height: int, width: int) -> tuple[float, int, int]:
-        """Time, strips and rows of a program."""
-        strips = _ceil(width, lanes * tile.columns - halo)
-        at_once = machine.multiprocessors * max(1, tile.warps // _warps(lanes))
-        lines = planes * strips * height
-
-        def time(rows: int) -> float:
-            parts = lines / rows if across else planes * strips * _ceil(height, rows)
-            # Most programs begin in one strip, and those that end in the next begin there again.
-            begun = 1 + rows / height if across and height % rows else 1
-            mean = MEAN * (strips > 1 or rows < height)
-            return _ceil(math.ceil(parts), at_once) * (rows + begun * before) + mean
-
-        if across:
-            least = _ceil(lines, at_once * height)
-            shares = [_ceil(lines, waves * at_once) for waves in range(least, least + 4)]
-        else:
-            shares = [_ceil(height, bands) for bands in range(1, _ceil(height, SHORTEST) + 1)]
-        possible = {height, *(max(share, SHORTEST) for share in shares)}
-        return min((time(rows), strips, rows) for rows in possible if rows <= height)
-
-    def cost(lanes: int) -> tuple[float, int, int]:
-        """Of all levels, then their threads."""
-        fits = [fit(lanes, shape[2], shape[3] + beside) for shape in shapes]
-        return sum(time for time, *_ in fits), lanes * sum(strips for _, strips, _ in fits), -lanes
-
-    # The same for all levels, because for another number the kernel is compiled again.
-    lanes = min((lanes for lanes in tile.lanes if lanes * tile.columns > halo), key=cost)
-    _, strips, rows = fit(lanes, height, shapes[level][3] + beside)
-    alike = shapes[1:] if level else shapes[:1]
-    whole = all(shape[3] % tile.columns == 0 for shape in alike)
-    return _Cover(whole, lanes, tile.columns, tile.turn, strips, height, rows, across)
 
 
 class _Level(NamedTuple):
@@ -738,11 +318,11 @@ class _Level(NamedTuple):
         contrast: whether the factor is contrast-structure alone.
     """
 
-    images: list[_Image]
-    weight: _Image | None
-    gradients: list[_Image]
-    sums: _At
-    distances: _At | None
+    images: list[Image]
+    weight: Image | None
+    gradients: list[Image]
+    sums: At
+    distances: At | None
     pitch: int
     whole: float
     share: float
@@ -751,17 +331,17 @@ class _Level(NamedTuple):
 
 def _of_level(
     level: _Level,
-    job: _Job,
+    plan: Plan,
     settings: Settings,
     machine: Machine,
-    new: list[_New],
+    new: list[New],
     last: list[str],
-) -> list[_Step]:
+) -> list[Step]:
     """The launches that write a level's gradients and the programs' sums.
 
     Args:
         level: what is computed.
-        job: how.
+        plan: how.
         settings: the definition.
         machine: where.
         new: what the first launch allocates beside its own.
@@ -784,19 +364,19 @@ def _of_level(
     constants = {
         "TAPS": taps,
         "PADDING": codes[padding].value,
-        "WANT": job.want,
+        "WANT": plan.want,
         "WEIGHTED": level.weight is not None,
         "DISTANCE": level.distances is not None,
         "DENSE": all(image.dense for image in (*level.images, *level.gradients)),
         "SHARED": machine.shared,
     }
-    if job.march is not None:
-        cover = job.march
-        pitch, rows = _pitch(cover, taps), 2 * (taps + 2 + job.maps)
+    if plan.march is not None:
+        cover = plan.march
+        pitch, rows = cover.pitch(taps), 2 * (taps + 2 + plan.maps)
         programs = cover.programs(planes)
         scratch, kept = _scratch(machine, x, programs * rows * pitch)
-        march = _Step(
-            *(kernels.march, programs, _warps(cover.lanes), x.at, y.at, weight.at),
+        march = Step(
+            *(kernels.march, programs, cover.warps, x.at, y.at, weight.at),
             *(gradient.at, other.at, scratch, level.sums, distances, x.strides, y.strides),
             *(weight.strides, gradient.strides, other.strides, level.pitch),
             *(cover.strips, cover.parts, cover.rows, c, height, width),
@@ -812,30 +392,30 @@ def _of_level(
         )
         return [march]
 
-    reach = taps - 1 if job.want else 0
-    depth = max(slab.bottom - slab.top for slab in job.slabs) + reach
-    maps = _New("maps", (job.planes * job.maps * depth * job.pitch,))
-    pitches = [_pitch(slab.derive, taps) for slab in job.slabs]
+    reach = taps - 1 if plan.want else 0
+    depth = max(slab.bottom - slab.top for slab in plan.slabs) + reach
+    maps = New("maps", (plan.planes * plan.maps * depth * plan.pitch,))
+    pitches = [slab.derive.pitch(taps) for slab in plan.slabs]
     most = max(
-        slab.derive.programs(job.planes) * pitch
-        for slab, pitch in zip(job.slabs, pitches, strict=True)
+        slab.derive.programs(plan.planes) * pitch
+        for slab, pitch in zip(plan.slabs, pitches, strict=True)
     )
     scratch, kept = _scratch(machine, x, 4 * most)
-    kept += [maps] * bool(job.want)
-    steps: list[_Step] = []
+    kept += [maps] * bool(plan.want)
+    steps: list[Step] = []
     done = 0
-    for slab, pitch in zip(job.slabs, pitches, strict=True):
+    for slab, pitch in zip(plan.slabs, pitches, strict=True):
         derive, gather = slab.derive, slab.gather
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
-        for first in range(0, planes, job.planes):
-            here = min(job.planes, planes - first)
-            step = _Step(
-                *(kernels.derive, derive.programs(here), _warps(derive.lanes)),
+        for first in range(0, planes, plan.planes):
+            here = min(plan.planes, planes - first)
+            step = Step(
+                *(kernels.derive, derive.programs(here), derive.warps),
                 *(x.at, y.at, weight.at),
-                *(_At(maps.name) if job.want else x.at, scratch),
+                *(At(maps.name) if plan.want else x.at, scratch),
                 *(level.sums.on(done), distances.on(done), x.strides, y.strides),
-                *(weight.strides, level.pitch, job.pitch),
+                *(weight.strides, level.pitch, plan.pitch),
                 *(derive.strips, derive.parts, derive.rows, derive.lines(here)),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
                 *(across, down, root, low, c1, c2, level.whole),
@@ -848,11 +428,11 @@ def _of_level(
                 **constants,
             )
             steps.append(step)
-            if job.want:
-                step = _Step(
-                    *(kernels.gather, gather.programs(here), _warps(gather.lanes), x.at, y.at),
-                    *(gradient.at, other.at, _At(maps.name), x.strides, y.strides),
-                    *(gradient.strides, other.strides, job.pitch),
+            if plan.want:
+                step = Step(
+                    *(kernels.gather, gather.programs(here), gather.warps, x.at, y.at),
+                    *(gradient.at, other.at, At(maps.name), x.strides, y.strides),
+                    *(gradient.strides, other.strides, plan.pitch),
                     *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
                     *(c, height, width, across, down, root, low, share),
                     LANES=gather.lanes,
@@ -861,7 +441,7 @@ def _of_level(
                     WHOLE=gather.whole,
                     DENSE=constants["DENSE"],
                     TAPS=taps,
-                    WANT=job.want,
+                    WANT=plan.want,
                 )
                 steps.append(step)
         done += 2 * derive.sums
@@ -897,43 +477,45 @@ def _rounded(value: float) -> float:
     return float(np.float32(value))
 
 
-def _scratch(machine: Machine, x: _Image, size: int) -> tuple[_At, list[_New]]:
+def _scratch(machine: Machine, x: Image, size: int) -> tuple[At, list[New]]:
     """Scratch memory of so many values, where programs have no shared memory."""
     if machine.shared:
         # Something that is no other case for the compiler.
         return x.at, []
-    return _At("scratch"), [_New("scratch", (size,))]
+    return At("scratch"), [New("scratch", (size,))]
 
 
 @functools.lru_cache(maxsize=256)
 def _sweep(
     machine: Machine,
     device: torch.device,
-    gradients: tuple[_Layout, ...],
-    scale: _Layout,
-    images: tuple[_Layout, ...],
+    gradients: tuple[Layout, ...],
+    scale: Layout,
+    images: tuple[Layout, ...],
     usual: float,
-) -> _Step:
+) -> Step:
     """What `sweep` does with gradients like these on that device."""
     fine, *coarse = gradients
     n, c, height, width = fine.shape
-    strips = _ceil(width, COLUMNS)
+    strips = ceil_div(width, COLUMNS)
     # No more programs than keep the multiprocessors busy: most have nothing to do.
-    bands = min(_ceil(height, ROWS), _ceil(SWEEPERS * machine.multiprocessors, n * c * strips))
-    rows = ROWS * _ceil(_ceil(height, ROWS), bands)
-    bands = _ceil(height, rows)
+    bands = min(
+        ceil_div(height, ROWS), ceil_div(SWEEPERS * machine.multiprocessors, n * c * strips)
+    )
+    rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
+    bands = ceil_div(height, rows)
     x, y = (
-        ((_At("x"), images[0].strides), (_At("y"), images[1].strides))
+        ((At("x"), images[0].strides), (At("y"), images[1].strides))
         if images
         else (
-            (_At("level0"), fine.strides),
-            (_At("level0"), fine.strides),
+            (At("level0"), fine.strides),
+            (At("level0"), fine.strides),
         )
     )
-    return _Step(
-        *(_level_kernels().sweep, n * c * strips * bands, 4, _At("level0")),
-        tuple(_At(f"level{j}") for j in range(1, len(gradients))) or (_At("level0"),),
-        *(tuple(level.strides[2] for level in coarse) or (0,), _At("scale"), x[0], y[0]),
+    return Step(
+        *(_level_kernels().sweep, n * c * strips * bands, 4, At("level0")),
+        tuple(At(f"level{j}") for j in range(1, len(gradients))) or (At("level0"),),
+        *(tuple(level.strides[2] for level in coarse) or (0,), At("scale"), x[0], y[0]),
         *(fine.strides, scale.strides or (0, 0, 0), x[1], y[1]),
         *(strips, bands, rows, c, height, width, usual),
         COARSE=len(coarse),
@@ -946,11 +528,11 @@ def _sweep(
 @functools.lru_cache(maxsize=256)
 def _product(
     device: torch.device,
-    means: _Layout,
+    means: Layout,
     exponents: tuple[float, ...],
     normalize: str | None,
     reduction: str,
-) -> _Step:
+) -> Step:
     """What `product` does with so many means on that device."""
     kernels = _level_kernels()
     codes = {
@@ -961,87 +543,19 @@ def _product(
     }
     planes = means.shape[1] * means.shape[2]
     total = reduction != "none"
-    programs, warps = (1, 8) if total else (_ceil(planes, PLANES), 1)
-    return _Step(
-        *(kernels.product, programs, warps, _At("means"), _At("value"), _At("derivatives")),
+    programs, warps = (1, 8) if total else (ceil_div(planes, PLANES), 1)
+    return Step(
+        *(kernels.product, programs, warps, At("means"), At("value"), At("derivatives")),
         *(exponents, FLOOR, planes),
         NORMALIZE=codes[normalize].value,
         LANES=PLANES * warps,
         TOTAL=total,
         LOSS=reduction == "loss",
         new=(
-            _New("value", () if total else means.shape[1:]),
-            _New("derivatives", means.shape),
+            New("value", () if total else means.shape[1:]),
+            New("derivatives", means.shape),
         ),
     )
-
-
-def unscaled(image: Tensor) -> Tensor:
-    """Memory for the gradient of an image's mean.
-
-    A pixel's part of that is less than what float16 has, and a loss may be scaled so that it has.
-    """
-    dtype = torch.float32 if image.dtype == torch.float16 else image.dtype
-    return torch.empty_like(image, dtype=dtype)
-
-
-def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """Memory for float32 images beside ``image``, in rows that begin at multiples of 16 values.
-
-    That is known to the compiler, makes loads wide and is the same for images of any width.
-    """
-    return torch.empty_strided(shape, _in_rows(shape), dtype=torch.float32, device=image.device)
-
-
-def _in_rows(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of `in_rows`."""
-    _, channels, height, width = shape
-    pitch = 16 * _ceil(width, 16)
-    return channels * height * pitch, height * pitch, pitch, 1
-
-
-def _launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> Any:
-    try:
-        return kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
-    except (OSError, json.JSONDecodeError) as error:
-        raise RuntimeError(
-            f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
-            f"{_cache_folder()}, remove it if it is damaged, or set TRITON_CACHE_DIR to another "
-            "folder"
-        ) from error
-
-
-def _cache_folder() -> str:
-    from triton import knobs
-
-    return str(knobs.cache.dir)
-
-
-def _pitch(cover: _Cover, taps: int) -> int:
-    """Of a row of scratch memory: the last threads' windows reach beyond the strip."""
-    beside = max(1 << max(taps - 2, 1).bit_length(), taps + 2 * cover.columns)
-    return cover.lanes * cover.columns + 4 * _ceil(beside, 4)
-
-
-def _warps(lanes: int) -> int:
-    return max(1, lanes // 32)
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes a GPU the current one: kernels run there, on its current stream."""
-    if device.type in ("cpu", "meta"):
-        return _NOTHING
-    if device.type == "cuda" and torch.cuda.current_device() == device.index:
-        return _NOTHING
-    guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
-    return guard
-
-
-_NOTHING = contextlib.nullcontext()
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import cpu, gpu, reference
+from . import cpu, gpu, gpu_launch, reference
 from .contract import Result, Settings, X, Y, batched, compute_dtype, halved, spread, usual_scale
 
 MEANS = "perceptual_losses::ssim_means"
@@ -81,11 +81,11 @@ def _fake_means(
     gradients = []
     for image, bit in ((x, X), (y, Y)):
         if want & bit:
-            gradients.append(gpu.unscaled(image))
+            gradients.append(gpu_launch.unscaled(image))
             for _ in range(levels - 1):
                 shape = halved(gradients[-1].shape)
                 gradients.append(
-                    gpu.in_rows(image, shape)
+                    gpu_launch.in_rows(image, shape)
                     if path == "triton"
                     else image.new_empty(shape, dtype=dtype)
                 )

@@ -1,0 +1,209 @@
+"""Launches of the GPU path: kernels, where their arguments lie and what memory they need."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .gpu_tiles import ceil_div
+
+# The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
+OPTIONS = {"enable_fp_fusion": True}
+
+
+class Layout(NamedTuple):
+    """What a kernel is compiled for, and launched with, of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    aligned: bool
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    return Layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16 == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """An argument in memory: of the tensor with that name, so many float32 values on."""
+
+    name: str
+    offset: int = 0
+
+    def on(self, values: int) -> At:
+        return At(self.name, self.offset + values)
+
+    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
+        tensor = memory[self.name]
+        return tensor.view(-1)[self.offset :] if self.offset else tensor
+
+    def address(self, memory: dict[str, Tensor]) -> int:
+        return memory[self.name].data_ptr() + 4 * self.offset
+
+
+class Image(NamedTuple):
+    """Where an image lies, or a gradient."""
+
+    at: At
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    aligned: bool = True
+
+    @property
+    def dense(self) -> bool:
+        """Whether the compiler can tell that neighbouring columns are one aligned access: of a
+        number it knows whether it is 1, and whether 16 divides it.
+        """
+        return self.aligned and self.strides[3] == 1 and not any(s % 16 for s in self.strides[:3])
+
+
+class New(NamedTuple):
+    """Memory that a step allocates: the gradient of an image, or so many float32 values."""
+
+    name: str
+    shape: tuple[int, ...]
+    image: str = ""
+
+    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
+        if not self.image:
+            any_there = next(iter(memory.values()))
+            return any_there.new_empty(self.shape, dtype=torch.float32)
+        image = memory[self.image]
+        return unscaled(image) if self.shape == image.shape else in_rows(image, self.shape)
+
+
+def unscaled(image: Tensor) -> Tensor:
+    """Memory for the gradient of an image's mean.
+
+    A pixel's part of that is less than what float16 has, and a loss may be scaled so that it has.
+    """
+    dtype = torch.float32 if image.dtype == torch.float16 else image.dtype
+    return torch.empty_like(image, dtype=dtype)
+
+
+def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Memory for float32 images beside ``image``, in rows that begin at multiples of 16 values.
+
+    That is known to the compiler, makes loads wide and is the same for images of any width.
+    """
+    return torch.empty_strided(
+        shape, strides_in_rows(shape), dtype=torch.float32, device=image.device
+    )
+
+
+def strides_in_rows(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of `in_rows`."""
+    _, channels, height, width = shape
+    pitch = 16 * ceil_div(width, 16)
+    return channels * height * pitch, height * pitch, pitch, 1
+
+
+class Step:
+    """A launch, and the memory that it needs: all but where that is.
+
+    What Triton has compiled for such arguments it finds out anew at each launch, which takes longer
+    than small images do. A step that is kept knows from its second call on.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        programs: int,
+        warps: int,
+        *arguments: Any,
+        new: tuple[New, ...] = (),
+        last: tuple[str, ...] = (),
+        **constants: Any,
+    ) -> None:
+        """Describes a launch.
+
+        Args:
+            kernel: one of Triton's.
+            programs: how many.
+            warps: of a program.
+            *arguments: numbers, `At` and tuples of them.
+            new: what it allocates.
+            last: names of what nothing needs afterwards.
+            **constants: the arguments that are compiled in.
+        """
+        self.kernel, self.programs, self.warps = kernel, programs, warps
+        self.arguments, self.constants = arguments, constants
+        self.new, self.last = new, last
+        self.again: Any = None
+
+    def __call__(self, memory: dict[str, Tensor]) -> None:
+        for new in self.new:
+            memory[new.name] = new.tensor(memory)
+        if self.again is None:
+            self._first(memory)
+        else:
+            arguments = self.known.copy()
+            for index, at in self.moving:
+                arguments[index] = at.address(memory)
+            for index, several in self.nested:
+                arguments[index] = tuple(at.address(memory) for at in several)
+            self.again(*arguments)
+        for name in self.last:
+            del memory[name]
+
+    def _first(self, memory: dict[str, Tensor]) -> None:
+        arguments = list(self.arguments)
+        moving = [(i, at) for i, at in enumerate(arguments) if isinstance(at, At)]
+        nested = [(i, at) for i, at in enumerate(arguments) if _nested(at)]
+        for i, at in moving:
+            arguments[i] = at.tensor(memory)
+        for i, several in nested:
+            arguments[i] = tuple(at.tensor(memory) for at in several)
+        compiled = launch(self.kernel, self.programs, self.warps, *arguments, **self.constants)
+        if takes_addresses(next(iter(memory.values())).device):
+            names = self.kernel.arg_names[len(arguments) :]
+            constants = (self.constants[name] for name in names)
+            self.known = [*self.arguments, *constants]
+            self.moving, self.nested = moving, nested
+            self.again = compiled[(self.programs, 1, 1)]
+
+
+def _nested(argument: Any) -> bool:
+    return isinstance(argument, tuple) and bool(argument) and isinstance(argument[0], At)
+
+
+def takes_addresses(device: torch.device) -> bool:
+    """Whether what Triton has compiled can be launched with addresses for tensors."""
+    return device.type == "cuda"
+
+
+def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> Any:
+    try:
+        return kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
+    except (OSError, json.JSONDecodeError) as error:
+        raise RuntimeError(
+            f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
+            f"{_cache_folder()}, remove it if it is damaged, or set TRITON_CACHE_DIR to another "
+            "folder"
+        ) from error
+
+
+def _cache_folder() -> str:
+    from triton import knobs
+
+    return str(knobs.cache.dir)
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes a GPU the current one: kernels run there, on its current stream."""
+    if device.type in ("cpu", "meta"):
+        return _NOTHING
+    if device.type == "cuda" and torch.cuda.current_device() == device.index:
+        return _NOTHING
+    guard: contextlib.AbstractContextManager[Any] = torch.get_device_module(device).device(device)
+    return guard
+
+
+_NOTHING = contextlib.nullcontext()

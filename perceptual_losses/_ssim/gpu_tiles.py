@@ -1,0 +1,322 @@
+"""How the programs of the GPU path share a level: the tiles of each kernel, and which rows and
+columns each program computes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from .contract import X, Y
+
+
+class Tile(NamedTuple):
+    """The pixels of a program.
+
+    Attributes:
+        lanes: possible numbers of threads.
+        columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
+            share is loaded once.
+        turn: rows of the image in one turn of the loop. More of them move fewer sums from register
+            to register, and take longer to compile.
+        warps: whose registers fit on a multiprocessor at once.
+    """
+
+    lanes: tuple[int, ...]
+    columns: int
+    turn: int
+    warps: int
+
+
+class Launches(NamedTuple):
+    """The tiles of each kernel. Without one for `march`, `derive` and `gather` give the gradient.
+
+    Attributes:
+        value: of `derive` for plain means of windows inside the image, without a gradient.
+        march: of `march`, or ``None``.
+        derive: of `derive` for all else.
+        gather: of `gather`.
+    """
+
+    value: Tile
+    march: Tile | None
+    derive: Tile
+    gather: Tile
+
+
+_WIDTHS = (32, 64, 128)
+
+# For each architecture, and up to each window size.
+LAUNCHES: dict[str | None, dict[int, Launches]] = {
+    None: {
+        11: Launches(
+            value=Tile(_WIDTHS, 4, 1, 8),
+            march=Tile((64, 128), 2, 1, 8),
+            derive=Tile((64, 128), 2, 1, 10),
+            gather=Tile(_WIDTHS, 2, 1, 8),
+        ),
+        21: Launches(
+            value=Tile(_WIDTHS, 2, 1, 8),
+            march=Tile((64, 128), 1, 1, 8),
+            derive=Tile(_WIDTHS, 2, 1, 8),
+            gather=Tile(_WIDTHS, 1, 1, 8),
+        ),
+        33: Launches(
+            value=Tile((64, 128), 1, 1, 8),
+            march=None,
+            derive=Tile((64, 128), 1, 1, 8),
+            gather=Tile((64, 128), 1, 1, 8),
+        ),
+    }
+}
+LARGEST_WINDOW = max(LAUNCHES[None])
+# Rows of a program, at least: each computes the rows before its own too.
+SHORTEST = 8
+# Rows that take as long as the launch that adds up a plane's tiles.
+MEAN = 48
+# Bytes of the derivatives between `derive` and `gather`: not much beyond a second-level cache.
+WORKSPACE = 64 * 2**20
+
+
+class Machine(NamedTuple):
+    """What the launches depend on."""
+
+    architecture: str
+    multiprocessors: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether the kernels have a way to shared memory, which they address in PTX."""
+        return self.architecture.startswith("sm_")
+
+
+class Cover(NamedTuple):
+    """How programs share some planes.
+
+    Attributes:
+        whole: whether no thread's columns lie on both sides of the image's right edge, which makes
+            loads wide; the same for all coarser levels, which are then one compilation.
+        lanes: threads of a program.
+        columns: of each thread.
+        turn: rows in a turn of the loop.
+        strips: of columns, as wide as a program.
+        height: rows of a strip.
+        rows: of a program.
+        across: whether a program that ends a strip goes on in the next one, so that all have as
+            many rows.
+    """
+
+    whole: bool
+    lanes: int
+    columns: int
+    turn: int
+    strips: int
+    height: int
+    rows: int
+    across: bool
+
+    @property
+    def parts(self) -> int:
+        """The most programs in a strip."""
+        return ceil_div(self.height, self.rows) + (self.across and self.height % self.rows > 0)
+
+    @property
+    def sums(self) -> int:
+        """Of each plane."""
+        return self.strips * self.parts
+
+    def lines(self, planes: int) -> int:
+        """Rows of all strips."""
+        return planes * self.strips * self.height
+
+    @property
+    def warps(self) -> int:
+        """Of a program."""
+        return _warps(self.lanes)
+
+    def pitch(self, taps: int) -> int:
+        """Of a row of scratch memory: the last threads' windows reach beyond the strip."""
+        beside = max(1 << max(taps - 2, 1).bit_length(), taps + 2 * self.columns)
+        return self.lanes * self.columns + 4 * ceil_div(beside, 4)
+
+    def programs(self, planes: int) -> int:
+        """How many there are."""
+        return ceil_div(self.lines(planes), self.rows) if self.across else planes * self.sums
+
+
+class Slab(NamedTuple):
+    """Rows of the image whose derivatives are in memory at once."""
+
+    top: int
+    bottom: int
+    derive: Cover
+    gather: Cover
+
+
+class Plan(NamedTuple):
+    """How a level is computed.
+
+    Attributes:
+        want: which gradients; `X` or the sum for both, 0 for none.
+        sums: of each plane.
+        march: the tiles of the kernel that does all, or ``None``.
+        slabs: what `derive` and `gather` do one after the other.
+        planes: in a slab, at most.
+        pitch: of the rows of derivatives.
+    """
+
+    want: int
+    sums: int
+    march: Cover | None
+    slabs: tuple[Slab, ...]
+    planes: int
+    pitch: int
+
+    @property
+    def maps(self) -> int:
+        """Maps of derivatives."""
+        return 4 if self.want == X + Y else 3
+
+
+def plan_level(
+    shapes: tuple[tuple[int, ...], ...],
+    level: int,
+    taps: int,
+    padding: str,
+    want: int,
+    weighted: bool,
+    distance: bool,
+    machine: Machine,
+) -> Plan:
+    """How one level is computed.
+
+    Args:
+        shapes: of the images of all levels.
+        level: which one.
+        taps: of the window.
+        padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
+        want: which gradients, 0 for none.
+        weighted: whether the map's values have weights.
+        distance: whether the mean of ``|x - y|`` is computed too.
+        machine: where.
+    """
+    n, c, height, width = shapes[level]
+    planes = n * c
+    sizes = LAUNCHES.get(machine.architecture, LAUNCHES[None])
+    launches = sizes[min(size for size in sizes if size >= taps)]
+    reach, radius = taps - 1, taps // 2
+    if not want:
+        # Positions before the image have their centre in it.
+        before = 0 if padding == "valid" else radius
+        top, bottom = -before, height - reach + before
+        # `derive` begins with columns of a whole thread.
+        plain = padding == "valid" and not weighted and not distance
+        tile = launches.value if plain else launches.derive
+        columns = tile.columns
+        left = 0 if padding == "valid" else columns * ceil_div(radius, columns)
+        beside = left - before - (reach if padding == "valid" else 0)
+        if distance:
+            # A position for each row and column of pixels, if beside the map.
+            bottom, beside = height - before, left
+        cover = _cover(
+            *(tile, machine, planes, bottom - top, shapes, level, reach, beside),
+            across=True,
+        )
+        return Plan(want, cover.sums, None, (Slab(top, bottom, cover, cover),), planes, 0)
+    if launches.march is not None:
+        # A turn of the rows before the first of the map takes half the time of the others.
+        before = reach + reach // 2
+        cover = _cover(launches.march, machine, planes, height, shapes, level, before, halo=reach)
+        return Plan(want, cover.sums, cover, (), planes, 0)
+
+    maps = 4 if want == X + Y else 3
+    # Room for what the last threads of a row read and write beyond it, with most lanes.
+    derived, gathered = (
+        tile.columns * max(tile.lanes) for tile in (launches.derive, launches.gather)
+    )
+    pitch = max(
+        derived * ceil_div(width + reach, derived), gathered * ceil_div(width, gathered) + taps + 3
+    )
+    pitch = 16 * ceil_div(pitch, 16)
+    rows = min(max(WORKSPACE // (4 * maps * pitch) - reach, taps), height)
+    at_once = min(max(WORKSPACE // (4 * maps * pitch * (rows + reach)), 1), planes)
+    slabs = []
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        both = (shapes, level, reach)
+        derive = _cover(
+            *(launches.derive, machine, at_once, bottom - top + reach, *both, reach), across=True
+        )
+        gather = _cover(launches.gather, machine, at_once, bottom - top, *both)
+        slabs.append(Slab(top, bottom, derive, gather))
+    sums = sum(slab.derive.sums for slab in slabs)
+    return Plan(want, sums, None, tuple(slabs), at_once, pitch)
+
+
+def _cover(
+    tile: Tile,
+    machine: Machine,
+    planes: int,
+    height: int,
+    shapes: tuple[tuple[int, ...], ...],
+    level: int,
+    before: int,
+    beside: int = 0,
+    halo: int = 0,
+    across: bool = False,
+) -> Cover:
+    """Programs of ``tile``'s kind that take the least time, in rows that one does.
+
+    Args:
+        tile: what is possible.
+        machine: where they run: so many programs at once, and the next when these are done.
+        planes: of each image.
+        height: rows of the level.
+        shapes: of all levels.
+        level: the number of the level.
+        before: rows that a program computes beside its own, in each strip.
+        beside: columns more than those of the images.
+        halo: columns of a strip that are its neighbour's.
+        across: whether programs go on in the next strip.
+    """
+
+    def fit(lanes: int, height: int, width: int) -> tuple[float, int, int]:
+        """Time, strips and rows of a program."""
+        strips = ceil_div(width, lanes * tile.columns - halo)
+        at_once = machine.multiprocessors * max(1, tile.warps // _warps(lanes))
+        lines = planes * strips * height
+
+        def time(rows: int) -> float:
+            parts = lines / rows if across else planes * strips * ceil_div(height, rows)
+            # Most programs begin in one strip, and those that end in the next begin there again.
+            begun = 1 + rows / height if across and height % rows else 1
+            mean = MEAN * (strips > 1 or rows < height)
+            return ceil_div(math.ceil(parts), at_once) * (rows + begun * before) + mean
+
+        if across:
+            least = ceil_div(lines, at_once * height)
+            shares = [ceil_div(lines, waves * at_once) for waves in range(least, least + 4)]
+        else:
+            shares = [ceil_div(height, bands) for bands in range(1, ceil_div(height, SHORTEST) + 1)]
+        possible = {height, *(max(share, SHORTEST) for share in shares)}
+        return min((time(rows), strips, rows) for rows in possible if rows <= height)
+
+    def cost(lanes: int) -> tuple[float, int, int]:
+        """Of all levels, then their threads."""
+        fits = [fit(lanes, shape[2], shape[3] + beside) for shape in shapes]
+        return sum(time for time, *_ in fits), lanes * sum(strips for _, strips, _ in fits), -lanes
+
+    # The same for all levels, because for another number the kernel is compiled again.
+    lanes = min((lanes for lanes in tile.lanes if lanes * tile.columns > halo), key=cost)
+    _, strips, rows = fit(lanes, height, shapes[level][3] + beside)
+    alike = shapes[1:] if level else shapes[:1]
+    whole = all(shape[3] % tile.columns == 0 for shape in alike)
+    return Cover(whole, lanes, tile.columns, tile.turn, strips, height, rows, across)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _warps(lanes: int) -> int:
+    return max(1, lanes // 32)
