@@ -29,7 +29,7 @@ SHAPE = (8, 3, 1080, 1920)
 
 
 class Case(NamedTuple):
-    """One level of images.
+    """Images.
 
     Attributes:
         window_size: taps of the window.
@@ -39,6 +39,7 @@ class Case(NamedTuple):
         dtype: of the images.
         channels_last: whether they lie in that layout.
         distance: whether the mean of |x - y| is computed too.
+        levels: how many.
     """
 
     window_size: int
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     distance: bool = False
+    levels: int = 1
 
     @property
     def cells(self) -> list[str]:
@@ -79,6 +81,8 @@ CASES = (
     *(Case(11, want, "zeros", distance=True) for want in (0, X)),
     Case(33, BOTH, "symmetric", distance=True),
     Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True),
+    *(Case(size, want, levels=5) for size in (11, 21) for want in (X, BOTH)),
+    Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5),
 )
 
 
@@ -127,15 +131,18 @@ def recording(capability: int, architecture: str | None = None) -> Iterator[list
 
 
 def launched(case: Case, capability: int, architecture: str | None = None) -> dict[str, Launch]:
-    """The kernels of a level, by name."""
+    """The kernels, by name."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x = torch.empty(SHAPE, dtype=case.dtype, device="meta", memory_format=layout)
     n, _, height, width = SHAPE
     lost = case.window_size - 1 if case.padding == "valid" else 0
-    weights = [torch.empty(n, 1, height - lost, width - lost, device="meta")] * case.weighted
+    weights = []
+    for _ in range(case.levels * case.weighted):
+        weights.append(torch.empty(n, 1, height - lost, width - lost, device="meta"))
+        height, width = (height + 1) // 2, (width + 1) // 2
     window = list(gaussian(case.window_size, 1.5))
     with recording(capability, architecture) as launches:
-        how = case.padding, 1, case.distance, case.want, "none"
+        how = case.padding, case.levels, case.distance, case.want, "none"
         gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, *how)
     return {launch.kernel.__name__: launch for launch in launches}
 
@@ -253,9 +260,10 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         f"Written by `python -m benchmarks.aot --out docs/kernels` with Triton {version}, which "
         "compiled the kernels ahead of time. Nothing ran on a GPU: there is no time in here.",
         "A row is one kernel of one level, float32 or bfloat16 images of "
-        f"{'x'.join(map(str, SHAPE))}. `march` does all of a level; where `derive` and `gather` "
-        "share a level they follow each other, and without gradients `derive` is alone. Threads "
-        "are those of a program, columns those of a thread.",
+        f"{'x'.join(map(str, SHAPE))}, or `march_levels` of all coarser ones of five. `march` does "
+        "all of a level; where `derive` and `gather` share a level they follow each other, and "
+        "without gradients `derive` is alone. Threads are those of a program, columns those of a "
+        "thread.",
         "Registers and spilled bytes (stack and local memory) of a thread are those that "
         "`cuobjdump -res-usage` gives, shared memory is the kernel's own and what Triton asks for. "
         "The instructions "
@@ -285,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             row(case, launch, figures(compiled(launch, capability)))
             for case in tqdm(CASES, desc=f"sm_{capability}")
             for name, launch in launched(case, capability).items()
-            if name != "mean"
+            if name in (("march_levels",) if case.levels > 1 else ("march", "derive", "gather"))
         ]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "registers.md"

@@ -1,8 +1,8 @@
 """Times the Triton kernels with each launch setting on this machine's GPU.
 
 ``python -m benchmarks.tune`` writes ``benchmarks/tuning/<device>.json``: for windows of each size
-in the table of ``perceptual_losses/_ssim/gpu_tiles.py``, for the value alone and for the value with its
-gradient, the time of each setting at several image sizes. The table has the settings that are
+in the table of ``perceptual_losses/_ssim/gpu_tiles.py``, for the value alone and for the value with
+its gradient, the time of each setting at several image sizes. The table has the settings that are
 fastest there, and a test compares.
 """
 

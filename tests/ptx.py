@@ -275,6 +275,10 @@ class Program:
         if name == "shfl":
             assert how[:2] == ["sync", "bfly"]
             return self.get(sources[0], kind)[self.threads ^ int(sources[1], 0)]
+        if name == "mul" and how[0] == "hi":
+            wide = KINDS[kind[0] + str(2 * int(kind[1:]))]
+            a, b = (self.get(source, kind).astype(wide) for source in sources)
+            return (a * b >> 8 * KINDS[kind].itemsize).astype(KINDS[kind])
         if name in ("mul", "mad") and how[0] == "wide":
             wide = kind[0] + str(2 * int(kind[1:]))
             a, b = (self.get(source, kind).astype(KINDS[wide]) for source in sources[:2])

@@ -340,11 +340,16 @@ def test_the_sweep_is_a_good_citizen():
             (
                 [gradient.clone() for gradient in gradients[:levels]],
                 torch.rand(levels + distance, 2, 2),
+                [],
                 images * distance,
                 -0.25,
                 "numba",
             ),
         )
+    torch.library.opcheck(
+        torch.ops.perceptual_losses.ssim_sweep.default,
+        (gradients, torch.rand(()), [torch.rand(2, 2, 2)], [], -0.25, "numba"),
+    )
 
 
 def test_a_plain_loss_has_its_gradient_as_it_was_written(monkeypatch):

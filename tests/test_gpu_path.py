@@ -23,7 +23,7 @@ from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles, op, reference
-from perceptual_losses._ssim.contract import Settings, X, Y, usual_scale
+from perceptual_losses._ssim.contract import Settings, X, Y, halved, usual_scale
 from perceptual_losses._ssim.window import gaussian
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -433,8 +433,24 @@ def check_the_sweep(tiles, shape, levels):
     (exact,) = torch.autograd.grad(total / usual_scale(shape), image)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.01)):
         fine = gradients[0].to(dtype, copy=True, memory_format=torch.channels_last)
-        gpu.sweep([fine, *gradients[1:]], scale, [], usual_scale(shape))
+        gpu.sweep([fine, *gradients[1:]], scale, [], [], usual_scale(shape))
         assert (fine - exact).norm() < tolerance * exact.norm()
+    # The scale as that of the means' product, times its derivatives by the means.
+    fine, factor = gradients[0].clone(), torch.tensor(0.7)
+    derivatives = (scale / factor).contiguous()
+    gpu.sweep([fine, *gradients[1:]], factor, [derivatives], [], usual_scale(shape))
+    assert (fine - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def check_levels_of_a_pixel(dtype):
+    """Halves of the size of the images are still halves, and in float32."""
+    x, y = pair(2, 3, 1, 1, dtype=dtype)
+    options = {"window_size": 1, "levels": 3}
+    fast = step(MSSSIMLoss(backend="triton", **options), x, y)
+    exact = step(MSSSIMLoss(backend="reference", **options), x.double(), y.double())
+    for got, true in zip(fast, exact, strict=True):
+        assert (got - true).norm() < torch.finfo(dtype).eps * max(true.norm(), 1)
 
 
 def check_the_sweep_leaves_what_has_its_scale(tiles):
@@ -444,7 +460,10 @@ def check_the_sweep_leaves_what_has_its_scale(tiles):
     gradient.view(torch.int32)[0, 0, 0, 0] = 0x7F800001
     swept, scale = gradient.clone(), torch.full((1, 2, 3), usual_scale(gradient.shape))
     scale[0, 1, 2] *= 2
-    gpu.sweep([swept], scale, [], usual_scale(gradient.shape))
+    gpu.sweep([swept], scale, [], [], usual_scale(gradient.shape))
+    gradient[1, 2] *= 2
+    assert torch.equal(swept.view(torch.int32), gradient.view(torch.int32))
+    gpu.sweep([swept], torch.tensor(4.0), [scale / 4], [], usual_scale(gradient.shape))
     gradient[1, 2] *= 2
     assert torch.equal(swept.view(torch.int32), gradient.view(torch.int32))
 
@@ -526,7 +545,11 @@ def check_the_operations_are_good_citizens(tiles):
     gradients = [torch.rand(1, 2, 9, 11), torch.rand(1, 2, 5, 6)]
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_sweep.default,
-        (gradients, torch.rand(3, 1, 2), [x, y], -0.5, "triton"),
+        (gradients, torch.rand(3, 1, 2), [], [x, y], -0.5, "triton"),
+    )
+    torch.library.opcheck(
+        torch.ops.perceptual_losses.ssim_sweep.default,
+        (gradients, torch.rand(()), [torch.rand(2, 1, 2)], [], -0.5, "triton"),
     )
 
 
@@ -602,9 +625,9 @@ def check_the_sweep_adds_the_sign(tiles, levels, kind):
     gradients = [torch.rand(2, 2, *shape) for shape in shapes]
     scale = torch.rand(levels + 1, 2, 2)
     doubles = [gradient.double() for gradient in gradients]
-    exact = op._swept(doubles, scale.double(), [x, y], -0.25)
+    exact = op._swept(doubles, scale.double(), [], [x, y], -0.25)
     fine = gradients[0].to(kind)
-    gpu.sweep([fine, *gradients[1:]], scale, [x, y], -0.25)
+    gpu.sweep([fine, *gradients[1:]], scale, [], [x, y], -0.25)
     assert (fine - exact).norm() < (1e-6 if kind == torch.float32 else 0.01) * exact.norm()
 
 
@@ -621,18 +644,18 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     x, y = pair(1, 1, 33, 33)
     options = {"window_size": 3, "backend": "triton"}
     halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
-    for loss, first, last, levels in (
-        (SSIMLoss, [], ["mean"], 1),
-        (L1SSIMLoss, [], mean, 1),
-        (MSSSIMLoss, halvings, [*mean, "product"], 5),
-        (L1MSSSIMLoss, halvings, [*mean, "product"], 5),
+    for loss, first, last, coarse in (
+        (SSIMLoss, [], ["mean"], []),
+        (L1SSIMLoss, [], mean, []),
+        (MSSSIMLoss, halvings, [*mean, "product"], ["march_levels"]),
+        (L1MSSSIMLoss, halvings, [*mean, "product"], ["march_levels"]),
     ):
         counted.clear()
         loss(**options)(x, y)
-        assert counted == [*first, *["derive"] * levels, *last]
+        assert counted == [*first, *["derive"] * (5 if coarse else 1), *last]
         counted.clear()
         step(loss(**options), x, y)
-        assert counted == [*first, *["march"] * levels, *last, "sweep", "sweep"]
+        assert counted == [*first, *coarse, "march", *last, "sweep", "sweep"]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -828,10 +851,34 @@ def test_slabs_fit_their_memory(shape, width, taps, multiprocessors, padding, wa
             assert 1 <= cover.rows <= cover.height
 
 
+@hypothesis.given(
+    shape=st.tuples(*(st.integers(1, most) for most in (64, 4, 2000, 2000))),
+    levels=st.integers(2, 6),
+    multiprocessors=st.integers(1, 200),
+    want=st.sampled_from([X, BOTH]),
+)
+def test_coarser_levels_share_a_launch(shape, levels, multiprocessors, want):
+    """Their kernel works out each level's programs from what all have in common."""
+    machine, shapes = gpu_tiles.Machine("sm_90", multiprocessors), [shape]
+    while len(shapes) < levels:
+        shapes.append(tuple(halved(shapes[-1])))
+    coarse = [
+        gpu_tiles.plan_level(tuple(shapes), j, 11, "valid", want, False, False, machine).march
+        for j in range(1, levels)
+    ]
+    assert len({(c.whole, c.lanes, c.columns, c.turn, c.rows, c.across) for c in coarse}) == 1
+    for cover, (n, c, height, width) in zip(coarse, shapes[1:], strict=True):
+        strips = math.ceil(width / (cover.lanes * cover.columns - 10))
+        bands = math.ceil(height / cover.rows)
+        assert (cover.strips, cover.parts, cover.height) == (strips, bands, height)
+        assert cover.programs(n * c) == n * c * strips * bands
+
+
 # Compiled ahead of time
 
 
 VALUE, MARCH, TWO = ["derive"], ["march"], ["derive", "gather"]
+LEVELS = ["march_levels", "march"]
 SHIPPED = [
     (Case(11, 0), VALUE),
     (Case(11, 0, "zeros"), VALUE),
@@ -852,6 +899,9 @@ SHIPPED = [
     (Case(11, BOTH, distance=True), MARCH),
     (Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True), MARCH),
     (Case(33, BOTH, "symmetric", distance=True), TWO),
+    (Case(11, X, levels=5), LEVELS),
+    (Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
+    (Case(21, BOTH, levels=5), LEVELS),
 ]
 
 
@@ -862,7 +912,7 @@ def test_compiles_without_spills(capability, case, kernels):
     import triton
 
     launches = aot.launched(case, capability)
-    assert launches.keys() == {*kernels, "mean"}
+    assert launches.keys() - {"pyramid"} == {*kernels, "mean"}
     # The settings were chosen with Triton 3.6; another's compiler may be a few registers short.
     spilled = 0 if triton.__version__.startswith("3.6.") else 64
     for name in kernels:
@@ -873,9 +923,9 @@ def test_compiles_without_spills(capability, case, kernels):
         sizes = gpu_tiles.LAUNCHES[None]
         tiles = sizes[min(size for size in sizes if size >= case.window_size)]
         plain = case.padding == "valid" and not case.weighted and not case.distance
-        tile = getattr(tiles, "value" if case.want == 0 and plain else name)
+        tile = getattr(tiles, "value" if case.want == 0 and plain else name.split("_")[0])
         programs = tile.warps // launch.warps
-        assert launch.constants["DENSE"] is not case.channels_last
+        assert launch.constants.get("DENSE", True) is not case.channels_last
         assert programs * launch.warps * 32 * 8 * math.ceil(found.registers / 8) <= 2**16
         assert found.instructions > 10 * case.window_size
         # What a row writes into scratch memory the next one reads, which the interpreter, where
@@ -914,9 +964,11 @@ def test_the_small_kernels_compile(capability):
     x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
     with aot.recording(capability) as launches:
         _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
-        gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [], -1.0)
-        gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [], -1.0)
-        gpu.sweep(gradients, torch.empty(5, 8, 3, device="meta"), [x, x.float()], -1.0)
+        gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [], [], -1.0)
+        gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [], [], -1.0)
+        factor, derivatives = torch.empty((), device="meta"), torch.empty(4, 8, 3, device="meta")
+        gpu.sweep(gradients, factor, [derivatives], [], 1.0)
+        gpu.sweep(gradients, torch.empty(5, 8, 3, device="meta"), [], [x, x.float()], -1.0)
         run(x, x, settings(11), want=0, reduction="loss")
         for normalize, reduction in itertools.product(
             ("floor", "relu", "simple", None), ("none", "loss")
@@ -924,7 +976,7 @@ def test_the_small_kernels_compile(capability):
             means = torch.empty(4, 8, 3, device="meta")
             gpu.product(means, [0.1, 0.2, 0.3, 0.4], normalize, reduction)
     for launch in launches:
-        if launch.kernel.__name__ not in ("march", "derive"):
+        if launch.kernel.__name__ not in ("march", "march_levels", "derive"):
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0
 
 

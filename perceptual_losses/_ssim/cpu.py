@@ -206,7 +206,15 @@ def _distance(kernels: Any, x: Tensor, y: Tensor) -> Tensor:
     return torch.from_numpy(mean).to(x.dtype)
 
 
-def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> None:
+def sweep(
+    gradients: list[Tensor],
+    scale: Tensor,
+    derivatives: list[Tensor],
+    images: list[Tensor],
+    usual: float,
+) -> None:
+    for derivative in derivatives:
+        scale = scale * derivative
     if not scale.dim():
         scale = scale.expand(1, *gradients[0].shape[:2])
     factors = scale / usual

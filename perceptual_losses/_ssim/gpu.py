@@ -152,13 +152,21 @@ def means(
     )
 
 
-def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> None:
+def sweep(
+    gradients: list[Tensor],
+    scale: Tensor,
+    derivatives: list[Tensor],
+    images: list[Tensor],
+    usual: float,
+) -> None:
     """Makes the first of the levels' gradients the whole one, in place.
 
     Args:
         gradients: of each level's mean with respect to its images, from `means`.
         scale: ``(levels, N, C)``, of the value with respect to the means, or one more with
-            respect to the mean distance of the images; or a number for all planes of one level.
+            respect to the mean distance of the images; or a number for all planes of one level, or
+            of ``derivatives``.
+        derivatives: of the value's products with respect to the means, or none.
         images: between which the distance is, that of the gradient first; or none.
         usual: the scale that the gradients have already.
     """
@@ -166,9 +174,12 @@ def sweep(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: f
     memory = {f"level{j}": gradient for j, gradient in enumerate(gradients)}
     memory["scale"] = scale
     memory.update(zip(("x", "y"), images, strict=False))
+    if derivatives:
+        memory["derivatives"] = derivatives[0]
     layouts = tuple(map(layout_of, gradients)), layout_of(scale), tuple(map(layout_of, images))
     with on(fine.device):
-        _sweep(_machine(fine.device), fine.device, *layouts, usual)(memory)
+        machine = _machine(fine.device)
+        _sweep(machine, fine.device, *layouts, bool(derivatives), usual)(memory)
 
 
 def product(
@@ -224,13 +235,15 @@ def _steps(
     sums = means if alone else New("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
 
-    # From the coarsest on, for the halves to be gone where the gradients are large.
-    for j in reversed(range(levels)):
+    of_levels = []
+    for j in range(levels):
         gradients = [
-            _gradient(f"of_{name}{j}", name, layout, image.shape)
-            for name, layout, image, bit in zip("xy", (x, y), images[j], (X, Y), strict=True)
+            _gradient(f"of_{name}{j}", name, layout, shapes[j] if j else None)
+            for name, layout, bit in zip("xy", (x, y), (X, Y), strict=True)
             if want & bit
         ]
+        # The finest of those that lie together is the last that is needed.
+        name = images[j][0].at.name
         of_level = _Level(
             images[j],
             Image(At(f"weight{j}"), weights[j].shape, weights[j].strides) if weights else None,
@@ -241,12 +254,18 @@ def _steps(
             wholes[j] if alone else 0.0,
             usual_scale(x.shape) / wholes[j],
             j < levels - 1,
+            (*(new for _, new in gradients), *[sums] * (j == levels - 1)),
+            (name,) if j > 0 and images[j - 1][0].at.name != name else (),
         )
-        new = [new for _, new in gradients] + [sums] * (j == levels - 1)
-        # The finest of those that lie together is the last that is needed.
-        name = images[j][0].at.name
-        last = [name] if j > 0 and images[j - 1][0].at.name != name else []
-        steps += _of_level(of_level, plans[j], settings, machine, new, last)
+        of_levels.append(of_level)
+    # From the coarsest on, for the halves to be gone where the gradients are large.
+    if want and plans[0].march is not None:
+        if levels > 1:
+            steps.append(_march_levels(of_levels[1:], plans[1:], settings, machine))
+        steps.append(_march(of_levels[0], plans[0], settings, machine))
+    else:
+        for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
+            steps += _slabs(of_level, plan, settings, machine)
     if not alone:
         programs, warps = len(counts) * planes, 1
         if reduction != "none":
@@ -268,14 +287,15 @@ def _steps(
     return steps
 
 
-def _gradient(name: str, image: str, layout: Layout, shape: tuple[int, ...]) -> tuple[Image, New]:
-    """Where the gradient of a level's image goes, the finest of which has that layout."""
-    if shape == layout.shape:
-        like = torch.empty_strided(shape, layout.strides, dtype=layout.dtype, device="meta")
-        strides = unscaled(like).stride()
-    else:
-        strides = strides_in_rows(shape)
-    return Image(At(name), shape, strides), New(name, shape, image)
+def _gradient(
+    name: str, image: str, layout: Layout, shape: tuple[int, ...] | None
+) -> tuple[Image, New]:
+    """Where the gradient of an image of that layout goes, or of its halves of that shape."""
+    new = New(name, shape, image)
+    if shape is not None:
+        return Image(At(name), shape, strides_in_rows(shape)), new
+    like = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device="meta")
+    return Image(At(name), layout.shape, unscaled(like).stride()), new
 
 
 def _halving(images: list[Image], first: int, levels: int) -> tuple[Step, list[list[Image]]]:
@@ -315,7 +335,10 @@ class _Level(NamedTuple):
         pitch: values from a plane's first sum to the next one's.
         whole: the sum of a plane's weights, or 0 where `mean` follows.
         share: of each of the map's values in the result.
-        contrast: whether the factor is contrast-structure alone.
+        contrast: whether the factor is contrast-structure alone: the luminance of the formulas is
+            1 with an infinite ``c1``.
+        new: what its first launch allocates beside its own.
+        last: what nothing needs after it.
     """
 
     images: list[Image]
@@ -327,71 +350,108 @@ class _Level(NamedTuple):
     whole: float
     share: float
     contrast: bool
+    new: tuple[New, ...]
+    last: tuple[str, ...]
+
+    @property
+    def arguments(self) -> tuple[Image, Image, Image, Image, Image]:
+        """Both images, the weights and both gradients: where there are none, something that is no
+        other case for the compiler.
+        """
+        x, y = self.images
+        gradients = self.gradients or [x]
+        return x, y, self.weight or x._replace(strides=(0,) * 4), gradients[0], gradients[-1]
+
+    @property
+    def dense(self) -> bool:
+        """Whether images and gradients are."""
+        return all(image.dense for image in (*self.images, *self.gradients))
 
 
-def _of_level(
-    level: _Level,
-    plan: Plan,
-    settings: Settings,
-    machine: Machine,
-    new: list[New],
-    last: list[str],
-) -> list[Step]:
-    """The launches that write a level's gradients and the programs' sums.
-
-    Args:
-        level: what is computed.
-        plan: how.
-        settings: the definition.
-        machine: where.
-        new: what the first launch allocates beside its own.
-        last: what nothing needs after the last one.
-    """
+def _constants(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> dict[str, Any]:
+    """What is compiled into each kernel of a level."""
     kernels = _kernels()
-    window, low, c1, c2, padding = settings
-    # The formulas' luminance is then 1.
-    c1 = math.inf if level.contrast else c1
-    x, y = level.images
-    n, c, height, width = x.shape
-    planes, taps = n * c, len(window)
-    # Where there is nothing to pass, something that is no other case for the compiler.
-    weight = level.weight or x._replace(strides=(0, 0, 0, 0))
-    gradient, other = (level.gradients[0], level.gradients[-1]) if level.gradients else (x, x)
-    distances = level.distances or level.sums
-    across, down, root = _passes(window)
-    share = root * root * level.share
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    constants = {
-        "TAPS": taps,
-        "PADDING": codes[padding].value,
+    return {
+        "TAPS": len(settings.window),
+        "PADDING": codes[settings.padding].value,
         "WANT": plan.want,
         "WEIGHTED": level.weight is not None,
-        "DISTANCE": level.distances is not None,
-        "DENSE": all(image.dense for image in (*level.images, *level.gradients)),
         "SHARED": machine.shared,
     }
-    if plan.march is not None:
-        cover = plan.march
-        pitch, rows = cover.pitch(taps), 2 * (taps + 2 + plan.maps)
-        programs = cover.programs(planes)
-        scratch, kept = _scratch(machine, x, programs * rows * pitch)
-        march = Step(
-            *(kernels.march, programs, cover.warps, x.at, y.at, weight.at),
-            *(gradient.at, other.at, scratch, level.sums, distances, x.strides, y.strides),
-            *(weight.strides, gradient.strides, other.strides, level.pitch),
-            *(cover.strips, cover.parts, cover.rows, c, height, width),
-            *(across, down, root, low, c1, c2, share, level.whole),
-            LANES=cover.lanes,
-            COLUMNS=cover.columns,
-            TURN=cover.turn,
-            WHOLE=cover.whole,
-            PITCH=pitch,
-            new=(*new, *kept),
-            last=(*last, *(memory.name for memory in kept)),
-            **constants,
-        )
-        return [march]
 
+
+def _march(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> Step:
+    """The launch that writes the finest level's gradients and its programs' sums."""
+    window, low, c1, c2, _ = settings
+    x, y, weight, gradient, other = level.arguments
+    n, c, height, width = x.shape
+    across, down, root = _passes(window)
+    cover = plan.march
+    assert cover is not None
+    programs, pitch = cover.programs(n * c), cover.pitch(len(window))
+    scratch, kept = _scratch(machine, x, programs * plan.kept_rows(len(window)) * pitch)
+    return Step(
+        *(_kernels().march, programs, cover.warps, x.at, y.at, weight.at),
+        *(gradient.at, other.at, scratch, level.sums, level.distances or level.sums),
+        *(x.strides, y.strides, weight.strides, gradient.strides, other.strides, level.pitch),
+        *(cover.strips, cover.parts, cover.rows, c, height, width, across, down, root, low),
+        *(math.inf if level.contrast else c1, c2, root * root * level.share, level.whole),
+        LANES=cover.lanes,
+        COLUMNS=cover.columns,
+        TURN=cover.turn,
+        WHOLE=cover.whole,
+        DENSE=level.dense,
+        PITCH=pitch,
+        DISTANCE=level.distances is not None,
+        new=(*level.new, *kept),
+        last=(*level.last, *(memory.name for memory in kept)),
+        **_constants(level, plan, settings, machine),
+    )
+
+
+def _march_levels(
+    levels: list[_Level], plans: list[Plan], settings: Settings, machine: Machine
+) -> Step:
+    """The launch that does the same for all other levels."""
+    window, low, c1, c2, _ = settings
+    first, cover = levels[0].images[0], plans[0].march
+    n, c, height, width = first.shape
+    across, down, root = _passes(window)
+    images = list(zip(*(level.arguments for level in levels), strict=True))
+    x, y, weight, gradient, other = (tuple(image.at for image in of_all) for of_all in images)
+    programs = sum(plan.march.programs(n * c) for plan in plans if plan.march is not None)
+    assert cover is not None
+    pitch = cover.pitch(len(window))
+    scratch, kept = _scratch(machine, first, programs * plans[0].kept_rows(len(window)) * pitch)
+    return Step(
+        *(_level_kernels().march_levels, programs, cover.warps, x, y, weight, gradient, other),
+        *(scratch, levels[0].sums, tuple(image.strides for image in images[2]), levels[0].pitch),
+        *(n * c, cover.rows, c, height, width, across, down, root, low, c1, c2),
+        tuple(root * root * level.share for level in levels),
+        tuple(level.whole for level in levels),
+        LANES=cover.lanes,
+        COLUMNS=cover.columns,
+        TURN=cover.turn,
+        WHOLE=cover.whole,
+        PITCH=pitch,
+        new=(*(new for level in reversed(levels) for new in level.new), *kept),
+        last=(*(name for level in levels for name in level.last), *(new.name for new in kept)),
+        **_constants(levels[0], plans[0], settings, machine),
+    )
+
+
+def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> list[Step]:
+    """The launches that do the same for a level in slabs, or write its sums alone."""
+    kernels = _kernels()
+    window, low, c1, c2, _ = settings
+    c1 = math.inf if level.contrast else c1
+    x, y, weight, gradient, other = level.arguments
+    n, c, height, width = x.shape
+    planes, taps = n * c, len(window)
+    across, down, root = _passes(window)
+    distances = level.distances or level.sums
+    constants = _constants(level, plan, settings, machine)
     reach = taps - 1 if plan.want else 0
     depth = max(slab.bottom - slab.top for slab in plan.slabs) + reach
     maps = New("maps", (plan.planes * plan.maps * depth * plan.pitch,))
@@ -423,8 +483,10 @@ def _of_level(
                 COLUMNS=derive.columns,
                 TURN=derive.turn,
                 WHOLE=derive.whole,
+                DENSE=level.dense,
                 PITCH=pitch,
-                new=() if steps else (*new, *kept),
+                DISTANCE=level.distances is not None,
+                new=() if steps else (*level.new, *kept),
                 **constants,
             )
             steps.append(step)
@@ -434,18 +496,18 @@ def _of_level(
                     *(gradient.at, other.at, At(maps.name), x.strides, y.strides),
                     *(gradient.strides, other.strides, plan.pitch),
                     *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
-                    *(c, height, width, across, down, root, low, share),
+                    *(c, height, width, across, down, root, low, root * root * level.share),
                     LANES=gather.lanes,
                     COLUMNS=gather.columns,
                     TURN=gather.turn,
                     WHOLE=gather.whole,
-                    DENSE=constants["DENSE"],
+                    DENSE=level.dense,
                     TAPS=taps,
                     WANT=plan.want,
                 )
                 steps.append(step)
         done += 2 * derive.sums
-    steps[-1].last = (*last, *(memory.name for memory in kept))
+    steps[-1].last = (*level.last, *(memory.name for memory in kept))
     return steps
 
 
@@ -492,6 +554,7 @@ def _sweep(
     gradients: tuple[Layout, ...],
     scale: Layout,
     images: tuple[Layout, ...],
+    product: bool,
     usual: float,
 ) -> Step:
     """What `sweep` does with gradients like these on that device."""
@@ -515,10 +578,12 @@ def _sweep(
     return Step(
         *(_level_kernels().sweep, n * c * strips * bands, 4, At("level0")),
         tuple(At(f"level{j}") for j in range(1, len(gradients))) or (At("level0"),),
-        *(tuple(level.strides[2] for level in coarse) or (0,), At("scale"), x[0], y[0]),
+        *(tuple(level.strides[2] for level in coarse) or (0,), At("scale")),
+        *(At("derivatives" if product else "scale"), x[0], y[0]),
         *(fine.strides, scale.strides or (0, 0, 0), x[1], y[1]),
-        *(strips, bands, rows, c, height, width, usual),
+        *(strips, bands, rows, n * c, c, height, width, usual),
         COARSE=len(coarse),
+        PRODUCT=product,
         ROWS=ROWS,
         LANES=COLUMNS,
         DISTANCE=bool(images),

@@ -47,9 +47,8 @@ SYMMETRIC = tl.constexpr(2)
 
 
 @triton.jit
-def _place(strips, bands):
-    """Strip, band and plane of the program."""
-    program = tl.program_id(0)
+def _place(program, strips, bands):
+    """Strip, band and plane of a program."""
     return program % strips, program // strips % bands, program // strips // bands
 
 
@@ -746,14 +745,9 @@ def _finish(
         _store(other_row, other_strides[3], column, of_y, inside, COLUMNS, DENSE)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("strips", "bands", "rows", "channels", "height", "width", "sums_stride"),
-        "whole",
-    ],
-    do_not_specialize_on_alignment=["sums", "distances"],
-)
-def march(
+@triton.jit
+def _march(
+    program,
     x,
     y,
     weight,
@@ -795,17 +789,13 @@ def march(
     DISTANCE: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
-
-    ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
-    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
-    """
+    """What `march` does in that program."""
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
     OWN: tl.constexpr = LANES * COLUMNS - REACH
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
     width = _known(width, COLUMNS, WHOLE)
-    strip, band, plane = _place(strips, bands)
+    strip, band, plane = _place(program, strips, bands)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     left = strip * OWN
@@ -923,6 +913,69 @@ def march(
         pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
         apart = _chosen(apart, first, REACH, width - left + REACH)
         _keep(apart, distances + place, None, pixels, False)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("strips", "bands", "rows", "channels", "height", "width", "sums_stride"),
+        "whole",
+    ],
+    do_not_specialize_on_alignment=["sums", "distances"],
+)
+def march(
+    x,
+    y,
+    weight,
+    gradient,
+    other,
+    scratch,
+    sums,
+    distances,
+    x_strides,
+    y_strides,
+    weight_strides,
+    gradient_strides,
+    other_strides,
+    sums_stride,
+    strips,
+    bands,
+    rows,
+    channels,
+    height,
+    width,
+    across,
+    down,
+    root,
+    low,
+    c1,
+    c2,
+    share,
+    whole,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TURN: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DENSE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+    PADDING: tl.constexpr,
+    WANT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
+
+    ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
+    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
+    """
+    _march(
+        *(tl.program_id(0), x, y, weight, gradient, other, scratch, sums, distances, x_strides),
+        *(y_strides, weight_strides, gradient_strides, other_strides, sums_stride, strips),
+        *(bands, rows, channels, height, width, across, down, root, low, c1, c2, share, whole),
+        *(LANES, COLUMNS, TURN, WHOLE, DENSE, TAPS, PITCH),
+        *(PADDING, WANT, WEIGHTED, DISTANCE, SHARED),
+    )
 
 
 @triton.jit(
@@ -1123,7 +1176,7 @@ def gather(
     REACH: tl.constexpr = TAPS - 1
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
     width = _known(width, COLUMNS, WHOLE)
-    strip, band, slab_plane = _place(strips, bands)
+    strip, band, slab_plane = _place(tl.program_id(0), strips, bands)
     plane = first_plane + slab_plane
     top = slab_top + band * rows
     bottom = tl.minimum(top + rows, slab_bottom)

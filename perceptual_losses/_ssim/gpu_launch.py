@@ -65,18 +65,21 @@ class Image(NamedTuple):
 
 
 class New(NamedTuple):
-    """Memory that a step allocates: the gradient of an image, or so many float32 values."""
+    """Memory that a step allocates: float32 values of that shape, for ``image`` in rows beside it;
+    or without a shape its gradient.
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     image: str = ""
 
     def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        if not self.image:
-            any_there = next(iter(memory.values()))
-            return any_there.new_empty(self.shape, dtype=torch.float32)
-        image = memory[self.image]
-        return unscaled(image) if self.shape == image.shape else in_rows(image, self.shape)
+        if self.shape is None:
+            return unscaled(memory[self.image])
+        if self.image:
+            return in_rows(memory[self.image], self.shape)
+        any_there = next(iter(memory.values()))
+        return any_there.new_empty(self.shape, dtype=torch.float32)
 
 
 def unscaled(image: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""Triton kernels of the GPU path for MS-SSIM's levels: halved images, the product of the
-levels' means and the sum of their gradients.
+"""Triton kernels of the GPU path for MS-SSIM's levels: halved images, the coarser levels in one
+launch, the product of the levels' means and the sum of their gradients.
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
-# ruff: noqa: N803, RUF005
+# ruff: noqa: N803, N806, RUF005
 
 import triton
 import triton.language as tl
 
-from .gpu_kernels import _place, _plane
+from .gpu_kernels import _march, _place, _plane
 
 FLOOR = tl.constexpr(0)
 RELU = tl.constexpr(1)
@@ -119,7 +119,7 @@ def pyramid(
     ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
     values as ``pitches`` has.
     """
-    strip, band, plane = _place(strips, bands)
+    strip, band, plane = _place(tl.program_id(0), strips, bands)
     row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
     inside = (row < height) & (column < width)
@@ -152,12 +152,103 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
     return 0.5 * (upper + tl.where(row + 1 < height, lower, upper))
 
 
-@triton.jit(do_not_specialize=["strips", "bands", "rows", "channels", "height", "width"])
+@triton.jit(
+    do_not_specialize=["planes", "rows", "channels", "height", "width", "sums_stride"],
+    do_not_specialize_on_alignment=["sums"],
+)
+def march_levels(
+    x_levels,
+    y_levels,
+    weights,
+    gradients,
+    others,
+    scratch,
+    sums,
+    weights_strides,
+    sums_stride,
+    planes,
+    rows,
+    channels,
+    height,
+    width,
+    across,
+    down,
+    root,
+    low,
+    c1,
+    c2,
+    shares,
+    wholes,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TURN: tl.constexpr,
+    WHOLE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+    PADDING: tl.constexpr,
+    WANT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """`march` of all levels but the finest, each by its own programs.
+
+    The images and gradients are those that `pyramid` halves and allocates, ``height`` and ``width``
+    those of the first level. The last one is of SSIM, the others of its contrast-structure factor.
+    """
+    OWN: tl.constexpr = LANES * COLUMNS - TAPS + 1
+    program = tl.program_id(0)
+    x, y, weight, gradient, other = x_levels[0], y_levels[0], weights[0], gradients[0], others[0]
+    share, whole, weight_strides = shares[0], wholes[0], weights_strides[0]
+    begin, level = 0, 0
+    tall, wide = height, width
+    end = planes * tl.cdiv(wide, OWN) * tl.cdiv(tall, rows)
+    for j in tl.static_range(1, len(x_levels)):
+        further = program >= end
+        tall, wide = (tall + 1) // 2, (wide + 1) // 2
+        height, width = tl.where(further, tall, height), tl.where(further, wide, width)
+        begin, level = tl.where(further, end, begin), tl.where(further, j, level)
+        x, y = tl.where(further, x_levels[j], x), tl.where(further, y_levels[j], y)
+        gradient = tl.where(further, gradients[j], gradient)
+        other = tl.where(further, others[j], other)
+        share, whole = tl.where(further, shares[j], share), tl.where(further, wholes[j], whole)
+        if WEIGHTED:
+            weight = tl.where(further, weights[j], weight)
+            found = ()
+            for k in tl.static_range(4):
+                found = found + (tl.where(further, weights_strides[j][k], weight_strides[k]),)
+            weight_strides = found
+        end += planes * tl.cdiv(wide, OWN) * tl.cdiv(tall, rows)
+    pitch = (width + 15) // 16 * 16
+    plane = height.to(tl.int64) * pitch
+    strides = channels * plane, plane, pitch, 1
+    # Infinite where the luminance is 1.
+    c1 = tl.where(level + 1 == len(x_levels), c1, float("inf"))
+    place = sums + tl.cast(level, tl.int64) * planes * sums_stride
+    _march(
+        *(program - begin, x, y, weight, gradient, other, scratch, place, place),
+        *(strides, strides, weight_strides, strides, strides, sums_stride),
+        *(tl.cdiv(width, OWN), tl.cdiv(height, rows), rows, channels, height, width),
+        *(across, down, root, low, c1, c2, share, whole),
+        *(LANES, COLUMNS, TURN, WHOLE, True, TAPS, PITCH, PADDING, WANT, WEIGHTED, False, SHARED),
+    )
+
+
+@triton.jit
+def _scale(scale, step, derivatives, planes, plane, LEVEL: tl.constexpr, PRODUCT: tl.constexpr):
+    """Of a level's mean."""
+    found = tl.load(scale + LEVEL * step)
+    if PRODUCT:
+        found *= tl.load(derivatives + LEVEL * planes + plane)
+    return found
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "rows", "planes", "channels", "height", "width"])
 def sweep(
     gradient,
     coarse,
     pitches,
     scale,
+    derivatives,
     x,
     y,
     strides,
@@ -167,11 +258,13 @@ def sweep(
     strips,
     bands,
     rows,
+    planes,
     channels,
     height,
     width,
     usual,
     COARSE: tl.constexpr,
+    PRODUCT: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     DISTANCE: tl.constexpr,
@@ -183,24 +276,26 @@ def sweep(
 
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
     corner, at each level on the way. ``coarse`` are of whole rows of as many values as ``pitches``
-    has. With ``DISTANCE`` the mean of |x - y| has the last scale.
+    has. For a ``PRODUCT`` of the means ``scale`` is that of it, to be multiplied with its
+    ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| has the last scale.
     """
-    strip, band, plane = _place(strips, bands)
+    strip, band, plane = _place(tl.program_id(0), strips, bands)
     n, c = plane // channels, plane % channels
     scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
     gradient = _plane(gradient, strides, plane, channels)
     x = _plane(x, x_strides, plane, channels)
     y = _plane(y, y_strides, plane, channels)
-    factor = tl.load(scale) / usual
-    factors = ()
+    of_mean = _scale(scale, scale_strides[0], derivatives, planes, plane, 0, PRODUCT)
+    factor, factors = of_mean / usual, ()
     for j in tl.static_range(COARSE):
-        factors = factors + (tl.load(scale + (j + 1) * scale_strides[0]) / usual,)
+        coarser = _scale(scale, scale_strides[0], derivatives, planes, plane, j + 1, PRODUCT)
+        factors = factors + (coarser / usual,)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     if DISTANCE:
         share = tl.load(scale + (COARSE + 1) * scale_strides[0]) / (1.0 * height * width)
     elif COARSE == 0:
-        bottom = tl.where(tl.load(scale) == usual, top, bottom)
+        bottom = tl.where(of_mean == usual, top, bottom)
     column = strip * LANES + tl.arange(0, LANES)[None, :]
     while top < bottom:
         row = top + tl.arange(0, ROWS)[:, None]

@@ -177,6 +177,10 @@ class Plan(NamedTuple):
         """Maps of derivatives."""
         return 4 if self.want == X + Y else 3
 
+    def kept_rows(self, taps: int) -> int:
+        """Rows of scratch memory of a program of `march`."""
+        return 2 * (taps + 2 + self.maps)
+
 
 def plan_level(
     shapes: tuple[tuple[int, ...], ...],
@@ -226,7 +230,11 @@ def plan_level(
     if launches.march is not None:
         # A turn of the rows before the first of the map takes half the time of the others.
         before = reach + reach // 2
-        cover = _cover(launches.march, machine, planes, height, shapes, level, before, halo=reach)
+        cover = _cover(
+            *(launches.march, machine, planes, height, shapes, level, before),
+            halo=reach,
+            together=True,
+        )
         return Plan(want, cover.sums, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
@@ -264,6 +272,7 @@ def _cover(
     beside: int = 0,
     halo: int = 0,
     across: bool = False,
+    together: bool = False,
 ) -> Cover:
     """Programs of ``tile``'s kind that take the least time, in rows that one does.
 
@@ -278,40 +287,55 @@ def _cover(
         beside: columns more than those of the images.
         halo: columns of a strip that are its neighbour's.
         across: whether programs go on in the next strip.
+        together: whether all but the finest level are one launch.
     """
+    alike = shapes[1:] if level else shapes[:1]
+    own = [(height, shapes[level][3] + beside)]
+    launches = [[(shape[2], shape[3] + beside)] for shape in shapes]
+    if together:
+        own = [(shape[2], shape[3]) for shape in alike]
+        launches = [own]
 
-    def fit(lanes: int, height: int, width: int) -> tuple[float, int, int]:
-        """Time, strips and rows of a program."""
-        strips = ceil_div(width, lanes * tile.columns - halo)
+    def strips(lanes: int, width: int) -> int:
+        return ceil_div(width, lanes * tile.columns - halo)
+
+    def fit(lanes: int, sizes: list[tuple[int, int]]) -> tuple[float, int]:
+        """Time of a launch, and rows of a program."""
+        height = max(height for height, _ in sizes)
+        shares = [(planes * strips(lanes, width), height) for height, width in sizes]
         at_once = machine.multiprocessors * max(1, tile.warps // _warps(lanes))
-        lines = planes * strips * height
 
         def time(rows: int) -> float:
-            parts = lines / rows if across else planes * strips * ceil_div(height, rows)
+            if across:
+                parts = math.ceil(sum(n * height / rows for n, height in shares))
+            else:
+                parts = sum(n * ceil_div(height, rows) for n, height in shares)
             # Most programs begin in one strip, and those that end in the next begin there again.
             begun = 1 + rows / height if across and height % rows else 1
-            mean = MEAN * (strips > 1 or rows < height)
-            return ceil_div(math.ceil(parts), at_once) * (rows + begun * before) + mean
+            mean = MEAN * (parts > len(sizes) * planes)
+            return ceil_div(parts, at_once) * (rows + begun * before) + mean
 
         if across:
+            lines = sum(n * height for n, height in shares)
             least = ceil_div(lines, at_once * height)
-            shares = [ceil_div(lines, waves * at_once) for waves in range(least, least + 4)]
+            even = [ceil_div(lines, waves * at_once) for waves in range(least, least + 4)]
         else:
-            shares = [ceil_div(height, bands) for bands in range(1, ceil_div(height, SHORTEST) + 1)]
-        possible = {height, *(max(share, SHORTEST) for share in shares)}
-        return min((time(rows), strips, rows) for rows in possible if rows <= height)
+            even = [ceil_div(height, bands) for bands in range(1, ceil_div(height, SHORTEST) + 1)]
+        possible = {height, *(max(share, SHORTEST) for share in even)}
+        return min((time(rows), rows) for rows in possible if rows <= height)
 
     def cost(lanes: int) -> tuple[float, int, int]:
-        """Of all levels, then their threads."""
-        fits = [fit(lanes, shape[2], shape[3] + beside) for shape in shapes]
-        return sum(time for time, *_ in fits), lanes * sum(strips for _, strips, _ in fits), -lanes
+        """Of all launches, then their threads."""
+        time = sum(fit(lanes, sizes)[0] for sizes in launches)
+        widths = [width for sizes in launches for _, width in sizes]
+        return time, lanes * sum(strips(lanes, width) for width in widths), -lanes
 
     # The same for all levels, because for another number the kernel is compiled again.
     lanes = min((lanes for lanes in tile.lanes if lanes * tile.columns > halo), key=cost)
-    _, strips, rows = fit(lanes, height, shapes[level][3] + beside)
-    alike = shapes[1:] if level else shapes[:1]
+    _, rows = fit(lanes, own)
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
-    return Cover(whole, lanes, tile.columns, tile.turn, strips, height, rows, across)
+    count = strips(lanes, shapes[level][3] + beside)
+    return Cover(whole, lanes, tile.columns, tile.turn, count, height, rows, across)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -28,7 +28,9 @@ torch.library.define(
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
 torch.library.define(
-    SWEEP, "(Tensor(a!)[] gradients, Tensor scale, Tensor[] images, float usual, str path) -> ()"
+    SWEEP,
+    "(Tensor(a!)[] gradients, Tensor scale, Tensor[] derivatives, Tensor[] images, float usual, "
+    "str path) -> ()",
 )
 torch.library.define(
     PRODUCT,
@@ -46,9 +48,14 @@ def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 def _sweep_in_place(
-    gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float, path: str
+    gradients: list[Tensor],
+    scale: Tensor,
+    derivatives: list[Tensor],
+    images: list[Tensor],
+    usual: float,
+    path: str,
 ) -> None:
-    PATHS[path].sweep(gradients, scale, images, usual)
+    PATHS[path].sweep(gradients, scale, derivatives, images, usual)
 
 
 def _product(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -101,7 +108,7 @@ def _fake_product(
 
 
 torch.library.register_fake(MEANS, _fake_means)
-torch.library.register_fake(SWEEP, lambda gradients, scale, images, usual, path: None)
+torch.library.register_fake(SWEEP, lambda *_: None)
 torch.library.register_fake(PRODUCT, _fake_product)
 
 
@@ -204,10 +211,8 @@ class _Means(torch.autograd.Function):
         if result.reduction != "none":
             # Each plane's scale times their number.
             usual = 1.0 if result.reduction == "loss" else -1.0
-        if result.exponents:
-            derivatives, *saved = saved
-            scale = scale * derivatives
-        gradients = saved
+        products = bool(result.exponents)
+        derivatives, gradients = saved[:products], saved[products:]
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
             again = x, y, settings, weights, levels, False, want, path, UNREDUCED
@@ -216,30 +221,50 @@ class _Means(torch.autograd.Function):
         pair = [x, y] * distance
         of_x, of_y = None, None
         if want & X:
-            of_x = _sweep(gradients[:of_one], scale, pair, usual, path).to(x.dtype)
+            of_x = _sweep(gradients[:of_one], scale, derivatives, pair, usual, path).to(x.dtype)
         if want & Y:
-            of_y = _sweep(gradients[-of_one:], scale, pair[::-1], usual, path).to(y.dtype)
+            pair = pair[::-1]
+            of_y = _sweep(gradients[-of_one:], scale, derivatives, pair, usual, path).to(y.dtype)
         return of_x, of_y, *nothing
 
 
 def _sweep(
-    gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float, path: str
+    gradients: list[Tensor],
+    scale: Tensor,
+    derivatives: list[Tensor],
+    images: list[Tensor],
+    usual: float,
+    path: str,
 ) -> Tensor:
     """The gradient of the finest image, from those of the levels' means by their own images.
 
-    ``images``, of which the gradient is that of the first, where the mean of their distance has a
-    scale too.
+    Args:
+        gradients: of each level.
+        scale: of the means, or of all planes' product of means.
+        derivatives: of the products by the means, or none.
+        images: of which the gradient is that of the first, where the mean of their distance has a
+            scale too; or none.
+        usual: the scale that the gradients have already.
+        path: ``"numba"`` or ``"triton"``.
     """
     if torch.compiler.is_compiling():
-        return _swept(gradients, scale, images, usual)
+        return _swept(gradients, scale, derivatives, images, usual)
     sweep = torch.ops.perceptual_losses.ssim_sweep if _dispatched(scale) else _sweep_in_place
-    sweep(gradients, scale, images, usual, path)
+    sweep(gradients, scale, derivatives, images, usual, path)
     # The caller's own to change: a second backward reads what was saved, but computes it again.
     return gradients[0].data
 
 
-def _swept(gradients: list[Tensor], scale: Tensor, images: list[Tensor], usual: float) -> Tensor:
+def _swept(
+    gradients: list[Tensor],
+    scale: Tensor,
+    derivatives: list[Tensor],
+    images: list[Tensor],
+    usual: float,
+) -> Tensor:
     """What the kernel does in place, for the compiler to fuse."""
+    for derivative in derivatives:
+        scale = scale * derivative
     scale = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
     factors = scale / usual
     levels = len(gradients)
