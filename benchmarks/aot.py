@@ -81,7 +81,7 @@ CASES = (
     *(Case(11, want, "zeros", distance=True) for want in (0, X)),
     Case(33, BOTH, "symmetric", distance=True),
     Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True),
-    *(Case(size, want, levels=5) for size in (11, 21) for want in (X, BOTH)),
+    *(Case(size, want, levels=5) for size in (11, 21) for want in (0, X, BOTH)),
     Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5),
 )
 
@@ -260,7 +260,7 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         f"Written by `python -m benchmarks.aot --out docs/kernels` with Triton {version}, which "
         "compiled the kernels ahead of time. Nothing ran on a GPU: there is no time in here.",
         "A row is one kernel of one level, float32 or bfloat16 images of "
-        f"{'x'.join(map(str, SHAPE))}, or `march_levels` of all coarser ones of five. `march` does "
+        f"{'x'.join(map(str, SHAPE))}, or `coarser` of all coarser ones of five. `march` does "
         "all of a level; where `derive` and `gather` share a level they follow each other, and "
         "without gradients `derive` is alone. Threads are those of a program, columns those of a "
         "thread.",
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             row(case, launch, figures(compiled(launch, capability)))
             for case in tqdm(CASES, desc=f"sm_{capability}")
             for name, launch in launched(case, capability).items()
-            if name in (("march_levels",) if case.levels > 1 else ("march", "derive", "gather"))
+            if name in (("coarser",) if case.levels > 1 else ("march", "derive", "gather"))
         ]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "registers.md"

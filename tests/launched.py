@@ -19,7 +19,7 @@ from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
 from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
 
 CAPABILITY = int(sys.argv[1])
-KERNELS = "march", "march_levels", "derive", "gather", "mean"
+KERNELS = "march", "coarser", "derive", "gather", "mean"
 TYPES = {"u64": ctypes.c_uint64, "u32": ctypes.c_uint32, "f32": ctypes.c_float}
 
 

@@ -647,12 +647,12 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     for loss, first, last, coarse in (
         (SSIMLoss, [], ["mean"], []),
         (L1SSIMLoss, [], mean, []),
-        (MSSSIMLoss, halvings, [*mean, "product"], ["march_levels"]),
-        (L1MSSSIMLoss, halvings, [*mean, "product"], ["march_levels"]),
+        (MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
+        (L1MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
     ):
         counted.clear()
         loss(**options)(x, y)
-        assert counted == [*first, *["derive"] * (5 if coarse else 1), *last]
+        assert counted == [*first, *coarse, "derive", *last]
         counted.clear()
         step(loss(**options), x, y)
         assert counted == [*first, *coarse, "march", *last, "sweep", "sweep"]
@@ -855,30 +855,44 @@ def test_slabs_fit_their_memory(shape, width, taps, multiprocessors, padding, wa
     shape=st.tuples(*(st.integers(1, most) for most in (64, 4, 2000, 2000))),
     levels=st.integers(2, 6),
     multiprocessors=st.integers(1, 200),
-    want=st.sampled_from([X, BOTH]),
+    want=st.sampled_from([0, X, BOTH]),
+    padding=st.sampled_from(PADDINGS),
 )
-def test_coarser_levels_share_a_launch(shape, levels, multiprocessors, want):
+def test_coarser_levels_share_a_launch(shape, levels, multiprocessors, want, padding):
     """Their kernel works out each level's programs from what all have in common."""
     machine, shapes = gpu_tiles.Machine("sm_90", multiprocessors), [shape]
     while len(shapes) < levels:
         shapes.append(tuple(halved(shapes[-1])))
+    if padding == "valid":
+        shapes = [shape for shape in shapes if min(shape[2:]) > 10]
+        hypothesis.assume(len(shapes) > 1)
     coarse = [
-        gpu_tiles.plan_level(tuple(shapes), j, 11, "valid", want, False, False, machine).march
-        for j in range(1, levels)
+        gpu_tiles.plan_level(tuple(shapes), j, 11, padding, want, False, False, machine).alone
+        for j in range(1, len(shapes))
     ]
-    assert len({(c.whole, c.lanes, c.columns, c.turn, c.rows, c.across) for c in coarse}) == 1
+    rows = max(cover.rows for cover in coarse)
+    assert len({(c.whole, c.lanes, c.columns, c.turn, c.across) for c in coarse}) == 1
     for cover, (n, c, height, width) in zip(coarse, shapes[1:], strict=True):
-        strips = math.ceil(width / (cover.lanes * cover.columns - 10))
-        bands = math.ceil(height / cover.rows)
-        assert (cover.strips, cover.parts, cover.height) == (strips, bands, height)
-        assert cover.programs(n * c) == n * c * strips * bands
+        own = cover.lanes * cover.columns
+        if want:
+            strips, here = math.ceil(width / (own - 10)), rows
+            programs = strips * n * c * math.ceil(height / rows)
+        else:
+            before = -5 % cover.columns  # beside the five that the window reaches
+            width, height = (width - 10, height - 10) if padding == "valid" else (width, height)
+            strips = math.ceil((width + before * (padding != "valid")) / own)
+            here = min(rows, height)
+            programs = math.ceil(strips * n * c * height / here)
+        parts = math.ceil(height / here) + (want == 0 and height % here > 0)
+        assert (cover.strips, cover.rows, cover.parts) == (strips, here, parts)
+        assert (cover.height, cover.programs(n * c)) == (height, programs)
 
 
 # Compiled ahead of time
 
 
 VALUE, MARCH, TWO = ["derive"], ["march"], ["derive", "gather"]
-LEVELS = ["march_levels", "march"]
+LEVELS = ["coarser", "march"]
 SHIPPED = [
     (Case(11, 0), VALUE),
     (Case(11, 0, "zeros"), VALUE),
@@ -902,6 +916,8 @@ SHIPPED = [
     (Case(11, X, levels=5), LEVELS),
     (Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
     (Case(21, BOTH, levels=5), LEVELS),
+    (Case(11, 0, levels=5), ["coarser", "derive"]),
+    (Case(11, 0, "symmetric", True, levels=5), ["coarser", "derive"]),
 ]
 
 
@@ -923,8 +939,10 @@ def test_compiles_without_spills(capability, case, kernels):
         sizes = gpu_tiles.LAUNCHES[None]
         tiles = sizes[min(size for size in sizes if size >= case.window_size)]
         plain = case.padding == "valid" and not case.weighted and not case.distance
-        tile = getattr(tiles, "value" if case.want == 0 and plain else name.split("_")[0])
-        programs = tile.warps // launch.warps
+        kind = kernels[-1] if name == "coarser" else name
+        tile = getattr(tiles, "value" if case.want == 0 and plain else kind)
+        warps = min(tile.warps, gpu_tiles.COARSER) if name == "coarser" else tile.warps
+        programs = warps // launch.warps
         assert launch.constants.get("DENSE", True) is not case.channels_last
         assert programs * launch.warps * 32 * 8 * math.ceil(found.registers / 8) <= 2**16
         assert found.instructions > 10 * case.window_size
@@ -976,7 +994,7 @@ def test_the_small_kernels_compile(capability):
             means = torch.empty(4, 8, 3, device="meta")
             gpu.product(means, [0.1, 0.2, 0.3, 0.4], normalize, reduction)
     for launch in launches:
-        if launch.kernel.__name__ not in ("march", "march_levels", "derive"):
+        if launch.kernel.__name__ not in ("march", "derive", "coarser"):
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0
 
 

@@ -49,15 +49,15 @@ def test_parameters_arrive(tmp_path):
     # levels, and so do the means.
     # At first two losses called twice: the launches that are known the second time.
     assert kernels == [
-        *("pyramid=", "march_levels=", "march=", "mean=", "product=", "sweep=", "sweep="),
+        *("pyramid=", "coarser=", "march=", "mean=", "product=", "sweep=", "sweep="),
         *("derive=", "gather=", "mean=", "sweep=", "sweep="),
         *("march*", "mean*", "sweep"),
-        *("pyramid", "march_levels*", "march*", "mean*", "product", "sweep"),
+        *("pyramid", "coarser*", "march*", "mean*", "product", "sweep"),
         *("derive*", "gather*", "mean", "sweep"),
         *("derive*", "mean*"),
-        *("pyramid", "march_levels*", "march*", "mean*", "product", "sweep", "sweep"),
-        *("pyramid", "march_levels*", "march*", "mean*", "product", "sweep"),
-        *("pyramid", "derive*", *["derive"] * 4, "mean", "product"),
+        *("pyramid", "coarser*", "march*", "mean*", "product", "sweep", "sweep"),
+        *("pyramid", "coarser*", "march*", "mean*", "product", "sweep"),
+        *("pyramid", "coarser*", "derive*", "mean", "product"),
         "derive*",
     ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .contract import FLOOR, Settings, X, Y, halved, usual_scale
 from .gpu_launch import At, Image, Layout, New, Step, layout_of, on, strides_in_rows, unscaled
-from .gpu_tiles import LARGEST_WINDOW, Machine, Plan, ceil_div, plan_level
+from .gpu_tiles import LARGEST_WINDOW, Cover, Machine, Plan, ceil_div, plan_level
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -259,13 +259,11 @@ def _steps(
         )
         of_levels.append(of_level)
     # From the coarsest on, for the halves to be gone where the gradients are large.
-    if want and plans[0].march is not None:
-        if levels > 1:
-            steps.append(_march_levels(of_levels[1:], plans[1:], settings, machine))
-        steps.append(_march(of_levels[0], plans[0], settings, machine))
-    else:
-        for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
-            steps += _slabs(of_level, plan, settings, machine)
+    if levels > 1 and plans[0].alone is not None:
+        steps.append(_coarser(of_levels[1:], plans[1:], settings, machine))
+        of_levels, plans = of_levels[:1], plans[:1]
+    for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
+        steps += _of_level(of_level, plan, settings, machine)
     if not alone:
         programs, warps = len(counts) * planes, 1
         if reduction != "none":
@@ -381,21 +379,25 @@ def _constants(level: _Level, plan: Plan, settings: Settings, machine: Machine) 
     }
 
 
-def _march(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> Step:
-    """The launch that writes the finest level's gradients and its programs' sums."""
+def _of_level(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> list[Step]:
+    """The launches that write a level's gradients and its programs' sums."""
+    if plan.march is not None:
+        return [_march(level, plan, plan.march, settings, machine)]
+    return _slabs(level, plan, settings, machine)
+
+
+def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine: Machine) -> Step:
     window, low, c1, c2, _ = settings
     x, y, weight, gradient, other = level.arguments
     n, c, height, width = x.shape
     across, down, root = _passes(window)
-    cover = plan.march
-    assert cover is not None
     programs, pitch = cover.programs(n * c), cover.pitch(len(window))
     scratch, kept = _scratch(machine, x, programs * plan.kept_rows(len(window)) * pitch)
     return Step(
         *(_kernels().march, programs, cover.warps, x.at, y.at, weight.at),
         *(gradient.at, other.at, scratch, level.sums, level.distances or level.sums),
         *(x.strides, y.strides, weight.strides, gradient.strides, other.strides, level.pitch),
-        *(cover.strips, cover.parts, cover.rows, c, height, width, across, down, root, low),
+        *(0, cover.strips, cover.parts, cover.rows, c, height, width, across, down, root, low),
         *(math.inf if level.contrast else c1, c2, root * root * level.share, level.whole),
         LANES=cover.lanes,
         COLUMNS=cover.columns,
@@ -410,24 +412,35 @@ def _march(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> S
     )
 
 
-def _march_levels(
-    levels: list[_Level], plans: list[Plan], settings: Settings, machine: Machine
-) -> Step:
-    """The launch that does the same for all other levels."""
+def _coarser(levels: list[_Level], plans: list[Plan], settings: Settings, machine: Machine) -> Step:
+    """The launch that does the same for all levels but the finest."""
     window, low, c1, c2, _ = settings
-    first, cover = levels[0].images[0], plans[0].march
+    first = levels[0].images[0]
+    covers = [plan.alone for plan in plans if plan.alone is not None]
+    cover = covers[0]
     n, c, height, width = first.shape
     across, down, root = _passes(window)
     images = list(zip(*(level.arguments for level in levels), strict=True))
     x, y, weight, gradient, other = (tuple(image.at for image in of_all) for of_all in images)
-    programs = sum(plan.march.programs(n * c) for plan in plans if plan.march is not None)
-    assert cover is not None
+    programs = sum(cover.programs(n * c) for cover in covers)
     pitch = cover.pitch(len(window))
     scratch, kept = _scratch(machine, first, programs * plans[0].kept_rows(len(window)) * pitch)
     return Step(
-        *(_level_kernels().march_levels, programs, cover.warps, x, y, weight, gradient, other),
+        *(_level_kernels().coarser, programs, cover.warps, x, y, weight, gradient, other),
         *(scratch, levels[0].sums, tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(n * c, cover.rows, c, height, width, across, down, root, low, c1, c2),
+        *(
+            n * c,
+            max(cover.rows for cover in covers),
+            c,
+            height,
+            width,
+            across,
+            down,
+            root,
+            low,
+            c1,
+            c2,
+        ),
         tuple(root * root * level.share for level in levels),
         tuple(level.whole for level in levels),
         LANES=cover.lanes,
@@ -442,7 +455,6 @@ def _march_levels(
 
 
 def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> list[Step]:
-    """The launches that do the same for a level in slabs, or write its sums alone."""
     kernels = _kernels()
     window, low, c1, c2, _ = settings
     c1 = math.inf if level.contrast else c1
@@ -475,7 +487,7 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
                 *(x.at, y.at, weight.at),
                 *(At(maps.name) if plan.want else x.at, scratch),
                 *(level.sums.on(done), distances.on(done), x.strides, y.strides),
-                *(weight.strides, level.pitch, plan.pitch),
+                *(weight.strides, level.pitch, plan.pitch, 0),
                 *(derive.strips, derive.parts, derive.rows, derive.lines(here)),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
                 *(across, down, root, low, c1, c2, level.whole),

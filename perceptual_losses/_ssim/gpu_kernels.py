@@ -53,9 +53,9 @@ def _place(program, strips, bands):
 
 
 @triton.jit
-def _segment(line, end, rows, height, strips):
+def _segment(program, line, end, rows, height, strips):
     """Of all rows of all strips, one strip after the other, those from ``line`` to ``end`` that are
-    in one strip.
+    in one strip, for a program.
 
     A program has ``rows`` of them, so that all take the same time.
 
@@ -66,7 +66,7 @@ def _segment(line, end, rows, height, strips):
     column = line // height
     top = line - column * height
     bottom = tl.minimum(top + end - line, height)
-    part = tl.program_id(0) - column * height // rows
+    part = program - column * height // rows
     place = column % strips, column // strips
     return place[0].to(tl.int32), place[1].to(tl.int32), top.to(tl.int32), bottom.to(tl.int32), part
 
@@ -745,9 +745,14 @@ def _finish(
         _store(other_row, other_strides[3], column, of_y, inside, COLUMNS, DENSE)
 
 
-@triton.jit
-def _march(
-    program,
+@triton.jit(
+    do_not_specialize=[
+        *("begin", "strips", "bands", "rows", "channels", "height", "width"),
+        *("sums_stride", "whole"),
+    ],
+    do_not_specialize_on_alignment=["sums", "distances"],
+)
+def march(
     x,
     y,
     weight,
@@ -762,6 +767,7 @@ def _march(
     gradient_strides,
     other_strides,
     sums_stride,
+    begin,
     strips,
     bands,
     rows,
@@ -789,13 +795,18 @@ def _march(
     DISTANCE: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """What `march` does in that program."""
+    """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
+
+    ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
+    ``begin`` is the number of the first program.
+    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
+    """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
     OWN: tl.constexpr = LANES * COLUMNS - REACH
     MAPS: tl.constexpr = 4 if WANT == 3 else 3
     width = _known(width, COLUMNS, WHOLE)
-    strip, band, plane = _place(program, strips, bands)
+    strip, band, plane = _place(tl.program_id(0) - begin, strips, bands)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     left = strip * OWN
@@ -917,70 +928,7 @@ def _march(
 
 @triton.jit(
     do_not_specialize=[
-        *("strips", "bands", "rows", "channels", "height", "width", "sums_stride"),
-        "whole",
-    ],
-    do_not_specialize_on_alignment=["sums", "distances"],
-)
-def march(
-    x,
-    y,
-    weight,
-    gradient,
-    other,
-    scratch,
-    sums,
-    distances,
-    x_strides,
-    y_strides,
-    weight_strides,
-    gradient_strides,
-    other_strides,
-    sums_stride,
-    strips,
-    bands,
-    rows,
-    channels,
-    height,
-    width,
-    across,
-    down,
-    root,
-    low,
-    c1,
-    c2,
-    share,
-    whole,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TURN: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
-    WANT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    DISTANCE: tl.constexpr,
-    SHARED: tl.constexpr,
-):
-    """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
-
-    ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
-    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
-    """
-    _march(
-        *(tl.program_id(0), x, y, weight, gradient, other, scratch, sums, distances, x_strides),
-        *(y_strides, weight_strides, gradient_strides, other_strides, sums_stride, strips),
-        *(bands, rows, channels, height, width, across, down, root, low, c1, c2, share, whole),
-        *(LANES, COLUMNS, TURN, WHOLE, DENSE, TAPS, PITCH),
-        *(PADDING, WANT, WEIGHTED, DISTANCE, SHARED),
-    )
-
-
-@triton.jit(
-    do_not_specialize=[
-        *("strips", "parts", "rows", "lines", "channels", "height", "width"),
+        *("begin", "strips", "parts", "rows", "lines", "channels", "height", "width"),
         *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top", "whole"),
     ],
     do_not_specialize_on_alignment=["sums", "distances"],
@@ -998,6 +946,7 @@ def derive(
     weight_strides,
     sums_stride,
     pitch,
+    begin,
     strips,
     parts,
     rows,
@@ -1031,6 +980,7 @@ def derive(
 ):
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
+    ``begin`` is the number of the first program.
     ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
     With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel by the program
@@ -1052,10 +1002,13 @@ def derive(
     local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
     none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
     slab_height = slab_bottom - slab_top
-    line = tl.program_id(0).to(lines.dtype) * rows
+    program = tl.program_id(0) - begin
+    line = program.to(lines.dtype) * rows
     end = tl.minimum(line + rows, lines)
     while line < end:
-        strip, slab_plane, top, bottom, part = _segment(line, end, rows, slab_height, strips)
+        strip, slab_plane, top, bottom, part = _segment(
+            *(program, line, end, rows, slab_height, strips)
+        )
         top, bottom = slab_top + top, slab_top + bottom
         plane = first_plane + slab_plane
         x = _plane(x_all, x_strides, plane, channels)

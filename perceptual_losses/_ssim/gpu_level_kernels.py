@@ -8,7 +8,7 @@ launch, the product of the levels' means and the sum of their gradients.
 import triton
 import triton.language as tl
 
-from .gpu_kernels import _march, _place, _plane
+from .gpu_kernels import VALID, _place, _plane, derive, march
 
 FLOOR = tl.constexpr(0)
 RELU = tl.constexpr(1)
@@ -152,11 +152,38 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
     return 0.5 * (upper + tl.where(row + 1 < height, lower, upper))
 
 
+@triton.jit
+def _shares(
+    planes,
+    rows,
+    height,
+    width,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    INSET: tl.constexpr,
+    WANT: tl.constexpr,
+):
+    """Of a level its strips, their rows, those of a program, and how many programs it has."""
+    REACH: tl.constexpr = TAPS - 1
+    if WANT > 0:
+        strips = tl.cdiv(width, LANES * COLUMNS - REACH)
+        programs = planes * strips * tl.cdiv(height, rows)
+    else:
+        # The map's, and what `derive` has before it.
+        BEFORE: tl.constexpr = (INSET + COLUMNS - 1) // COLUMNS * COLUMNS
+        strips = tl.cdiv(width + INSET - REACH + BEFORE, LANES * COLUMNS)
+        height += 2 * INSET - REACH
+        rows = tl.minimum(rows, height)
+        programs = tl.cdiv(planes * strips * height, rows)
+    return strips, height, rows, programs
+
+
 @triton.jit(
     do_not_specialize=["planes", "rows", "channels", "height", "width", "sums_stride"],
     do_not_specialize_on_alignment=["sums"],
 )
-def march_levels(
+def coarser(
     x_levels,
     y_levels,
     weights,
@@ -190,18 +217,18 @@ def march_levels(
     WEIGHTED: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """`march` of all levels but the finest, each by its own programs.
+    """`march` of all levels but the finest, or `derive` of their sums, each by its own programs.
 
     The images and gradients are those that `pyramid` halves and allocates, ``height`` and ``width``
     those of the first level. The last one is of SSIM, the others of its contrast-structure factor.
     """
-    OWN: tl.constexpr = LANES * COLUMNS - TAPS + 1
+    INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
     program = tl.program_id(0)
     x, y, weight, gradient, other = x_levels[0], y_levels[0], weights[0], gradients[0], others[0]
     share, whole, weight_strides = shares[0], wholes[0], weights_strides[0]
     begin, level = 0, 0
     tall, wide = height, width
-    end = planes * tl.cdiv(wide, OWN) * tl.cdiv(tall, rows)
+    end = _shares(planes, rows, tall, wide, LANES, COLUMNS, TAPS, INSET, WANT)[3]
     for j in tl.static_range(1, len(x_levels)):
         further = program >= end
         tall, wide = (tall + 1) // 2, (wide + 1) // 2
@@ -217,20 +244,34 @@ def march_levels(
             for k in tl.static_range(4):
                 found = found + (tl.where(further, weights_strides[j][k], weight_strides[k]),)
             weight_strides = found
-        end += planes * tl.cdiv(wide, OWN) * tl.cdiv(tall, rows)
+        end += _shares(planes, rows, tall, wide, LANES, COLUMNS, TAPS, INSET, WANT)[3]
     pitch = (width + 15) // 16 * 16
     plane = height.to(tl.int64) * pitch
     strides = channels * plane, plane, pitch, 1
     # Infinite where the luminance is 1.
     c1 = tl.where(level + 1 == len(x_levels), c1, float("inf"))
     place = sums + tl.cast(level, tl.int64) * planes * sums_stride
-    _march(
-        *(program - begin, x, y, weight, gradient, other, scratch, place, place),
-        *(strides, strides, weight_strides, strides, strides, sums_stride),
-        *(tl.cdiv(width, OWN), tl.cdiv(height, rows), rows, channels, height, width),
-        *(across, down, root, low, c1, c2, share, whole),
-        *(LANES, COLUMNS, TURN, WHOLE, True, TAPS, PITCH, PADDING, WANT, WEIGHTED, False, SHARED),
-    )
+    strips, tall, rows, _ = _shares(planes, rows, height, width, LANES, COLUMNS, TAPS, INSET, WANT)
+    parts = tl.cdiv(tall, rows)
+    if WANT > 0:
+        march(
+            *(x, y, weight, gradient, other, scratch, place, place, strides, strides),
+            *(weight_strides, strides, strides, sums_stride, begin, strips, parts, rows),
+            *(channels, height, width, across, down, root, low, c1, c2, share, whole),
+            *(LANES, COLUMNS, TURN, WHOLE, True, TAPS, PITCH),
+            *(PADDING, WANT, WEIGHTED, False, SHARED),
+        )
+    else:
+        # One more where programs end in a strip that others begin in.
+        parts += (tall % rows > 0).to(tl.int32)
+        derive(
+            *(x, y, weight, x, scratch, place, place, strides, strides),
+            *(weight_strides, sums_stride, 0, begin, strips, parts, rows),
+            *(planes * strips * tall, 0, -INSET, tall - INSET, -INSET),
+            *(channels, height, width, across, down, root, low, c1, c2, whole),
+            *(LANES, COLUMNS, TURN, WHOLE, True, TAPS, PITCH),
+            *(PADDING, WANT, WEIGHTED, False, SHARED),
+        )
 
 
 @triton.jit

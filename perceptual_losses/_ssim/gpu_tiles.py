@@ -4,7 +4,6 @@ columns each program computes.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from .contract import X, Y
@@ -70,6 +69,8 @@ LAUNCHES: dict[str | None, dict[int, Launches]] = {
     }
 }
 LARGEST_WINDOW = max(LAUNCHES[None])
+# Warps of all levels but the finest, at most: what differs between levels is in registers.
+COARSER = 8
 # Rows of a program, at least: each computes the rows before its own too.
 SHORTEST = 8
 # Rows that take as long as the launch that adds up a plane's tiles.
@@ -177,9 +178,14 @@ class Plan(NamedTuple):
         """Maps of derivatives."""
         return 4 if self.want == X + Y else 3
 
+    @property
+    def alone(self) -> Cover | None:
+        """The tiles of the one kernel that does all, if there is one: `derive` does for values."""
+        return self.march or (None if self.want else self.slabs[0].derive)
+
     def kept_rows(self, taps: int) -> int:
-        """Rows of scratch memory of a program of `march`."""
-        return 2 * (taps + 2 + self.maps)
+        """Rows of scratch memory of a program."""
+        return 2 * (taps + 2 + self.maps) if self.march else 4
 
 
 def plan_level(
@@ -225,6 +231,7 @@ def plan_level(
         cover = _cover(
             *(tile, machine, planes, bottom - top, shapes, level, reach, beside),
             across=True,
+            together=True,
         )
         return Plan(want, cover.sums, None, (Slab(top, bottom, cover, cover),), planes, 0)
     if launches.march is not None:
@@ -290,10 +297,12 @@ def _cover(
         together: whether all but the finest level are one launch.
     """
     alike = shapes[1:] if level else shapes[:1]
+    warps = min(tile.warps, COARSER) if together and level else tile.warps
     own = [(height, shapes[level][3] + beside)]
     launches = [[(shape[2], shape[3] + beside)] for shape in shapes]
     if together:
-        own = [(shape[2], shape[3]) for shape in alike]
+        beyond = height - shapes[level][2]
+        own = [(shape[2] + beyond, shape[3] + beside) for shape in alike]
         launches = [own]
 
     def strips(lanes: int, width: int) -> int:
@@ -303,17 +312,21 @@ def _cover(
         """Time of a launch, and rows of a program."""
         height = max(height for height, _ in sizes)
         shares = [(planes * strips(lanes, width), height) for height, width in sizes]
-        at_once = machine.multiprocessors * max(1, tile.warps // _warps(lanes))
+        at_once = machine.multiprocessors * max(1, warps // _warps(lanes))
 
         def time(rows: int) -> float:
-            if across:
-                parts = math.ceil(sum(n * height / rows for n, height in shares))
-            else:
-                parts = sum(n * ceil_div(height, rows) for n, height in shares)
-            # Most programs begin in one strip, and those that end in the next begin there again.
-            begun = 1 + rows / height if across and height % rows else 1
+            parts, longest = 0, 0.0
+            for n, height in shares:
+                here, begun = min(rows, height), 1.0
+                if across:
+                    parts += ceil_div(n * height, here)
+                    # Most programs begin in one strip; what ends in the next begins there again.
+                    begun += here / height if height % here else 0
+                else:
+                    parts += n * ceil_div(height, rows)
+                longest = max(longest, here + begun * before)
             mean = MEAN * (parts > len(sizes) * planes)
-            return ceil_div(parts, at_once) * (rows + begun * before) + mean
+            return ceil_div(parts, at_once) * longest + mean
 
         if across:
             lines = sum(n * height for n, height in shares)
@@ -335,6 +348,7 @@ def _cover(
     _, rows = fit(lanes, own)
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
     count = strips(lanes, shapes[level][3] + beside)
+    rows = min(rows, height) if across else rows
     return Cover(whole, lanes, tile.columns, tile.turn, count, height, rows, across)
 
 
