@@ -423,24 +423,12 @@ def _coarser(levels: list[_Level], plans: list[Plan], settings: Settings, machin
     images = list(zip(*(level.arguments for level in levels), strict=True))
     x, y, weight, gradient, other = (tuple(image.at for image in of_all) for of_all in images)
     programs = sum(cover.programs(n * c) for cover in covers)
-    pitch = cover.pitch(len(window))
+    rows, pitch = max(cover.rows for cover in covers), cover.pitch(len(window))
     scratch, kept = _scratch(machine, first, programs * plans[0].kept_rows(len(window)) * pitch)
     return Step(
         *(_level_kernels().coarser, programs, cover.warps, x, y, weight, gradient, other),
         *(scratch, levels[0].sums, tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(
-            n * c,
-            max(cover.rows for cover in covers),
-            c,
-            height,
-            width,
-            across,
-            down,
-            root,
-            low,
-            c1,
-            c2,
-        ),
+        *(n * c, rows, c, height, width, across, down, root, low, c1, c2),
         tuple(root * root * level.share for level in levels),
         tuple(level.whole for level in levels),
         LANES=cover.lanes,

@@ -347,11 +347,12 @@ def _pixels(
 ):
     """A row in `_columns`.
 
-    A thread's columns are loaded at once if ``DENSE``, else one by one: of what is no aligned
-    access the compiler may give each column to another thread, and exchange them after.
+    A thread's columns are loaded at once if ``DENSE``, else one by one, as where they are mirrored:
+    of what is no aligned access the compiler may give each column to another thread, and exchange
+    them after.
     """
     own, beside = _columns(left, LANES, COLUMNS, TAPS)
-    if DENSE:
+    if DENSE and PADDING != SYMMETRIC:
         found = _pixel(address, step, row, own, height, width, PADDING)
     else:
         columns, pixels = _separate(own, COLUMNS), ()
