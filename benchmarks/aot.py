@@ -29,7 +29,7 @@ SHAPE = (8, 3, 1080, 1920)
 
 
 class Case(NamedTuple):
-    """Images.
+    """Images, and what is computed of them.
 
     Attributes:
         window_size: taps of the window.

@@ -221,6 +221,8 @@ def coarser(
 
     The images and gradients are those that `pyramid` halves and allocates, ``height`` and ``width``
     those of the first level. The last one is of SSIM, the others of its contrast-structure factor.
+    A level's programs follow from its size: numbers of them in a tuple, which are integers, would
+    be cases for the compiler.
     """
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
     program = tl.program_id(0)
@@ -329,8 +331,8 @@ def sweep(
     of_mean = _scale(scale, scale_strides[0], derivatives, planes, plane, 0, PRODUCT)
     factor, factors = of_mean / usual, ()
     for j in tl.static_range(COARSE):
-        coarser = _scale(scale, scale_strides[0], derivatives, planes, plane, j + 1, PRODUCT)
-        factors = factors + (coarser / usual,)
+        of_mean_j = _scale(scale, scale_strides[0], derivatives, planes, plane, j + 1, PRODUCT)
+        factors = factors + (of_mean_j / usual,)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     if DISTANCE:
