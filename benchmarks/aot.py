@@ -25,7 +25,7 @@ from perceptual_losses._ssim.window import gaussian
 
 CAPABILITIES = {80: 108, 90: 132}
 """With the multiprocessors of the largest GPU of each, an A100 and an H200."""
-SHAPE = (8, 3, 1080, 1920)
+SHAPE, SMALL = (8, 3, 1080, 1920), (64, 3, 64, 64)
 
 
 class Case(NamedTuple):
@@ -40,6 +40,7 @@ class Case(NamedTuple):
         channels_last: whether they lie in that layout.
         distance: whether the mean of |x - y| is computed too.
         levels: how many.
+        shape: of the images.
     """
 
     window_size: int
@@ -50,18 +51,22 @@ class Case(NamedTuple):
     channels_last: bool = False
     distance: bool = False
     levels: int = 1
+    shape: tuple[int, ...] = SHAPE
 
     @property
     def cells(self) -> list[str]:
         """As a row of the report begins."""
         kind = str(self.dtype).removeprefix("torch.")
+        kind += ", channels_last" * self.channels_last
+        if self.shape != SHAPE:
+            kind += f", {'x'.join(map(str, self.shape))}"
         return [
             str(self.window_size),
             {0: "none", X: "x", X + Y: "x, y"}[self.want],
             self.padding,
             "yes" if self.weighted else "no",
             "yes" if self.distance else "no",
-            f"{kind}, channels_last" if self.channels_last else kind,
+            kind,
         ]
 
 
@@ -83,6 +88,7 @@ CASES = (
     Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True),
     *(Case(size, want, levels=5) for size in (11, 21) for want in (0, X, BOTH)),
     Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5),
+    *(Case(size, want, shape=SMALL) for size in (11, 21, 33) for want in (0, X)),
 )
 
 
@@ -133,8 +139,8 @@ def recording(capability: int, architecture: str | None = None) -> Iterator[list
 def launched(case: Case, capability: int, architecture: str | None = None) -> dict[str, Launch]:
     """The kernels, by name."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    x = torch.empty(SHAPE, dtype=case.dtype, device="meta", memory_format=layout)
-    n, _, height, width = SHAPE
+    x = torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=layout)
+    n, _, height, width = case.shape
     lost = case.window_size - 1 if case.padding == "valid" else 0
     weights = []
     for _ in range(case.levels * case.weighted):
@@ -142,7 +148,8 @@ def launched(case: Case, capability: int, architecture: str | None = None) -> di
         height, width = (height + 1) // 2, (width + 1) // 2
     window = list(gaussian(case.window_size, 1.5))
     with recording(capability, architecture) as launches:
-        how = case.padding, case.levels, case.distance, case.want, "none"
+        reduction = "none" if case.levels > 1 or case.distance else "mean"
+        how = case.padding, case.levels, case.distance, case.want, reduction
         gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, *how)
     return {launch.kernel.__name__: launch for launch in launches}
 
@@ -259,8 +266,8 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "# What the GPU kernels take",
         f"Written by `python -m benchmarks.aot --out docs/kernels` with Triton {version}, which "
         "compiled the kernels ahead of time. Nothing ran on a GPU: there is no time in here.",
-        "A row is one kernel of one level, float32 or bfloat16 images of "
-        f"{'x'.join(map(str, SHAPE))}, or `coarser` of all coarser ones of five. `march` does "
+        f"A row is one kernel of one level, images of {'x'.join(map(str, SHAPE))} unless it says "
+        "another size, or `coarser` of all coarser levels of five. `march` does "
         "all of a level; where `derive` and `gather` share a level they follow each other, and "
         "without gradients `derive` is alone. Threads are those of a program, columns those of a "
         "thread.",

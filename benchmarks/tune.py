@@ -57,9 +57,9 @@ class Setting(NamedTuple):
 
     def launches(self) -> dict[str | None, dict[int, gpu_tiles.Launches]]:
         """As the table of the GPU path has them."""
-        tile = gpu_tiles.Tile((self.lanes,), self.columns, self.turn, self.warps)
-        march = tile if self.kernels == "march" else None
-        return {None: {self.window: gpu_tiles.Launches(tile, march, tile, tile)}}
+        tiles = (gpu_tiles.Tile(self.lanes, self.columns, self.turn, self.warps),)
+        march = tiles if self.kernels == "march" else ()
+        return {None: {self.window: gpu_tiles.Launches(tiles, march, tiles, tiles)}}
 
 
 def _settings(

@@ -35,10 +35,9 @@ hypothesis.settings.load_profile("suite")
 @contextlib.contextmanager
 def _wide_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        tile = gpu_tiles.Tile((64, 256), 1, 1, 8)
-        patch.setattr(
-            gpu_tiles, "LAUNCHES", {None: {33: gpu_tiles.Launches(tile, tile, tile, tile)}}
-        )
+        tiles = gpu_tiles.Tile(64, 1, 1, 8), gpu_tiles.Tile(256, 1, 1, 8)
+        launches = gpu_tiles.Launches(tiles, tiles, tiles, tiles)
+        patch.setattr(gpu_tiles, "LAUNCHES", {None: {33: launches}})
         patch.setattr(gpu_tiles, "SHORTEST", 256)
         patch.setattr(gpu, "ROWS", 64)
         patch.setattr(gpu, "TILES", 4)

@@ -218,12 +218,12 @@ def _steps(
         images += halves
     shapes = tuple(a.shape for a, _ in images)
     taps = len(settings.window)
-    plans = [
-        plan_level(
-            shapes, j, taps, settings.padding, want, bool(weights), distance and j == 0, machine
-        )
-        for j in range(levels)
-    ]
+    plans: list[Plan] = []
+    for j in range(levels):
+        # A launch adds up all levels' sums, or none.
+        added = reduction != "none" or any(plan.sums > 1 for plan in plans[:1])
+        how = settings.padding, want, bool(weights), distance and j == 0, added
+        plans.append(plan_level(shapes, j, taps, *how, machine))
     counts = [plan.sums for plan in plans] + [plans[0].sums] * distance
     lost = taps - 1 if settings.padding == "valid" else 0
     wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]

@@ -13,58 +13,60 @@ class Tile(NamedTuple):
     """The pixels of a program.
 
     Attributes:
-        lanes: possible numbers of threads.
+        lanes: threads of a program.
         columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
             share is loaded once.
         turn: rows of the image in one turn of the loop. More of them move fewer sums from register
             to register, and take longer to compile.
         warps: whose registers fit on a multiprocessor at once.
+        row: time of a row of so many warps, relative to that of the kernel's first tile.
     """
 
-    lanes: tuple[int, ...]
+    lanes: int
     columns: int
     turn: int
     warps: int
+    row: float = 1.0
 
 
 class Launches(NamedTuple):
-    """The tiles of each kernel. Without one for `march`, `derive` and `gather` give the gradient.
+    """The tiles that each kernel can have. Without one for `march`, `derive` and `gather` give the
+    gradient.
 
     Attributes:
         value: of `derive` for plain means of windows inside the image, without a gradient.
-        march: of `march`, or ``None``.
-        derive: of `derive` for all else.
-        gather: of `gather`.
+        march: of `march`.
+        derive: of `derive` for all else, with as many columns each.
+        gather: of `gather`, where there is no `march`.
     """
 
-    value: Tile
-    march: Tile | None
-    derive: Tile
-    gather: Tile
+    value: tuple[Tile, ...]
+    march: tuple[Tile, ...]
+    derive: tuple[Tile, ...]
+    gather: tuple[Tile, ...]
 
 
-_WIDTHS = (32, 64, 128)
-
-# For each architecture, and up to each window size.
+# For each architecture, and up to each window size. A row's time is what benchmarks/tuning has at
+# the largest size, over the rows that `_cover` counts: wider programs wait longer for their warps.
 LAUNCHES: dict[str | None, dict[int, Launches]] = {
     None: {
         11: Launches(
-            value=Tile(_WIDTHS, 4, 1, 8),
-            march=Tile((64, 128), 2, 1, 8),
-            derive=Tile((64, 128), 2, 1, 10),
-            gather=Tile(_WIDTHS, 2, 1, 8),
+            value=(Tile(32, 4, 1, 8), Tile(32, 2, 1, 12, 0.82), Tile(64, 2, 1, 12, 0.83)),
+            march=(Tile(32, 2, 1, 8), Tile(64, 2, 1, 8, 1.02), Tile(128, 2, 1, 8, 1.08)),
+            derive=(Tile(32, 2, 1, 10), Tile(64, 2, 1, 10), Tile(128, 2, 1, 10)),
+            gather=(),
         ),
         21: Launches(
-            value=Tile(_WIDTHS, 2, 1, 8),
-            march=Tile((64, 128), 1, 1, 8),
-            derive=Tile(_WIDTHS, 2, 1, 8),
-            gather=Tile(_WIDTHS, 1, 1, 8),
+            value=(Tile(32, 2, 1, 8), Tile(64, 2, 1, 8, 0.98), Tile(128, 2, 1, 8)),
+            march=(Tile(64, 1, 1, 8), Tile(128, 1, 1, 8, 1.04)),
+            derive=(Tile(32, 2, 1, 8), Tile(64, 2, 1, 8), Tile(128, 2, 1, 8)),
+            gather=(),
         ),
         33: Launches(
-            value=Tile((64, 128), 1, 1, 8),
-            march=None,
-            derive=Tile((64, 128), 1, 1, 8),
-            gather=Tile((64, 128), 1, 1, 8),
+            value=(Tile(32, 1, 1, 8), Tile(64, 1, 1, 8, 1.12), Tile(128, 1, 1, 8, 1.07)),
+            march=(),
+            derive=(Tile(32, 1, 1, 8), Tile(64, 1, 1, 8, 0.98), Tile(128, 1, 1, 8, 0.98)),
+            gather=(Tile(32, 1, 1, 8), Tile(64, 1, 1, 8, 0.98), Tile(128, 1, 1, 8, 0.98)),
         ),
     }
 }
@@ -73,7 +75,7 @@ LARGEST_WINDOW = max(LAUNCHES[None])
 COARSER = 8
 # Rows of a program, at least: each computes the rows before its own too.
 SHORTEST = 8
-# Rows that take as long as the launch that adds up a plane's tiles.
+# Rows that take as long as a launch more, which adds up each plane's tiles.
 MEAN = 48
 # Bytes of the derivatives between `derive` and `gather`: not much beyond a second-level cache.
 WORKSPACE = 64 * 2**20
@@ -196,6 +198,7 @@ def plan_level(
     want: int,
     weighted: bool,
     distance: bool,
+    added: bool,
     machine: Machine,
 ) -> Plan:
     """How one level is computed.
@@ -208,6 +211,7 @@ def plan_level(
         want: which gradients, 0 for none.
         weighted: whether the map's values have weights.
         distance: whether the mean of ``|x - y|`` is computed too.
+        added: whether sums are added up by another launch, be they of whole planes or not.
         machine: where.
     """
     n, c, height, width = shapes[level]
@@ -221,33 +225,36 @@ def plan_level(
         top, bottom = -before, height - reach + before
         # `derive` begins with columns of a whole thread.
         plain = padding == "valid" and not weighted and not distance
-        tile = launches.value if plain else launches.derive
-        columns = tile.columns
+        columns = launches.derive[0].columns
         left = 0 if padding == "valid" else columns * ceil_div(radius, columns)
         beside = left - before - (reach if padding == "valid" else 0)
         if distance:
             # A position for each row and column of pixels, if beside the map.
             bottom, beside = height - before, left
         cover = _cover(
-            *(tile, machine, planes, bottom - top, shapes, level, reach, beside),
+            launches.value if plain else launches.derive,
+            *(machine, planes, bottom - top, shapes, level, reach, beside),
             across=True,
             together=True,
+            added=added,
         )
         return Plan(want, cover.sums, None, (Slab(top, bottom, cover, cover),), planes, 0)
-    if launches.march is not None:
+    if launches.march:
         # A turn of the rows before the first of the map takes half the time of the others.
         before = reach + reach // 2
         cover = _cover(
             *(launches.march, machine, planes, height, shapes, level, before),
             halo=reach,
             together=True,
+            added=added,
         )
         return Plan(want, cover.sums, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
     # Room for what the last threads of a row read and write beyond it, with most lanes.
     derived, gathered = (
-        tile.columns * max(tile.lanes) for tile in (launches.derive, launches.gather)
+        max(tile.lanes * tile.columns for tile in tiles)
+        for tiles in (launches.derive, launches.gather)
     )
     pitch = max(
         derived * ceil_div(width + reach, derived), gathered * ceil_div(width, gathered) + taps + 3
@@ -260,16 +267,18 @@ def plan_level(
         bottom = min(top + rows, height)
         both = (shapes, level, reach)
         derive = _cover(
-            *(launches.derive, machine, at_once, bottom - top + reach, *both, reach), across=True
+            *(launches.derive, machine, at_once, bottom - top + reach, *both, reach),
+            across=True,
+            added=added,
         )
-        gather = _cover(launches.gather, machine, at_once, bottom - top, *both)
+        gather = _cover(launches.gather, machine, at_once, bottom - top, *both, added=True)
         slabs.append(Slab(top, bottom, derive, gather))
     sums = sum(slab.derive.sums for slab in slabs)
     return Plan(want, sums, None, tuple(slabs), at_once, pitch)
 
 
 def _cover(
-    tile: Tile,
+    tiles: tuple[Tile, ...],
     machine: Machine,
     planes: int,
     height: int,
@@ -280,11 +289,12 @@ def _cover(
     halo: int = 0,
     across: bool = False,
     together: bool = False,
+    added: bool = False,
 ) -> Cover:
-    """Programs of ``tile``'s kind that take the least time, in rows that one does.
+    """Programs that take the least time, in rows that one does.
 
     Args:
-        tile: what is possible.
+        tiles: what is possible.
         machine: where they run: so many programs at once, and the next when these are done.
         planes: of each image.
         height: rows of the level.
@@ -295,9 +305,9 @@ def _cover(
         halo: columns of a strip that are its neighbour's.
         across: whether programs go on in the next strip.
         together: whether all but the finest level are one launch.
+        added: whether their sums are added up, be they of whole planes or not.
     """
     alike = shapes[1:] if level else shapes[:1]
-    warps = min(tile.warps, COARSER) if together and level else tile.warps
     own = [(height, shapes[level][3] + beside)]
     launches = [[(shape[2], shape[3] + beside)] for shape in shapes]
     if together:
@@ -305,14 +315,16 @@ def _cover(
         own = [(shape[2] + beyond, shape[3] + beside) for shape in alike]
         launches = [own]
 
-    def strips(lanes: int, width: int) -> int:
-        return ceil_div(width, lanes * tile.columns - halo)
+    def strips(tile: Tile, width: int) -> int:
+        return ceil_div(width, tile.lanes * tile.columns - halo)
 
-    def fit(lanes: int, sizes: list[tuple[int, int]]) -> tuple[float, int]:
+    def fit(tile: Tile, sizes: list[tuple[int, int]]) -> tuple[float, int]:
         """Time of a launch, and rows of a program."""
         height = max(height for height, _ in sizes)
-        shares = [(planes * strips(lanes, width), height) for height, width in sizes]
-        at_once = machine.multiprocessors * max(1, warps // _warps(lanes))
+        shares = [(planes * strips(tile, width), height) for height, width in sizes]
+        warps = min(tile.warps, COARSER) if together and level else tile.warps
+        row = tile.row * warps / tile.warps
+        at_once = machine.multiprocessors * max(1, warps // _warps(tile.lanes))
 
         def time(rows: int) -> float:
             parts, longest = 0, 0.0
@@ -325,8 +337,8 @@ def _cover(
                 else:
                     parts += n * ceil_div(height, rows)
                 longest = max(longest, here + begun * before)
-            mean = MEAN * (parts > len(sizes) * planes)
-            return ceil_div(parts, at_once) * longest + mean
+            mean = 0 if added else MEAN * (parts > len(sizes) * planes)
+            return ceil_div(parts, at_once) * longest * row + mean
 
         if across:
             lines = sum(n * height for n, height in shares)
@@ -337,19 +349,19 @@ def _cover(
         possible = {height, *(max(share, SHORTEST) for share in even)}
         return min((time(rows), rows) for rows in possible if rows <= height)
 
-    def cost(lanes: int) -> tuple[float, int, int]:
+    def cost(tile: Tile) -> tuple[float, int, int]:
         """Of all launches, then their threads."""
-        time = sum(fit(lanes, sizes)[0] for sizes in launches)
+        time = sum(fit(tile, sizes)[0] for sizes in launches)
         widths = [width for sizes in launches for _, width in sizes]
-        return time, lanes * sum(strips(lanes, width) for width in widths), -lanes
+        return time, tile.lanes * sum(strips(tile, width) for width in widths), -tile.lanes
 
-    # The same for all levels, because for another number the kernel is compiled again.
-    lanes = min((lanes for lanes in tile.lanes if lanes * tile.columns > halo), key=cost)
-    _, rows = fit(lanes, own)
+    # The same for all levels, because for another one the kernel is compiled again.
+    tile = min((tile for tile in tiles if tile.lanes * tile.columns > halo), key=cost)
+    _, rows = fit(tile, own)
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
-    count = strips(lanes, shapes[level][3] + beside)
+    count = strips(tile, shapes[level][3] + beside)
     rows = min(rows, height) if across else rows
-    return Cover(whole, lanes, tile.columns, tile.turn, count, height, rows, across)
+    return Cover(whole, tile.lanes, tile.columns, tile.turn, count, height, rows, across)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -215,8 +215,8 @@ class _Means(torch.autograd.Function):
         derivatives, gradients = saved[:products], saved[products:]
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            again = x, y, settings, weights, levels, False, want, path, UNREDUCED
-            _, gradients, _ = _run(*again)
+            again = x, y, settings, weights, levels, False, want, path
+            _, gradients, _ = _run(*again, UNREDUCED if products else result)
         ctx.spent = not compiling
         pair = [x, y] * distance
         of_x, of_y = None, None
