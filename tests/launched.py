@@ -93,13 +93,21 @@ def kept(kernel, programs, warps, *arguments, **constants):
 
 
 def again(loss, *pairs):
-    """A second call, whose launches are known, passes what the first one did but for tensors."""
-    found = []
-    for pair in pairs:
+    """A second call, whose launches are known, passes what the first one did but for tensors; and so
+    does a third one, which a hook is told of.
+    """
+    found, told = [], []
+
+    def tell(metadata):
+        told.append(metadata.get()["name"])
+
+    for pair in (*pairs, pairs[0]):
         blocks = list(pair)
         reports.clear()
         known[:] = used if found else []
         used.clear()
+        if len(found) == len(pairs):
+            triton.knobs.runtime.launch_enter_hook.add(tell)
 
         def allocate(new, memory, blocks=blocks, allocate=gpu_launch.New.tensor):
             blocks.append(allocate(new, memory))
@@ -108,8 +116,10 @@ def again(loss, *pairs):
         with mock.patch.object(gpu_launch.New, "tensor", allocate):
             loss(*pair).backward()
         found.append([(*launched, placed(parameters, blocks)) for *launched, parameters in reports])
-    assert found[0] == found[1]
-    for name, *_ in found[0]:
+    triton.knobs.runtime.launch_enter_hook.remove(tell)
+    assert found[0] == found[1] == found[2]
+    assert told == [name for name, *_ in found[0]]
+    for name in told:
         print(name + "=")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from .gpu_tiles import ceil_div
 
 # The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
 OPTIONS = {"enable_fp_fusion": True}
+# The newest Triton of which it is known how what it has compiled is run.
+KNOWN = (3, 9)
 
 
 class Layout(NamedTuple):
@@ -43,9 +45,6 @@ class At:
     def tensor(self, memory: dict[str, Tensor]) -> Tensor:
         tensor = memory[self.name]
         return tensor.view(-1)[self.offset :] if self.offset else tensor
-
-    def address(self, memory: dict[str, Tensor]) -> int:
-        return memory[self.name].data_ptr() + 4 * self.offset
 
 
 class Image(NamedTuple):
@@ -147,11 +146,12 @@ class Step:
         if self.again is None:
             self._first(memory)
         else:
+            places = {name: memory[name].data_ptr() for name in self.names}
             arguments = self.known.copy()
             for index, at in self.moving:
-                arguments[index] = at.address(memory)
+                arguments[index] = places[at.name] + 4 * at.offset
             for index, several in self.nested:
-                arguments[index] = tuple(at.address(memory) for at in several)
+                arguments[index] = tuple([places[at.name] + 4 * at.offset for at in several])
             self.again(*arguments)
         for name in self.last:
             del memory[name]
@@ -165,12 +165,40 @@ class Step:
         for i, several in nested:
             arguments[i] = tuple(at.tensor(memory) for at in several)
         compiled = launch(self.kernel, self.programs, self.warps, *arguments, **self.constants)
-        if takes_addresses(next(iter(memory.values())).device):
+        device = next(iter(memory.values())).device
+        if takes_addresses(device):
             names = self.kernel.arg_names[len(arguments) :]
             constants = (self.constants[name] for name in names)
             self.known = [*self.arguments, *constants]
             self.moving, self.nested = moving, nested
-            self.again = compiled[(self.programs, 1, 1)]
+            everywhere = [*(at for _, at in moving), *(at for _, ats in nested for at in ats)]
+            self.names = {at.name for at in everywhere}
+            self.again = _launcher(compiled, self.programs, device)
+
+
+def _launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..., None]:
+    """``compiled[programs]`` on one device. Triton describes each launch for hooks, in as long as
+    the launch itself takes: not where there are none, and the compiler is one whose way is known.
+    """
+    import triton
+    from triton import knobs
+    from triton.runtime import driver
+
+    grid = programs, 1, 1
+    described: Callable[..., None] = compiled[grid]
+    if tuple(map(int, triton.__version__.split(".")[:2])) > KNOWN:
+        return described
+    stream, run = driver.active.get_current_stream, compiled.run
+    kernel = compiled.function, compiled.packed_metadata, None, None, None
+    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+
+    def launcher(*arguments: Any) -> None:
+        if before.calls or after.calls:
+            described(*arguments)
+        else:
+            run(*grid, stream(device.index), *kernel, *arguments)
+
+    return launcher
 
 
 def _nested(argument: Any) -> bool:
