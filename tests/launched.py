@@ -93,8 +93,8 @@ def kept(kernel, programs, warps, *arguments, **constants):
 
 
 def again(loss, *pairs):
-    """A second call, whose launches are known, passes what the first one did but for tensors; and so
-    does a third one, which a hook is told of.
+    """A second call, whose launches are known, passes what the first one did but for tensors; and
+    so does a third one, which a hook is told of.
     """
     found, told = [], []
 

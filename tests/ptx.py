@@ -183,8 +183,10 @@ class Program:
         elif name in ("ld", "st"):
             self._access(opcode, operands, mask)
         elif name in ("ldmatrix", "stmatrix"):
-            assert opcode[1:] == ["sync", "aligned", "m8n8", "x4", "shared", "b16"]
-            self._access_matrices(operands, write=name == "stmatrix")
+            transposed = "trans" in opcode
+            kind = [part for part in opcode[1:] if part != "trans"]
+            assert kind == ["sync", "aligned", "m8n8", "x4", "shared", "b16"]
+            self._access_matrices(operands, transposed, write=name == "stmatrix")
         elif name == "mov" and "{" in "".join(operands):
             self._repack(operands, mask)
         else:
@@ -233,10 +235,15 @@ class Program:
             self.put(name, found, mask)
         return None
 
-    def _access_matrices(self, operands, *, write):
-        """Of each warp, 8x8 values in each register: a row of them is in four threads, and where it
-        lies in another one's address.
+    def _access_matrices(self, operands, transposed, *, write):
+        """Of each warp, 8x8 values in each register: a row of them, or a column, is in four
+        threads, and where a row lies in another one's address.
         """
+
+        def turned(values):
+            values = values.view("u2").reshape(-1, 8, 8)
+            return np.ascontiguousarray(values.swapaxes(1, 2) if transposed else values)
+
         place, several = operands if write else operands[::-1]
         addresses = self._addresses(place, "u32").reshape(-1, 32)
         for j, register in enumerate(several.strip("{} ").split(",")):
@@ -246,18 +253,21 @@ class Program:
             self.shared.access(offsets, 16, self.threads[::4], write=write)
             places = offsets[:, None] + np.arange(16)
             if write:
-                data[places] = self.get(register.strip(), "b32").copy().view("u1").reshape(-1, 16)
+                values = turned(self.get(register.strip(), "b32").copy())
+                data[places] = values.view("u1").reshape(-1, 16)
             else:
-                self.put(register.strip(), data[places].view("u4").reshape(-1), None)
+                values = turned(data[places])
+                self.put(register.strip(), values.view("u4").reshape(-1), None)
 
     def _repack(self, operands, mask):
         """Halves of a register from or to two."""
         target, source = operands
         if target.startswith("{"):
-            low, high = target.strip("{} ").split(",")
             halves = self.get(source, "b32").view(np.uint16)
-            self.put(low.strip(), halves[0::2].copy(), mask)
-            self.put(high.strip(), halves[1::2].copy(), mask)
+            for j, name in enumerate(target.strip("{} ").split(",")):
+                # An underscore for what nobody needs.
+                if name.strip() != "_":
+                    self.put(name.strip(), halves[j::2].copy(), mask)
         else:
             parts = [self.get(part.strip(), "b16") for part in source.strip("{} ").split(",")]
             self.put(target, np.stack(parts, 1).reshape(-1).view(np.uint32), mask)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from perceptual_losses import L1MSSSIMLoss, MSSSIMLoss, SSIMLoss, ssim
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim import gpu, gpu_tiles
 from perceptual_losses._ssim.contract import X, Y
 
 MISSING = gpu.missing(torch.device("cpu"))
@@ -37,7 +37,7 @@ CASES = {
     "window-21": (ssim, (1, 1, 25, 140), {"window_size": 21, "sigma": 3.0}, False),
     "window-33": (ssim, (1, 1, 34, 45), {"window_size": 33, "padding": "zeros"}, True),
     "levels": (less(MSSSIMLoss), (1, 1, 50, 63), LEVELS, False),
-    "distance": (less(L1MSSSIMLoss), (1, 1, 40, 300), LEVELS, False),
+    "distance": (less(L1MSSSIMLoss), (1, 1, 40, 304), LEVELS, False),
 }
 LAYOUTS = {
     "float32": lambda image: image,
@@ -89,9 +89,35 @@ def test_ampere(case, want):
 
 
 @pytest.mark.parametrize("want", [0, X])
-@pytest.mark.parametrize("layout", ["bfloat16", "float16", "channels_last", "unaligned"])
-def test_layouts(layout, want):
-    judge(90, "plain", want, LAYOUTS[layout])
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        *(("plain", layout) for layout in ("bfloat16", "float16", "channels_last", "unaligned")),
+        # As pairs where the distance is taken too.
+        ("distance", "bfloat16"),
+    ],
+)
+def test_layouts(case, layout, want):
+    judge(90, case, want, LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("layout", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kernel", "tile"),
+    [
+        (kernel, tile)
+        for kernel, tiles in gpu_tiles.LAUNCHES[None][11]._asdict().items()
+        for tile in tiles
+    ],
+    ids=lambda part: "x".join(map(str, part[:2])) if isinstance(part, tuple) else None,
+)
+def test_every_tile(monkeypatch, kernel, tile, layout):
+    """Those too that images of another size have."""
+    sizes = gpu_tiles.LAUNCHES[None]
+    one = {**sizes, 11: sizes[11]._replace(**{kernel: (tile,)})}
+    monkeypatch.setitem(gpu_tiles.LAUNCHES, None, one)
+    case, want = {"value": ("plain", 0), "march": ("plain", X), "derive": ("zeros", 0)}[kernel]
+    judge(90, case, want, LAYOUTS[layout])
 
 
 @pytest.mark.parametrize("want", [0, X])

@@ -1010,6 +1010,21 @@ def test_every_tile_compiles_without_spills(monkeypatch, capability, window, ker
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+@pytest.mark.parametrize("want", [0, X])
+def test_bfloat16_takes_as_many_instructions(want):
+    """But for one for each pixel: what is loaded as pairs is not taken apart on the way."""
+    counts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        (launch,) = (
+            launch
+            for name, launch in aot.launched(Case(11, want, dtype=dtype), 90).items()
+            if name != "mean"
+        )
+        counts.append(aot.figures(aot.compiled(launch, 90)).instructions)
+    assert counts[1] < 1.025 * counts[0]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
 @pytest.mark.parametrize("width", [1921, 1926])
 @pytest.mark.parametrize("case", [Case(11, 0), Case(11, X, "zeros", dtype=torch.bfloat16)])
 def test_threads_keep_their_columns(case, width):

@@ -341,6 +341,7 @@ def _pixels(
     width,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
@@ -349,17 +350,35 @@ def _pixels(
 
     A thread's columns are loaded at once if ``DENSE``, else one by one, as where they are mirrored:
     of what is no aligned access the compiler may give each column to another thread, and exchange
-    them after.
+    them after. Those of bfloat16 stay pairs, which `_floats` takes apart, where all are of one
+    image: else the compiler does, twice as many steps and a register for each.
     """
     own, beside = _columns(left, LANES, COLUMNS, TAPS)
     if DENSE and PADDING != SYMMETRIC:
-        found = _pixel(address, step, row, own, height, width, PADDING)
+        if WHOLE and COLUMNS > 1 and address.dtype.element_ty == tl.bfloat16:
+            pairs = address.to(tl.pointer_type(tl.int32), bitcast=True)
+            pair = _columns(left // 2, LANES, COLUMNS // 2, TAPS)[0]
+            found = _pixel(pairs, 1, row, pair, height, width // 2, PADDING)
+        else:
+            found = _pixel(address, step, row, own, height, width, PADDING)
     else:
         columns, pixels = _separate(own, COLUMNS), ()
         for e in tl.static_range(COLUMNS):
             pixels = pixels + (_pixel(address, step, row, columns[e], height, width, PADDING),)
         found = _together(pixels, COLUMNS)
     return found, _pixel(address, step, row, beside, height, width, PADDING)
+
+
+@triton.jit
+def _floats(pixels):
+    """Pixels as float32, of pairs of bfloat16 too."""
+    if pixels.dtype == tl.int32:
+        pairs = tl.join(pixels << 16, pixels & -65536)
+        pixels = tl.reshape(pairs, (pixels.shape[0], 2 * pixels.shape[1]))
+        pixels = pixels.to(tl.float32, bitcast=True)
+    else:
+        pixels = pixels.to(tl.float32)
+    return pixels
 
 
 @triton.jit
@@ -376,6 +395,7 @@ def _next_pixels(
     width,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     PADDING: tl.constexpr,
@@ -384,8 +404,8 @@ def _next_pixels(
     x_next = _next_address(x, x_next, x_strides, row, height, PADDING)
     y_next = _next_address(y, y_next, y_strides, row, height, PADDING)
     place = row, left, height, width
-    a = _pixels(x_next, x_strides[3], *place, LANES, COLUMNS, DENSE, TAPS, PADDING)
-    b = _pixels(y_next, y_strides[3], *place, LANES, COLUMNS, DENSE, TAPS, PADDING)
+    a = _pixels(x_next, x_strides[3], *place, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING)
+    b = _pixels(y_next, y_strides[3], *place, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING)
     return x_next, y_next, a, b
 
 
@@ -420,7 +440,7 @@ def _keep_pixels(
     """Writes difference and total of a row of `_pixels`."""
     for k in tl.static_range(2):
         # Here and not where they are loaded, which would wait for them.
-        a, b = pixels_x[k].to(tl.float32), pixels_y[k].to(tl.float32)
+        a, b = _floats(pixels_x[k]), _floats(pixels_y[k])
         if PADDING == ZEROS:
             inside = _inside(row, _columns(left, LANES, COLUMNS, TAPS)[k], height, width)
             a, b = tl.where(inside, a, low), tl.where(inside, b, low)
@@ -441,7 +461,7 @@ def _further(apart, a, b, row, begin, end, height):
     from ``begin`` on, before ``end`` and in the image.
     """
     counted = (row >= tl.maximum(begin, 0)) & (row < tl.minimum(end, height))
-    distances = _separate(tl.abs(a.to(tl.float32) - b.to(tl.float32)), len(apart))
+    distances = _separate(tl.abs(_floats(a) - _floats(b)), len(apart))
     further = ()
     for e in tl.static_range(len(apart)):
         further = further + (apart[e] + tl.where(counted, distances[e], 0.0),)
@@ -524,7 +544,6 @@ def _derivatives(
     level_t,
     c1,
     c2,
-    counted,
     row,
     column,
     height,
@@ -536,8 +555,8 @@ def _derivatives(
     WEIGHTED: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Half of 1 - S of a row of the map, if it is ``counted``, and M_d, M_t, V_d and V_t, the last
-    two over ``root``, zero beside the map; all times their weight.
+    """Half of 1 - S of a row of the map, and M_d, M_t, V_d and V_t, the last two over ``root``,
+    zero beside the map; all times their weight.
 
     ``d`` and ``t`` are means over ``root``: as the pixels are times ``root``, their squares are
     right.
@@ -573,7 +592,7 @@ def _derivatives(
     v_d = v_t - steep
     m_d -= mu_d * v_d
     m_t -= mu_t * v_t
-    deficit = tl.where(counted, b + a * value, 0.0)
+    deficit = b + a * value
 
     if PADDING == SYMMETRIC:
         row, column = _shown(row, height), _shown(column, width)
@@ -624,11 +643,12 @@ def _row_of_map(
         deficit, m_d, m_t, v_d, v_t = _derivatives(
             *(moments[0][e * TAPS], moments[2][e * TAPS]),
             *(moments[1][e * TAPS], moments[3][e * TAPS]),
-            *(root, level_d, level_t, c1, c2, counted & (row >= 0) & (row < height)),
+            *(root, level_d, level_t, c1, c2),
             *(row, left + first + e, height, width, weight, weight_strides),
             *(PADDING, WANT, WEIGHTED, ASSEMBLY),
         )
-        totals = totals + (total[e] + deficit,)
+        longer = counted & (row >= 0) & (row < height)
+        totals = totals + (tl.where(longer, total[e] + deficit, total[e]),)
         of_m = of_m + (m_t if WANT == 3 else m_t + m_d,)
         of_v_d, of_v_t, of_m_d = of_v_d + (v_d,), of_v_t + (v_t,), of_m_d + (m_d,)
     return totals, (of_m, of_v_d, of_v_t, of_m_d)
@@ -843,7 +863,7 @@ def march(
     y_next = _row_address(y, y_strides, top - TAPS, height, PADDING)
     x_next, y_next, a, b = _next_pixels(
         *(x, y, x_next, y_next, x_strides, y_strides, top - REACH, left - REACH),
-        *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
+        *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
     )
     current, newest = 0, UNIT * PIXELS
     for ahead in range(TAPS):
@@ -856,7 +876,7 @@ def march(
         )
         x_next, y_next, a, b = _next_pixels(
             *(x, y, x_next, y_next, x_strides, y_strides, top - REACH + ahead + 1, left - REACH),
-            *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
+            *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
         )
         moments = _add_moments(
             moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -884,7 +904,7 @@ def march(
             )
             x_next, y_next, a, b = _next_pixels(
                 *(x, y, x_next, y_next, x_strides, y_strides, row + 2, left - REACH),
-                *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
+                *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
             )
             added = ()
             for k in tl.static_range(MAPS):
@@ -1031,7 +1051,7 @@ def derive(
         y_next = _row_address(y, y_strides, here + REACH, height, PADDING)
         x_next, y_next, a, b = _next_pixels(
             *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS, left),
-            *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
+            *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
         )
         slot = 0
         while here < bottom:
@@ -1049,7 +1069,7 @@ def derive(
                 )
                 x_next, y_next, a, b = _next_pixels(
                     *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS + 1, left),
-                    *(height, width, LANES, COLUMNS, DENSE, TAPS, PADDING),
+                    *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
                 )
                 moments = _add_moments(
                     moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
