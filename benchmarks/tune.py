@@ -70,7 +70,7 @@ def _settings(
 
 
 SETTINGS = (
-    *_settings(11, "value", [(4, 1, 8), (2, 1, 12), (2, 2, 12)]),
+    *_settings(11, "value", [(4, 1, 8), (4, 2, 8), (2, 1, 12), (2, 2, 12)]),
     *_settings(11, "march", [(2, 1, 8), (2, 2, 8)]),
     *_settings(21, "value", [(2, 1, 8), (1, 1, 12)]),
     *_settings(21, "march", [(1, 1, 8)]),

@@ -824,6 +824,32 @@ def test_the_table_has_what_was_fastest(path):
             assert shipped <= most * fastest["milliseconds"][size]
 
 
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
+def test_the_table_has_what_a_row_took(monkeypatch, path):
+    """Of the largest images, for whose plans the table is needed."""
+    settings = json.loads(path.read_text())["settings"]
+    machine, sizes = gpu_tiles.Machine("sm_90", 132), gpu_tiles.LAUNCHES[None]
+    for window, kernels in itertools.product(sizes, ("value", "march")):
+        taken = []
+        for tile in getattr(sizes[window], kernels):
+            (row,) = (
+                row
+                for row in settings
+                if (row["window"], row["kernels"]) == (window, kernels)
+                and (row["lanes"], row["columns"], row["turn"]) == tile[:3]
+            )
+            size, milliseconds = [*row["milliseconds"].items()][-1]
+            shapes = (tuple(map(int, size.split("x"))),)
+            one = {window: sizes[window]._replace(**{kernels: (tile._replace(row=1.0),)})}
+            monkeypatch.setattr(gpu_tiles, "LAUNCHES", {None: one})
+            want = 0 if kernels == "value" else X
+            plan = gpu_tiles.plan_level(
+                shapes, 0, window, "valid", want, False, False, True, machine
+            )
+            taken.append(milliseconds / plan.alone.time)
+            assert abs(taken[-1] / taken[0] - tile.row) < 0.01
+
+
 @hypothesis.given(
     planes=st.integers(1, 9),
     strips=st.integers(1, 5),
@@ -833,7 +859,7 @@ def test_the_table_has_what_was_fastest(path):
 def test_programs_share_the_rows(planes, strips, height, share):
     """Each row of each strip has one program, and each sum one place."""
     rows = min(share, height)
-    cover = gpu_tiles.Cover(True, 32, 2, 1, strips, height, rows, across=True)
+    cover = gpu_tiles.Cover(True, 32, 2, 1, strips, height, rows, across=True, time=0.0)
     assert cover.lines(planes) == planes * strips * height
     owners = [line // rows for line in range(cover.lines(planes))]
     assert owners[-1] == cover.programs(planes) - 1

@@ -107,6 +107,7 @@ class Cover(NamedTuple):
         rows: of a program.
         across: whether a program that ends a strip goes on in the next one, so that all have as
             many rows.
+        time: that the launch takes, in rows.
     """
 
     whole: bool
@@ -117,6 +118,7 @@ class Cover(NamedTuple):
     height: int
     rows: int
     across: bool
+    time: float
 
     @property
     def parts(self) -> int:
@@ -357,11 +359,11 @@ def _cover(
 
     # The same for all levels, because for another one the kernel is compiled again.
     tile = min((tile for tile in tiles if tile.lanes * tile.columns > halo), key=cost)
-    _, rows = fit(tile, own)
+    time, rows = fit(tile, own)
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
     count = strips(tile, shapes[level][3] + beside)
     rows = min(rows, height) if across else rows
-    return Cover(whole, tile.lanes, tile.columns, tile.turn, count, height, rows, across)
+    return Cover(whole, tile.lanes, tile.columns, tile.turn, count, height, rows, across, time)
 
 
 def ceil_div(a: int, b: int) -> int:
