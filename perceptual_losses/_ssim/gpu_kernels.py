@@ -414,7 +414,7 @@ def _contrasts(a, b, root, level_d, off):
     """Difference and total of pixels, less their levels, times ``root``."""
     # What is far from zero and close to each other loses no digits in one rounding.
     total = tl.fma(a, root, off) + tl.fma(b, root, off)
-    return (a - b) * root - level_d * root, total
+    return tl.fma(a - b, root, -level_d * root), total
 
 
 @triton.jit
