@@ -350,8 +350,8 @@ def _pixels(
 
     A thread's columns are loaded at once if ``DENSE``, else one by one, as where they are mirrored:
     of what is no aligned access the compiler may give each column to another thread, and exchange
-    them after. Those of bfloat16 stay pairs, which `_floats` takes apart, where all are of one
-    image: else the compiler does, twice as many steps and a register for each.
+    them after. Pairs of bfloat16 that are both inside the image or both outside stay pairs until
+    `_floats`: the compiler would take them apart here, into registers of their own.
     """
     own, beside = _columns(left, LANES, COLUMNS, TAPS)
     if DENSE and PADDING != SYMMETRIC:

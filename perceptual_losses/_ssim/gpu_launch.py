@@ -177,8 +177,8 @@ class Step:
 
 
 def _launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..., None]:
-    """``compiled[programs]`` on one device. Triton describes each launch for hooks, in as long as
-    the launch itself takes: not where there are none, and the compiler is one whose way is known.
+    """``compiled[programs]`` on one device. Triton describes each launch for hooks, which takes as
+    long as the launch itself: not where there are none, if it is a Triton whose way is known.
     """
     import triton
     from triton import knobs
@@ -186,11 +186,13 @@ def _launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..
 
     grid = programs, 1, 1
     described: Callable[..., None] = compiled[grid]
-    if tuple(map(int, triton.__version__.split(".")[:2])) > KNOWN:
+    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    # Somebody may have put a function where the chains of hooks are.
+    known = hasattr(before, "calls") and hasattr(after, "calls")
+    if not known or tuple(map(int, triton.__version__.split(".")[:2])) > KNOWN:
         return described
     stream, run = driver.active.get_current_stream, compiled.run
     kernel = compiled.function, compiled.packed_metadata, None, None, None
-    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
 
     def launcher(*arguments: Any) -> None:
         if before.calls or after.calls:
