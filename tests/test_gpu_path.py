@@ -785,17 +785,28 @@ def test_programs_fill_the_multiprocessors(shape, want, programs, rows):
     assert (plan.sums == 1) == (rows == cover.height)
 
 
-@pytest.mark.parametrize("want", [0, X])
-def test_whole_planes_spare_a_launch(want):
-    """Where nothing but the tiles' sums would need it."""
-    machine = gpu_tiles.Machine("sm_90", 132)
-    for shape, added, alone in (
-        ((64, 3, 64, 64), False, True),
-        ((64, 3, 64, 64), True, False),
-        ((8, 3, 256, 256), False, False),
-    ):
-        plan = gpu_tiles.plan_level((shape,), 0, 11, "valid", want, False, False, added, machine)
-        assert (plan.sums == 1) == alone
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+@pytest.mark.parametrize(
+    ("side", "want", "levels", "reduction", "launches"),
+    [
+        # Means of planes and no other launch for them, where nothing else needs it.
+        (64, X, 1, "none", [("march", 192)]),
+        (64, X, 1, "loss", [("march", 768), ("mean", 1)]),
+        (64, 0, 1, "none", [("derive", 192)]),
+        (64, 0, 1, "mean", [("derive", 1296), ("mean", 1)]),
+        # None for any level, or one for all.
+        (64, X, 2, "none", [("pyramid", 768), ("coarser", 192), ("march", 192)]),
+        (
+            *(128, 0, 2, "none"),
+            [("pyramid", 1536), ("coarser", 1037), ("derive", 1030), ("mean", 384)],
+        ),
+    ],
+)
+def test_whole_planes_spare_a_launch(side, want, levels, reduction, launches):
+    x = torch.empty(64, 3, side, side, device="meta")
+    with aot.recording(90) as found:
+        run(x, x, settings(11), levels=levels, want=want, reduction=reduction)
+    assert [(launch.kernel.__name__, launch.programs) for launch in found] == launches
 
 
 TUNED = sorted(tune.TUNING.glob("*.json"))
