@@ -33,6 +33,8 @@ CASES = {
     "odd": (ssim, (2, 1, 23, 45), {}, False),
     "strips": (less(SSIMLoss), (1, 1, 15, 300), {}, False),
     "zeros": (ssim, (1, 1, 12, 37), {"padding": "zeros"}, False),
+    # Whole threads' columns.
+    "padded": (ssim, (1, 1, 12, 48), {"padding": "zeros", "data_range": (-1, 1)}, False),
     "mask": (ssim, (1, 2, 14, 40), {"padding": "symmetric"}, True),
     "window-21": (ssim, (1, 1, 25, 140), {"window_size": 21, "sigma": 3.0}, False),
     "window-33": (ssim, (1, 1, 34, 45), {"window_size": 33, "padding": "zeros"}, True),
@@ -93,7 +95,8 @@ def test_ampere(case, want):
     ("case", "layout"),
     [
         *(("plain", layout) for layout in ("bfloat16", "float16", "channels_last", "unaligned")),
-        # As pairs where the distance is taken too.
+        # As pairs where padding is not zero, and where the distance is taken too.
+        ("padded", "bfloat16"),
         ("distance", "bfloat16"),
     ],
 )
@@ -116,7 +119,7 @@ def test_every_tile(monkeypatch, kernel, tile, layout):
     sizes = gpu_tiles.LAUNCHES[None]
     one = {**sizes, 11: sizes[11]._replace(**{kernel: (tile,)})}
     monkeypatch.setitem(gpu_tiles.LAUNCHES, None, one)
-    case, want = {"value": ("plain", 0), "march": ("plain", X), "derive": ("zeros", 0)}[kernel]
+    case, want = {"value": ("plain", 0), "march": ("plain", X), "derive": ("padded", 0)}[kernel]
     judge(90, case, want, LAYOUTS[layout])
 
 
