@@ -130,6 +130,24 @@ def test_no_copy_and_no_reading_of_values(functions, pair):
     assert operations.names >= {"aten::_to_copy", "aten::_local_scalar_dense"}
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_torch_has_yet_to_negate(functions, pair, name, place):
+    """An imaginary part of a conjugate has its values in memory with the other sign."""
+    plain = [image.float().requires_grad_() for image in pair]
+    lazy = list(plain)
+    image = plain[place].detach()
+    lazy[place] = torch.complex(image, -image).conj().imag.requires_grad_()
+    assert lazy[place].is_neg()
+    value, expected = functions[name](*lazy), functions[name](*plain)
+    assert torch.equal(value, expected)
+    factor = torch.tensor(-2.0)
+    minus = torch.complex(factor, -factor).conj().imag
+    gradients = torch.autograd.grad(value, lazy, minus)
+    for gradient, same in zip(gradients, torch.autograd.grad(expected, plain, factor), strict=True):
+        assert torch.equal(gradient, same)
+
+
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
 def test_low_contrast_under_autocast(functions, sized, name):
     x, y = images(sized((2, 3, 64, 64), (1, 1, 12, 12)))

@@ -162,13 +162,14 @@ def _run(
 
 
 def _dispatched(*tensors: Tensor) -> bool:
-    """Whether anything has to see an operation. If not, torch's way to it is spared, which takes as
-    long as the launch.
+    """Whether anything has to see an operation, or to negate first what a tensor's memory has with
+    the other sign. If not, torch's way to it is spared, which takes as long as the launch.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+        or any(tensor.is_neg() for tensor in tensors)
     )
 
 
@@ -249,7 +250,8 @@ def _sweep(
     """
     if torch.compiler.is_compiling():
         return _swept(gradients, scale, derivatives, images, usual)
-    sweep = torch.ops.perceptual_losses.ssim_sweep if _dispatched(scale) else _sweep_in_place
+    dispatched = _dispatched(scale, *images)
+    sweep = torch.ops.perceptual_losses.ssim_sweep if dispatched else _sweep_in_place
     sweep(gradients, scale, derivatives, images, usual, path)
     # The caller's own to change: a second backward reads what was saved, but computes it again.
     return gradients[0].data
