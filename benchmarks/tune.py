@@ -109,13 +109,13 @@ def seconds(pair: tuple[Tensor, Tensor], setting: Setting, device: str, calls: i
     """Of a step with a setting: the median of three means."""
     before = gpu_tiles.LAUNCHES
     gpu_tiles.LAUNCHES = setting.launches()
-    gpu._steps.cache_clear()
+    gpu.forget()
     try:
         step = _step(pair, setting, device)
         return statistics.median(measure.seconds(step, calls, device) for _ in range(3))
     finally:
         gpu_tiles.LAUNCHES = before
-        gpu._steps.cache_clear()
+        gpu.forget()
 
 
 def compiled(setting: Setting) -> str | None:

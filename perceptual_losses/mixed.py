@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from .structural import (
     MS_SSIM_WEIGHTS,
     StructuralLoss,
     ms_ssim_settings,
-    ms_ssim_terms,
-    ssim_terms,
+    terms,
 )
 
 
@@ -76,7 +75,7 @@ class L1SSIMLoss(StructuralLoss):
         self.weight = _share(weight)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _mix(self, ssim_terms, x, y, mask)
+        return _mix(self, x, y, mask)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, {super().extra_repr()}"
@@ -149,7 +148,7 @@ class L1MSSSIMLoss(StructuralLoss):
         self.weight = _share(weight)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _mix(self, ms_ssim_terms, x, y, mask)
+        return _mix(self, x, y, mask)
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, {super().extra_repr()}"
@@ -162,16 +161,10 @@ def _share(weight: float) -> float:
     return weight
 
 
-def _mix(
-    loss: L1SSIMLoss | L1MSSSIMLoss,
-    terms: Callable[..., tuple[Tensor, ...]],
-    x: Tensor,
-    y: Tensor,
-    mask: Tensor | None,
-) -> Tensor:
+def _mix(loss: L1SSIMLoss | L1MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     weight, options = _share(loss.weight), loss.options
     # Without a mask, both terms in one pass over the images.
-    similarity, *fused = terms(x, y, mask=mask, distance=mask is None, **options)
+    similarity, *fused = terms(x, y, mask, options, distance=mask is None)
     weights = _arguments.mask_weights(mask, x, y)
     distance = fused[0] if weights is None else _weighted_distance(x, y, weights)
     _, length = _arguments.low_and_length(options["data_range"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def ssim(
         tensor([ 1.0000, -0.8262])
     """
     return _value(
-        *(_ssim_parts, x, y, mask),
+        *(x, y, mask),
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -227,7 +227,7 @@ def ms_ssim(
         1.0
     """
     return _value(
-        *(_ms_ssim_parts, x, y, mask),
+        *(x, y, mask),
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -242,66 +242,68 @@ def ms_ssim(
     )
 
 
-class _Parts(NamedTuple):
-    """Of what is computed: the definition, the weights of each level's map, or none, and the
-    exponents of MS-SSIM's levels.
+def _definition(options: dict[str, Any]) -> tuple[_ssim.Settings, tuple[float, ...]]:
+    """What the options spell, each of them checked; with the exponents of MS-SSIM's levels."""
+    if "weights" in options:
+        return ms_ssim_settings(**options)
+    return _arguments.settings(**options), ()
+
+
+def _fit(
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    definition: _ssim.Settings,
+    exponents: tuple[float, ...],
+    options: dict[str, Any],
+) -> tuple[tuple[float, ...], list[Tensor]]:
+    """The exponents of the levels that the images have, and the weights of each level's map, or
+    none.
     """
-
-    definition: _ssim.Settings
-    map_weights: Sequence[Tensor]
-    exponents: tuple[float, ...] = ()
-
-
-def _ssim_parts(x: Tensor, y: Tensor, mask: Tensor | None, options: dict[str, Any]) -> _Parts:
-    definition = _arguments.settings(**options)
     _arguments.images(x, y, definition, options["data_range"])
-    pixel_weights = _arguments.mask_weights(mask, x, y)
-    if pixel_weights is None:
-        return _Parts(definition, ())
-    return _Parts(definition, (_normalized(pixel_weights, definition),))
-
-
-def _ms_ssim_parts(x: Tensor, y: Tensor, mask: Tensor | None, options: dict[str, Any]) -> _Parts:
-    definition, exponents = ms_ssim_settings(**options)
-    _arguments.images(x, y, definition, options["data_range"])
-    exponents = _arguments.fit_levels(exponents, options["levels"], x, options["window_size"])
+    if exponents:
+        levels, window_size = options["levels"], options["window_size"]
+        exponents = _arguments.fit_levels(exponents, levels, x, window_size)
     pixel_weights = _arguments.mask_weights(mask, x, y)
     map_weights: list[Tensor] = []
-    while pixel_weights is not None and len(map_weights) < len(exponents):
+    if pixel_weights is not None:
         map_weights.append(_normalized(pixel_weights, definition))
-        pixel_weights = _ssim.halve(pixel_weights)
-    return _Parts(definition, map_weights, exponents)
+        while len(map_weights) < len(exponents):
+            pixel_weights = _ssim.halve(pixel_weights)
+            map_weights.append(_normalized(pixel_weights, definition))
+    return exponents, map_weights
 
 
 def _value(
-    parts: Callable[..., _Parts],
-    x: Tensor,
-    y: Tensor,
-    mask: Tensor | None,
-    *,
-    loss: bool = False,
-    **options: Any,
+    x: Tensor, y: Tensor, mask: Tensor | None, *, loss: bool = False, **options: Any
 ) -> Tensor:
     """The similarity, or the ``loss`` that is 1 less that."""
-    if options["reduction"] == "mean":
-        definition, map_weights, exponents = parts(x, y, mask, options)
-        result = _ssim.Result("loss" if loss else "mean", exponents, options.get("normalize"))
-        backend = options["backend"]
-        return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend)
-    (similarity,) = _terms(parts, x, y, mask, False, options)
-    similarity = reduce(similarity, options["reduction"])
-    return 1 - similarity if loss else similarity
+    if options["reduction"] != "mean":
+        (similarity,) = terms(x, y, mask, options)
+        similarity = reduce(similarity, options["reduction"])
+        return 1 - similarity if loss else similarity
+    definition, exponents = _definition(options)
+    result = _ssim.Result("loss" if loss else "mean", exponents, options.get("normalize"))
+    levels, backend = options.get("levels"), options["backend"]
+    known = _ssim.known(x, y, definition, result, levels, backend) if mask is None else None
+    if known:
+        return known[0](x, y)
+    exponents, map_weights = _fit(x, y, mask, definition, exponents, options)
+    if levels == "auto" and exponents != result.exponents:
+        # Each such call warns.
+        known = None
+    result = result._replace(exponents=exponents)
+    return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend, known=known)
 
 
-def _terms(
-    parts: Callable[..., _Parts],
-    x: Tensor,
-    y: Tensor,
-    mask: Tensor | None,
-    distance: bool,
-    options: dict[str, Any],
+def terms(
+    x: Tensor, y: Tensor, mask: Tensor | None, options: dict[str, Any], *, distance: bool = False
 ) -> tuple[Tensor, ...]:
-    definition, map_weights, exponents = parts(x, y, mask, options)
+    """SSIM, or MS-SSIM if the options have its weights, and in the same pass the mean of
+    ``|x - y|`` if asked for; each ``(N, C)``.
+    """
+    definition, exponents = _definition(options)
+    exponents, map_weights = _fit(x, y, mask, definition, exponents, options)
     return _ssim.products(
         *(x, y, definition, map_weights),
         exponents=exponents,
@@ -309,20 +311,6 @@ def _terms(
         distance=distance,
         backend=options["backend"],
     )
-
-
-def ssim_terms(
-    x: Tensor, y: Tensor, *, mask: Tensor | None, distance: bool = False, **options: Any
-) -> tuple[Tensor, ...]:
-    """SSIM, and in the same pass the mean of ``|x - y|`` if asked for; each ``(N, C)``."""
-    return _terms(_ssim_parts, x, y, mask, distance, options)
-
-
-def ms_ssim_terms(
-    x: Tensor, y: Tensor, *, mask: Tensor | None, distance: bool = False, **options: Any
-) -> tuple[Tensor, ...]:
-    """`ssim_terms` for MS-SSIM."""
-    return _terms(_ms_ssim_parts, x, y, mask, distance, options)
 
 
 def ms_ssim_settings(
@@ -407,7 +395,7 @@ class SSIMLoss(StructuralLoss):
         _arguments.settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _value(_ssim_parts, x, y, mask, loss=True, **self.options)
+        return _value(x, y, mask, loss=True, **self.options)
 
 
 class MSSSIMLoss(StructuralLoss):
@@ -464,7 +452,7 @@ class MSSSIMLoss(StructuralLoss):
         _, self.weights = ms_ssim_settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _value(_ms_ssim_parts, x, y, mask, loss=True, **self.options)
+        return _value(x, y, mask, loss=True, **self.options)
 
 
 def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:

@@ -41,9 +41,9 @@ def _wide_tiles() -> Iterator[None]:
         patch.setattr(gpu_tiles, "SHORTEST", 256)
         patch.setattr(gpu, "ROWS", 64)
         patch.setattr(gpu, "TILES", 4)
-        gpu._steps.cache_clear()
+        gpu.forget()
         yield
-    gpu._steps.cache_clear()
+    gpu.forget()
 
 
 @pytest.fixture(scope="session")

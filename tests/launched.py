@@ -154,7 +154,7 @@ def main():
         pairs = [[torch.rand(2, 3, 90, 130, requires_grad=True) for _ in "xy"] for _ in range(2)]
         again(L1MSSSIMLoss(levels=3, backend="triton"), *pairs)
         again(SSIMLoss(window_size=25, padding="zeros", backend="triton"), *pairs)
-    gpu._steps.cache_clear()
+    gpu.forget()
     gpu._sweep.cache_clear()
     gpu._product.cache_clear()
     with (

@@ -376,7 +376,7 @@ def running(capability, multiprocessors):
     """Lets tensors on the CPU take the GPU path as on such a GPU."""
     machine = gpu_tiles.Machine(f"sm_{capability}", multiprocessors)
     launch = functools.partial(_launch, capability=capability)
-    gpu._steps.cache_clear()
+    gpu.forget()
     try:
         with (
             mock.patch.object(gpu_launch, "launch", launch),
@@ -385,4 +385,4 @@ def running(capability, multiprocessors):
         ):
             yield
     finally:
-        gpu._steps.cache_clear()
+        gpu.forget()

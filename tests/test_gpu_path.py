@@ -21,7 +21,16 @@ from hypothesis import strategies as st
 
 from benchmarks import aot, tune
 from benchmarks.aot import BOTH, Case
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    _arguments,
+    _ssim,
+    ms_ssim,
+    ssim,
+)
 from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles, op, reference
 from perceptual_losses._ssim.contract import Settings, X, Y, halved, usual_scale
 from perceptual_losses._ssim.window import gaussian
@@ -108,10 +117,10 @@ def tiles(monkeypatch):
         monkeypatch.setattr(gpu, "COLUMNS", 8)
         monkeypatch.setattr(gpu, "HALVED_ROWS", 4)
         monkeypatch.setattr(gpu, "HALVED_COLUMNS", 8)
-        gpu._steps.cache_clear()
+        gpu.forget()
 
     yield small
-    gpu._steps.cache_clear()
+    gpu.forget()
 
 
 def pair(*shape, seed=0, dtype=torch.float32):
@@ -522,6 +531,90 @@ def check_autograd(tiles):
     half = x.detach().bfloat16().requires_grad_()
     MSSSIMLoss(levels=2, window_size=3, backend="triton")(half, y).backward()
     assert half.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wanted", [(), (1,), (0, 1)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SSIMLoss(window_size=3, backend="triton"),
+        MSSSIMLoss(window_size=3, weights=(0.3, 0.7), normalize="simple", backend="triton"),
+    ],
+)
+def check_known_calls(tiles, monkeypatch, loss, wanted):
+    """They check the images no more, and give the same."""
+    tiles(16, 1, 8)
+
+    def step(seed):
+        images = pair(1, 2, 12, 13, seed=seed)
+        for j in wanted:
+            images[j].requires_grad_()
+        value = loss(*images)
+        inputs = [images[j] for j in wanted]
+        gradients = torch.autograd.grad(3 * value, inputs, retain_graph=True) if wanted else ()
+        again = torch.autograd.grad(value, inputs) if wanted else ()
+        return value.detach(), *(gradient.clone() for gradient in (*gradients, *again))
+
+    new = [step(0), step(1)]
+    gpu.forget()
+    assert torch.equal(step(2)[0], step(2)[0])
+    for module, name in ((_arguments, "images"), (_ssim, "_path")):
+        monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is known"))
+    for seed, values in enumerate(new):
+        for value, known in zip(values, step(seed), strict=True):
+            assert torch.equal(value, known)
+
+
+def check_what_makes_another_call(tiles):
+    """Whatever decides what is computed, after calls that are known."""
+    tiles(16, 1, 8)
+    x, y = pair(1, 2, 12, 16)
+    options = {"window_size": 3, "data_range": 2.0, "backend": "triton"}
+    for _ in range(2):
+        assert ssim(x, y, **options) == ssim(x, y, **options)
+    rows, mask = x.mT.contiguous().mT, torch.rand(12, 16)
+    for images, others in [
+        ((rows, y), {}),
+        ((x, rows), {}),
+        ((x.bfloat16(), y), {}),
+        ((x, y.half()), {}),
+        ((x[..., 1:], y[..., 1:]), {}),
+        ((x, y), {"mask": mask}),
+        ((x, y), {"data_range": (-1, 1)}),
+        ((x, y), {"sigma": 1.0}),
+        ((x, y), {"k2": 0.1}),
+        ((x, y), {"padding": "zeros"}),
+        ((x, y), {"reduction": "none"}),
+    ]:
+        exact = [image.double() for image in images]
+        same = {**options, **others}
+        true = ssim(*exact, **{**same, "backend": "reference"})
+        torch.testing.assert_close(ssim(*images, **same), true.float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(ssim(*images, **same), true.float(), rtol=0, atol=1e-6)
+    for images, others, error in [
+        ((x, None), {}, TypeError),
+        ((x.to_sparse(), y), {}, TypeError),
+        ((x, y[..., 1:]), {}, ValueError),
+        ((x.byte(), y), {"data_range": 1.0}, ValueError),
+        ((x.double(), y), {}, ValueError),
+        ((x, y), {"data_range": True}, TypeError),
+        ((x, y), {"window_size": 13}, ValueError),
+    ]:
+        with pytest.raises(error):
+            ssim(*images, **{**options, **others})
+    with pytest.raises(ValueError, match=r"a torch\.func transform is active"):
+        torch.func.grad(lambda image: ssim(image, y, **options))(x)
+    automatic, numba = (ssim(x, y, **{**options, "backend": b}) for b in ("auto", "numba"))
+    assert automatic == numba
+
+    levels = {"weights": (0.5, 0.3, 0.2), "window_size": 5, "backend": "triton"}
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="12x16 pixels fit 2 of 3"):
+            automatic = ms_ssim(x, y, **levels)
+        assert ms_ssim(x, y, levels=2, **levels) == automatic
+        with pytest.raises(ValueError, match="levels=3 with window_size=5"):
+            ms_ssim(x, y, levels=3, **levels)
+    assert ms_ssim(x, y, levels=1, **levels) != automatic
 
 
 def check_the_operations_are_good_citizens(tiles):
@@ -1040,9 +1133,9 @@ def test_every_tile_compiles_without_spills(monkeypatch, capability, window, ker
         "derive": Case(window, 0, "symmetric", True),
         "gather": Case(window, BOTH, "symmetric", True),
     }[kernel]
-    gpu._steps.cache_clear()
+    gpu.forget()
     launches = aot.launched(case, capability)
-    gpu._steps.cache_clear()
+    gpu.forget()
     judge_compiled(capability, case, launches, "derive" if kernel == "value" else kernel)
 
 

@@ -6,7 +6,7 @@ above this package. Paths never import each other; `op` gives the fast ones thei
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ __all__ = [
     "Settings",
     "compute_dtype",
     "halve",
+    "known",
     "means",
     "products",
     "reduced",
@@ -61,6 +62,33 @@ def means(
     return _means(x, y, settings, weights, levels, distance, _path(x, y, settings, backend))
 
 
+def known(
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    result: Result,
+    levels: int | str | None,
+    backend: str,
+) -> list[Callable[[Tensor, Tensor], Tensor]] | None:
+    """What gives the ``result``, once a GPU has given it for images like these, which takes less
+    time than to check and to plan anew. Else nothing, for `reduced` to add it; or ``None`` where
+    more than the images' layouts counts.
+
+    Args:
+        x: anything.
+        y: anything.
+        settings: what is computed.
+        result: of it.
+        levels: what makes other levels of the same ``result``.
+        backend: one of `BACKENDS`.
+    """
+    if backend not in ("auto", "triton") or not op.ordinary(x, y):
+        return None
+    if not (x.is_cuda or backend == "triton") or sys.is_finalizing():
+        return None
+    return gpu.known(*op.kind(x, y), settings, result, levels, backend)
+
+
 def reduced(
     x: Tensor,
     y: Tensor,
@@ -69,13 +97,17 @@ def reduced(
     *,
     result: Result,
     backend: str,
+    known: list[Callable[[Tensor, Tensor], Tensor]] | None = None,
 ) -> Tensor:
-    """The ``result`` of `means`, in one operation where it can be."""
+    """The ``result`` of `means`, in one operation where it can be; the next one is `known`."""
     path, levels = _path(x, y, settings, backend), max(1, len(result.exponents))
     if path == "reference" or torch.compiler.is_compiling():
         found = _means(x, y, settings, weights, levels, False, path)
         return reference.reduced(found, result)
-    return op.means(x, y, settings, weights, levels, False, path, result)
+    found = op.means(x, y, settings, weights, levels, False, path, result)
+    if known is not None and path == "triton":
+        known.append(op.again(x, y, settings, levels, result))
+    return found
 
 
 def products(

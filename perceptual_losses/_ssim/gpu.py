@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contract import FLOOR, Settings, X, Y, halved, usual_scale
+from .contract import FLOOR, Result, Settings, X, Y, halved, usual_scale
 from .gpu_launch import At, Image, Layout, New, Step, layout_of, on, strides_in_rows, unscaled
 from .gpu_tiles import LARGEST_WINDOW, Cover, Machine, Plan, ceil_div, plan_level
 
@@ -150,6 +150,57 @@ def means(
         [memory[f"of_x{j}"] for j in range(levels)] if want & X else [],
         [memory[f"of_y{j}"] for j in range(levels)] if want & Y else [],
     )
+
+
+@functools.lru_cache(maxsize=256)
+def known(*call: Any) -> list[Any]:
+    """Where is kept what such a call comes down to: nothing before the first."""
+    return []
+
+
+def forget() -> None:
+    """Makes plans anew, for other tiles than before."""
+    known.cache_clear()
+    _steps.cache_clear()
+
+
+class Reduction:
+    """The `Result` of plain means for images with these layouts, of which the launches are left."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, settings: Settings, levels: int, want: int, result: Result
+    ) -> None:
+        self.device, self.turned = x.device, want == Y
+        if self.turned:
+            # As in `means`.
+            x, y, want = y, x, X
+        product, single = bool(result.exponents), result.reduction
+        how = settings, levels, False, want, "none" if product else single
+        self.steps = [
+            *_steps(_machine(x.device), x.device, layout_of(x), layout_of(y), (), *how),
+        ]
+        self.value, self.derivatives = "means", ["derivatives"] * product
+        if product:
+            means = layout_of(torch.empty((levels, *x.shape[:2]), device="meta"))
+            exponents = result.exponents, result.normalize, single
+            self.steps.append(_product(x.device, means, *exponents))
+            self.value = "value"
+        names = [name for name, bit in zip("xy", (X, Y), strict=True) if want & bit]
+        self.gradients = [f"of_{name}{j}" for name in names for j in range(levels)]
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The result, the gradients that `means` gives, those of either image in one list, and the
+        derivatives that `product` does.
+        """
+        memory = {"x": y, "y": x} if self.turned else {"x": x, "y": y}
+        with on(self.device):
+            for step in self.steps:
+                step(memory)
+        return (
+            memory[self.value],
+            [memory[name] for name in self.gradients],
+            [memory[name] for name in self.derivatives],
+        )
 
 
 def sweep(

@@ -5,16 +5,30 @@ multiplication, or nothing where the scale is the usual one. Second derivatives 
 reference path.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from . import cpu, gpu, gpu_launch, reference
-from .contract import Result, Settings, X, Y, batched, compute_dtype, halved, spread, usual_scale
+from .contract import (
+    Result,
+    Settings,
+    X,
+    Y,
+    batched,
+    compute_dtype,
+    halved,
+    spread,
+    transform,
+    usual_scale,
+)
+from .gpu_launch import layout_of
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
@@ -112,6 +126,26 @@ torch.library.register_fake(SWEEP, lambda *_: None)
 torch.library.register_fake(PRODUCT, _fake_product)
 
 
+class Call(NamedTuple):
+    """What is computed of two images.
+
+    Attributes:
+        settings: of each level.
+        levels: how many.
+        distance: whether the mean of ``|x - y|`` follows.
+        want: which gradients.
+        path: ``"numba"`` or ``"triton"``.
+        result: of the means.
+    """
+
+    settings: Settings
+    levels: int
+    distance: bool
+    want: int
+    path: str
+    result: Result
+
+
 def means(
     x: Tensor,
     y: Tensor,
@@ -123,41 +157,71 @@ def means(
     result: Result = UNREDUCED,
 ) -> Tensor:
     """The contract's `means`, on a fast path; or the ``result`` of them, in one operation."""
-    if path == "numba" or not (x.is_floating_point() and y.is_floating_point()):
+    if path == "numba" or not _of_floats(x, y):
         dtype = compute_dtype(x, y)
         x, y = x.to(dtype), y.to(dtype)
-    grad = torch.is_grad_enabled()
-    want = X * (grad and x.requires_grad) + Y * (grad and y.requires_grad)
-    if want:
-        out: Tensor = _Means.apply(  # type: ignore[no-untyped-call]
-            x, y, (settings, levels, distance, want, path), result, *weights
-        )
+    call = Call(settings, levels, distance, _wanted(x, y), path, result)
+    if call.want:
+        out: Tensor = _Means.apply(x, y, call, None, *weights)  # type: ignore[no-untyped-call]
         return out
-    return _run(x, y, settings, weights, levels, distance, want, path, result)[0]
+    return _run(x, y, call, weights)[0]
+
+
+def ordinary(x: Any, y: Any) -> bool:
+    """Whether two images are tensors of which the kind decides what is done, and nothing has to see
+    an operation.
+    """
+    return (
+        not _dispatched(x, y)
+        and x.layout == y.layout == torch.strided
+        and not (x.is_nested or y.is_nested)
+        and _of_floats(x, y)
+        and transform() is None
+    )
+
+
+def kind(x: Tensor, y: Tensor) -> tuple[Any, ...]:
+    """Of two `ordinary` images, whatever decides what is done."""
+    return layout_of(x), x.device, layout_of(y), y.device, _wanted(x, y)
+
+
+def again(
+    x: Tensor, y: Tensor, settings: Settings, levels: int, result: Result
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """What gives the ``result`` of plain means on a GPU to images of the same `kind`."""
+    want = _wanted(x, y)
+    launches = gpu.Reduction(x, y, settings, levels, want, result)
+    if not want:
+        return lambda x, y: launches(x, y)[0]
+    call = Call(settings, levels, False, want, "triton", result)
+    return lambda x, y: _Means.apply(x, y, call, launches)  # type: ignore[no-untyped-call]
+
+
+def _of_floats(x: Tensor, y: Tensor) -> bool:
+    return x.is_floating_point() and y.is_floating_point()
+
+
+def _wanted(x: Tensor, y: Tensor) -> int:
+    if not torch.is_grad_enabled():
+        return 0
+    return X * x.requires_grad + Y * y.requires_grad
 
 
 def _run(
-    x: Tensor,
-    y: Tensor,
-    settings: Settings,
-    weights: Sequence[Tensor],
-    levels: int,
-    distance: bool,
-    want: int,
-    path: str,
-    result: Result,
+    x: Tensor, y: Tensor, call: Call, weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The result, the gradients of the means, and the derivatives of a product by them."""
-    window, low, c1, c2, padding = settings
-    reduction, exponents, normalize = result
+    window, low, c1, c2, padding = call.settings
+    reduction, exponents, normalize = call.result
     run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
     found, gradients = run(
-        *(x, y, list(weights), list(window), low, c1, c2, padding, levels, distance, want),
-        *("none" if exponents else reduction, path),
+        *(x, y, list(weights), list(window), low, c1, c2, padding),
+        *(call.levels, call.distance, call.want),
+        *("none" if exponents else reduction, call.path),
     )
     if not exponents:
         return found, gradients, []
-    found, derivatives = _run_product(found, exponents, normalize, reduction, path)
+    found, derivatives = _run_product(found, exponents, normalize, reduction, call.path)
     return found, gradients, [derivatives]
 
 
@@ -179,35 +243,34 @@ class _Means(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        options: tuple[Settings, int, bool, int, str],
-        result: Result,
+        call: Call,
+        launches: gpu.Reduction | None,
         *weights: Tensor,
     ) -> Tensor:
-        settings, levels, distance, want, path = options
-        found, gradients, derivatives = _run(
-            x, y, settings, weights, levels, distance, want, path, result
+        found, gradients, derivatives = (
+            launches(x, y) if launches is not None else _run(x, y, call, weights)
         )
         if torch.compiler.is_compiling():
             # torch 2.7 takes elements of a list for others that are named alike in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
         ctx.save_for_backward(x, y, *weights, *derivatives, *gradients)
-        ctx.options, ctx.result = options, result
-        # As lengths and not from `levels`, which is a symbol under torch.compile(dynamic=True).
-        ctx.counts = len(weights), len(gradients) // 2 if want == X + Y else len(gradients)
+        ctx.call = call
+        # As lengths and not from the levels, which are a symbol under torch.compile(dynamic=True).
+        ctx.counts = len(weights), len(gradients) // 2 if call.want == X + Y else len(gradients)
         ctx.spent = False
         return found
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
-        (settings, levels, distance, want, path), result = ctx.options, ctx.result
+        call: Call = ctx.call
+        want, path, result = call.want, call.path, call.result
         x, y, *saved = ctx.saved_tensors
         masks, of_one = ctx.counts
         weights, saved = saved[:masks], saved[masks:]
         nothing = (None,) * (2 + len(weights))
         compiling = torch.compiler.is_compiling()
         if not compiling and (torch.is_grad_enabled() or batched(scale)):
-            arguments = x, y, settings, weights, levels, distance
-            return *_reference_gradients(*arguments, result, want, scale), *nothing
+            return *_reference_gradients(x, y, call, weights, scale), *nothing
         usual = usual_scale(x.shape)
         if result.reduction != "none":
             # Each plane's scale times their number.
@@ -216,10 +279,10 @@ class _Means(torch.autograd.Function):
         derivatives, gradients = saved[:products], saved[products:]
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            again = x, y, settings, weights, levels, False, want, path
-            _, gradients, _ = _run(*again, UNREDUCED if products else result)
+            same = call._replace(distance=False, result=UNREDUCED if products else result)
+            _, gradients, _ = _run(x, y, same, weights)
         ctx.spent = not compiling
-        pair = [x, y] * distance
+        pair = [x, y] * call.distance
         of_x, of_y = None, None
         if want & X:
             of_x = _sweep(gradients[:of_one], scale, derivatives, pair, usual, path).to(x.dtype)
@@ -319,22 +382,15 @@ class _Product(torch.autograd.Function):
 
 
 def _reference_gradients(
-    x: Tensor,
-    y: Tensor,
-    settings: Settings,
-    weights: Sequence[Tensor],
-    levels: int,
-    distance: bool,
-    result: Result,
-    want: int,
-    scale: Tensor,
+    x: Tensor, y: Tensor, call: Call, weights: Sequence[Tensor], scale: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that an image compared with itself stays two inputs.
         x, y = x.view_as(x), y.view_as(y)
-        found = reference.means(x, y, settings, weights, levels, distance)
-        found = reference.reduced(found, result)
+        found = reference.means(x, y, call.settings, weights, call.levels, call.distance)
+        found = reference.reduced(found, call.result)
+    want = call.want
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
     gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=again))
     return next(gradients) if want & X else None, next(gradients) if want & Y else None
