@@ -28,12 +28,14 @@ class Call(NamedTuple):
         settings: the call as one would write it.
         deviation: how its definition differs from the paper's in this case, if it does.
         dtype: of the images that it is given.
+        loss: 1 less the similarity, where the package has that for training.
     """
 
     similarity: Callable[[Tensor, Tensor], Tensor]
     settings: str
     deviation: str = ""
     dtype: torch.dtype = torch.float32
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Contender(NamedTuple):
@@ -65,6 +67,15 @@ def _function(function: Callable[..., Tensor], **options: Any) -> Call:
 
 def _module(module: Callable[..., Any], device: str, **options: Any) -> Call:
     return Call(module(**options).to(device), _text(module, options))
+
+
+def _trained(
+    case: Case, call: Call, module: Callable[..., torch.nn.Module], **options: Any
+) -> Call:
+    """With the package's own loss, in a case with a gradient."""
+    if not case.backward:
+        return call
+    return call._replace(settings=_text(module, options), loss=module(**options))
 
 
 def _weights(name: str, case: Case, convert: Callable[..., Any] = tuple) -> dict[str, Any]:
@@ -174,8 +185,11 @@ def _own(backend: str, case: Case, device: str) -> Call:
     if case.metric in FEATURES:
         return Call(feature_loss(case.metric).to(device), _FEATURE_SETTINGS[case.metric])
     if case.metric == "SSIM":
-        return _function(perceptual_losses.ssim, backend=backend)
-    return _function(perceptual_losses.ms_ssim, **_weights("weights", case), backend=backend)
+        call = _function(perceptual_losses.ssim, backend=backend)
+        return _trained(case, call, perceptual_losses.SSIMLoss, backend=backend)
+    options = {**_weights("weights", case), "backend": backend}
+    call = _function(perceptual_losses.ms_ssim, **options)
+    return _trained(case, call, perceptual_losses.MSSSIMLoss, **options)
 
 
 def _of_bfloat16(case: Case, device: str) -> Call:
@@ -185,7 +199,10 @@ def _of_bfloat16(case: Case, device: str) -> Call:
 
 def _compiled(case: Case, device: str) -> Call:
     call = _own("reference", case, device)
-    return Call(torch.compile(call.similarity), f"torch.compile({call.settings})", call.deviation)
+    settings = f"torch.compile({call.settings})"
+    if call.loss is not None:
+        return call._replace(settings=settings, loss=torch.compile(call.loss))
+    return call._replace(settings=settings, similarity=torch.compile(call.similarity))
 
 
 def _pytorch_msssim(case: Case, device: str) -> Call:
@@ -204,9 +221,12 @@ def _piq(case: Case, device: str) -> Call:
     if len(case.shape) == 5:
         raise NotImplementedError("takes five dimensions for complex images")
     if case.metric == "SSIM":
-        return _function(piq.ssim, downsample=False)
+        call = _function(piq.ssim, downsample=False)
+        return _trained(case, call, piq.SSIMLoss, downsample=False)
     tensor = functools.partial(torch.tensor, device=device)
-    call = _function(piq.multi_scale_ssim, **_weights("scale_weights", case, tensor))
+    weights = _weights("scale_weights", case, tensor)
+    call = _function(piq.multi_scale_ssim, **weights)
+    call = _trained(case, call, piq.MultiScaleSSIMLoss, **weights)
     return call._replace(deviation="repeats the first row and column" if case.odd_levels else "")
 
 

@@ -83,13 +83,18 @@ def expected(case: Case, device: str) -> Expected:
 
 
 def loss(case: Case, value: Tensor) -> Tensor:
-    """What is trained on: less similarity, or the distance of features."""
+    """What is trained on: 1 less similarity, or the distance of features."""
     return value if case.metric in FEATURES else 1 - value
 
 
+def similarity(case: Case, value: Tensor) -> Tensor:
+    """Of what a `step` gives, or the distance of features."""
+    return loss(case, value) if case.backward else value
+
+
 def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
-    """What is timed: the similarity, and the gradient of `loss` with respect to ``x`` if the case
-    has one.
+    """What is timed: the similarity; in a case with a gradient `loss`, and its gradient with
+    respect to ``x``.
     """
     x, y = x.to(call.dtype), y.to(call.dtype)
     if not case.backward:
@@ -97,8 +102,8 @@ def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
     x = x.detach().requires_grad_()
 
     def forward_and_backward() -> tuple[Tensor, Tensor]:
-        value = call.similarity(x, y)
-        (gradient,) = torch.autograd.grad(loss(case, value), x)
+        value = call.loss(x, y) if call.loss else loss(case, call.similarity(x, y))
+        (gradient,) = torch.autograd.grad(value, x)
         return value.detach(), gradient
 
     return forward_and_backward
@@ -271,6 +276,7 @@ class _Served:
 
     def prepare(self, case: Case) -> tuple[str, str]:
         call = self.contender.build(case, self.device)
+        self.case = case
         self.step = step(call, case, *images(case.shape, self.device))
         return call.settings, call.deviation
 
@@ -285,7 +291,8 @@ class _Served:
 
     def result(self) -> tuple[float, Any]:
         value, gradient = self.step()
-        return value.item(), None if gradient is None else gradient.cpu().numpy()
+        found = similarity(self.case, value).item()
+        return found, None if gradient is None else gradient.cpu().numpy()
 
     def seconds(self, calls: int) -> float:
         return seconds(self.step, calls, self.device)

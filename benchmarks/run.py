@@ -299,8 +299,8 @@ def method(options: Options) -> dict[str, Any]:
         "definition": "Gaussian window of 11 pixels and sigma 1.5 inside the image, range 1, "
         "population variance; VGG is the mean squared distance at relu3_3 of VGG-16 with the same "
         "random weights for all, LPIPS the distance of five layers with its calibrated linear "
-        "weights; gradient of 1 - similarity, or of the distance, with respect to the first image; "
-        "float32",
+        "weights; gradient of 1 - similarity, by the package's own loss where it has one, or of "
+        "the distance, with respect to the first image; float32",
         "check": "before it is timed: value (absolute) and gradient (norm of the difference over "
         "norm) against the reference path in float64, a gradient through a network to "
         f"{measure.FEATURE_GRADIENT_TOLERANCE:g}",

@@ -75,7 +75,8 @@ def test_contenders_compute_the_stated_value(contender, case):
     half = contender.name == "perceptual-losses, bfloat16"
     assert bool(call.deviation) == (odd or torchmetrics or half)
     value, gradient = step()
-    errors = measure.check(value.item(), gradient, measure.expected(case, "cpu"), call.deviation)
+    value = measure.similarity(case, value).item()
+    errors = measure.check(value, gradient, measure.expected(case, "cpu"), call.deviation)
     if call.deviation:
         assert errors["gradient_error"] > measure.GRADIENT_TOLERANCE
 
@@ -86,13 +87,16 @@ def test_images_in_bfloat16():
     call = contender.build(case, "cpu")
     value, gradient = measure.step(call, case, *images(case.shape, "cpu"))()
     assert gradient.dtype == torch.bfloat16
-    errors = measure.check(value.item(), gradient, measure.expected(case, "cpu"), call.deviation)
+    value = measure.similarity(case, value).item()
+    errors = measure.check(value, gradient, measure.expected(case, "cpu"), call.deviation)
     assert measure.GRADIENT_TOLERANCE < errors["gradient_error"] < 0.05
 
 
 def test_settings_are_shown():
-    call = OURS.build(SMALL[0], "cpu")
-    assert call.settings == "perceptual_losses.ssim(backend='auto')"
+    case = SMALL[0]._replace(backward=False)
+    assert OURS.build(case, "cpu").settings == "perceptual_losses.ssim(backend='auto')"
+    training = case._replace(backward=True)
+    assert OURS.build(training, "cpu").settings == "perceptual_losses.SSIMLoss(backend='auto')"
 
 
 def test_cases_are_distinct():
