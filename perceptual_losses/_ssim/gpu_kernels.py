@@ -469,6 +469,52 @@ def _further(apart, a, b, row, begin, end, height):
 
 
 @triton.jit
+def _advance(
+    pixels_x,
+    pixels_y,
+    apart,
+    scratch_row,
+    x,
+    y,
+    x_next,
+    y_next,
+    x_strides,
+    y_strides,
+    row,
+    left,
+    begin,
+    end,
+    height,
+    width,
+    root,
+    low,
+    level_d,
+    off,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DENSE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PITCH: tl.constexpr,
+    PADDING: tl.constexpr,
+    DISTANCE: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """Keeps a row of `_pixels`, adds their distances if wanted, and loads the next row."""
+    if DISTANCE:
+        apart = _further(apart, pixels_x[0], pixels_y[0], row, begin, end, height)
+    _keep_pixels(
+        *(pixels_x, pixels_y, scratch_row, row, left, height, width),
+        *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
+    )
+    x_next, y_next, pixels_x, pixels_y = _next_pixels(
+        *(x, y, x_next, y_next, x_strides, y_strides, row + 1, left),
+        *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
+    )
+    return apart, x_next, y_next, pixels_x, pixels_y
+
+
+@triton.jit
 def _squares(values):
     squares = ()
     for k in tl.static_range(len(values)):
@@ -806,6 +852,7 @@ def march(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
+    LATE: tl.constexpr,
     WHOLE: tl.constexpr,
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -868,15 +915,11 @@ def march(
     current, newest = 0, UNIT * PIXELS
     for ahead in range(TAPS):
         tl.debug_barrier()
-        if DISTANCE:
-            apart = _further(apart, a[0], b[0], top - REACH + ahead, top, bottom, height)
-        _keep_pixels(
-            *(a, b, scratch + newest, top - REACH + ahead, left - REACH, height, width),
-            *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
-        )
-        x_next, y_next, a, b = _next_pixels(
-            *(x, y, x_next, y_next, x_strides, y_strides, top - REACH + ahead + 1, left - REACH),
-            *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
+        apart, x_next, y_next, a, b = _advance(
+            *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
+            *(top - REACH + ahead, left - REACH, top, bottom, height, width),
+            *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
+            *(PADDING, DISTANCE, SHARED),
         )
         moments = _add_moments(
             moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -896,21 +939,28 @@ def march(
             # The row of the gradient's pixels, and the next turn's newest.
             oldest = tl.where(newest == UNIT * (BEHIND - PIXELS), 0, newest + UNIT * PIXELS)
             other_slot = UNIT * HALF - slot
-            if DISTANCE:
-                apart = _further(apart, a[0], b[0], row + 1, top, bottom, height)
-            _keep_pixels(
-                *(a, b, scratch + newest, row + 1, left - REACH, height, width),
-                *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
-            )
-            x_next, y_next, a, b = _next_pixels(
-                *(x, y, x_next, y_next, x_strides, y_strides, row + 2, left - REACH),
-                *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
-            )
+            if not LATE:
+                apart, x_next, y_next, a, b = _advance(
+                    *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
+                    *(row + 1, left - REACH, top, bottom, height, width),
+                    *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
+                    *(PADDING, DISTANCE, SHARED),
+                )
             added = ()
             for k in tl.static_range(MAPS):
                 values = _read(scratch + slot, BEHIND + k * PITCH, first, COLUMNS, TAPS, SHARED)
                 added = added + (_add_row(filtered[k], values, across, down, COLUMNS, TAPS),)
             filtered = added
+            if LATE:
+                apart, x_next, y_next, a, b = _advance(
+                    *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
+                    *(row + 1, left - REACH, top, bottom, height, width),
+                    *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
+                    *(PADDING, DISTANCE, SHARED),
+                )
+                moments = _add_moments(
+                    moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+                )
             gradient_row += gradient_strides[2]
             other_row += other_strides[2]
             d = _read(scratch + oldest, REACH, first, COLUMNS, 1, SHARED)
@@ -920,9 +970,10 @@ def march(
                 *(left + local, owned & (here > top) & (here <= bottom), filtered),
                 *(share, COLUMNS, DENSE, TAPS, WANT),
             )
-            moments = _add_moments(
-                moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
-            )
+            if not LATE:
+                moments = _add_moments(
+                    moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
+                )
             counted = ((here >= top) | (band == 0)) & (here < bottom)
             total, maps = _row_of_map(
                 *(moments, total, counted, root, level_d, level_t, c1, c2),
@@ -989,6 +1040,7 @@ def derive(
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
+    LATE: tl.constexpr,
     WHOLE: tl.constexpr,
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
@@ -1059,18 +1111,14 @@ def derive(
                 tl.debug_barrier()
                 other_slot = UNIT * HALF - slot
                 begin = tl.maximum(top, own_top)
-                if DISTANCE:
-                    apart = _further(
-                        apart, a[0], b[0], here + TAPS, begin + INSET, bottom + INSET, height
+                if not LATE:
+                    apart, x_next, y_next, a, b = _advance(
+                        *(a, b, apart, scratch + other_slot, x, y, x_next, y_next),
+                        *(x_strides, y_strides, here + TAPS, left),
+                        *(begin + INSET, bottom + INSET, height, width),
+                        *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
+                        *(PADDING, DISTANCE, SHARED),
                     )
-                _keep_pixels(
-                    *(a, b, scratch + other_slot, here + TAPS, left, height, width),
-                    *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
-                )
-                x_next, y_next, a, b = _next_pixels(
-                    *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS + 1, left),
-                    *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
-                )
                 moments = _add_moments(
                     moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
                 )
@@ -1092,6 +1140,14 @@ def derive(
                     for k in tl.static_range(MAPS):
                         values = _together(derivatives[k], COLUMNS)
                         tl.store(target + k * slab_height.to(tl.int64) * pitch, values, mask=kept)
+                if LATE:
+                    apart, x_next, y_next, a, b = _advance(
+                        *(a, b, apart, scratch + other_slot, x, y, x_next, y_next),
+                        *(x_strides, y_strides, here + TAPS, left),
+                        *(begin + INSET, bottom + INSET, height, width),
+                        *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
+                        *(PADDING, DISTANCE, SHARED),
+                    )
                 slot = other_slot
                 here += 1
         place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)

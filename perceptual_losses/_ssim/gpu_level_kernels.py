@@ -260,7 +260,7 @@ def coarser(
             *(x, y, weight, gradient, other, scratch, place, place, strides, strides),
             *(weight_strides, strides, strides, sums_stride, begin, strips, parts, rows),
             *(channels, height, width, across, down, root, low, c1, c2, share, whole),
-            *(LANES, COLUMNS, TURN, WHOLE, True, TAPS, PITCH),
+            *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
             *(PADDING, WANT, WEIGHTED, False, SHARED),
         )
     else:
@@ -271,7 +271,7 @@ def coarser(
             *(weight_strides, sums_stride, 0, begin, strips, parts, rows),
             *(planes * strips * tall, 0, -INSET, tall - INSET, -INSET),
             *(channels, height, width, across, down, root, low, c1, c2, whole),
-            *(LANES, COLUMNS, TURN, WHOLE, True, TAPS, PITCH),
+            *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
             *(PADDING, WANT, WEIGHTED, False, SHARED),
         )
 

@@ -20,6 +20,8 @@ class Tile(NamedTuple):
             to register, and take longer to compile.
         warps: whose registers fit on a multiprocessor at once.
         row: time of a row of so many warps, relative to that of the kernel's first tile.
+        late: whether a turn without padding begins with what other rows have in scratch memory, and
+            keeps its own pixels after that. What is faster depends on how the compiler orders it.
     """
 
     lanes: int
@@ -27,6 +29,7 @@ class Tile(NamedTuple):
     turn: int
     warps: int
     row: float = 1.0
+    late: bool = False
 
 
 class Launches(NamedTuple):
@@ -52,8 +55,12 @@ class Launches(NamedTuple):
 LAUNCHES: dict[str | None, dict[int, Launches]] = {
     None: {
         11: Launches(
-            value=(Tile(32, 4, 1, 8), Tile(32, 2, 1, 12, 0.82)),
-            march=(Tile(32, 2, 1, 8), Tile(64, 2, 1, 8, 1.02), Tile(128, 2, 1, 8, 1.08)),
+            value=(Tile(32, 4, 1, 8, late=True), Tile(32, 2, 1, 12, 0.82)),
+            march=(
+                Tile(32, 2, 1, 8, late=True),
+                Tile(64, 2, 1, 8, 1.02, late=True),
+                Tile(128, 2, 1, 8, 1.08, late=True),
+            ),
             derive=(Tile(32, 2, 1, 10),),
             gather=(),
         ),
@@ -103,6 +110,7 @@ class Cover(NamedTuple):
         lanes: threads of a program.
         columns: of each thread.
         turn: rows in a turn of the loop.
+        late: as of a `Tile`.
         strips: of columns, as wide as a program.
         height: rows of a strip.
         rows: of a program.
@@ -115,6 +123,7 @@ class Cover(NamedTuple):
     lanes: int
     columns: int
     turn: int
+    late: bool
     strips: int
     height: int
     rows: int
@@ -364,7 +373,7 @@ def _cover(
     whole = all(shape[3] % tile.columns == 0 for shape in alike)
     count = strips(tile, shapes[level][3] + beside)
     rows = min(rows, height) if across else rows
-    return Cover(whole, tile.lanes, tile.columns, tile.turn, count, height, rows, across, time)
+    return Cover(whole, *tile[:3], tile.late, count, height, rows, across, time)
 
 
 def ceil_div(a: int, b: int) -> int:
