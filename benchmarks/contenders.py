@@ -70,12 +70,13 @@ def _module(module: Callable[..., Any], device: str, **options: Any) -> Call:
 
 
 def _trained(
-    case: Case, call: Call, module: Callable[..., torch.nn.Module], **options: Any
+    case: Case, call: Call, module: Callable[..., Any], device: str, **options: Any
 ) -> Call:
     """With the package's own loss, in a case with a gradient."""
     if not case.backward:
         return call
-    return call._replace(settings=_text(module, options), loss=module(**options))
+    own = _module(module, device, **options)
+    return call._replace(settings=own.settings, loss=own.similarity)
 
 
 def _weights(name: str, case: Case, convert: Callable[..., Any] = tuple) -> dict[str, Any]:
@@ -186,10 +187,10 @@ def _own(backend: str, case: Case, device: str) -> Call:
         return Call(feature_loss(case.metric).to(device), _FEATURE_SETTINGS[case.metric])
     if case.metric == "SSIM":
         call = _function(perceptual_losses.ssim, backend=backend)
-        return _trained(case, call, perceptual_losses.SSIMLoss, backend=backend)
+        return _trained(case, call, perceptual_losses.SSIMLoss, device, backend=backend)
     options = {**_weights("weights", case), "backend": backend}
     call = _function(perceptual_losses.ms_ssim, **options)
-    return _trained(case, call, perceptual_losses.MSSSIMLoss, **options)
+    return _trained(case, call, perceptual_losses.MSSSIMLoss, device, **options)
 
 
 def _of_bfloat16(case: Case, device: str) -> Call:
@@ -222,11 +223,11 @@ def _piq(case: Case, device: str) -> Call:
         raise NotImplementedError("takes five dimensions for complex images")
     if case.metric == "SSIM":
         call = _function(piq.ssim, downsample=False)
-        return _trained(case, call, piq.SSIMLoss, downsample=False)
+        return _trained(case, call, piq.SSIMLoss, device, downsample=False)
     tensor = functools.partial(torch.tensor, device=device)
     weights = _weights("scale_weights", case, tensor)
     call = _function(piq.multi_scale_ssim, **weights)
-    call = _trained(case, call, piq.MultiScaleSSIMLoss, **weights)
+    call = _trained(case, call, piq.MultiScaleSSIMLoss, device, **weights)
     return call._replace(deviation="repeats the first row and column" if case.odd_levels else "")
 
 

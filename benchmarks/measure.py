@@ -102,7 +102,7 @@ def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
     x = x.detach().requires_grad_()
 
     def forward_and_backward() -> tuple[Tensor, Tensor]:
-        value = call.loss(x, y) if call.loss else loss(case, call.similarity(x, y))
+        value = loss(case, call.similarity(x, y)) if call.loss is None else call.loss(x, y)
         (gradient,) = torch.autograd.grad(value, x)
         return value.detach(), gradient
 
@@ -292,7 +292,8 @@ class _Served:
     def result(self) -> tuple[float, Any]:
         value, gradient = self.step()
         found = similarity(self.case, value).item()
-        return found, None if gradient is None else gradient.cpu().numpy()
+        # NumPy has no bfloat16.
+        return found, None if gradient is None else gradient.float().cpu().numpy()
 
     def seconds(self, calls: int) -> float:
         return seconds(self.step, calls, self.device)

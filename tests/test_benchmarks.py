@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import sys
@@ -90,6 +91,27 @@ def test_images_in_bfloat16():
     value = measure.similarity(case, value).item()
     errors = measure.check(value, gradient, measure.expected(case, "cpu"), call.deviation)
     assert measure.GRADIENT_TOLERANCE < errors["gradient_error"] < 0.05
+
+
+@pytest.mark.parametrize("case", [Case("SSIM", (1, 3, 24, 40), backward) for backward in (0, 1)])
+@pytest.mark.parametrize("name", ["bfloat16 images", "reference compiled"])
+def test_our_other_contenders_are_served(monkeypatch, name, case):
+    """Those that are for GPUs alone."""
+    eager = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", eager)
+    (contender,) = (c for c in CONTENDERS if c.name == f"perceptual-losses, {name}")
+    served = measure._Served(contender, "cpu")
+    _, deviation = served.prepare(case)
+    value, gradient = served.result()
+    gradient = None if gradient is None else torch.from_numpy(gradient)
+    measure.check(value, gradient, measure.expected(case, "cpu"), deviation)
+    assert (gradient is None) == (not case.backward)
+
+
+def test_losses_are_where_the_images_are():
+    (piq,) = (c for c in CONTENDERS if c.name == "piq")
+    loss = piq.build(Case("MS-SSIM", (1, 3, 180, 190), True), "meta").loss
+    assert [buffer.device.type for buffer in loss.buffers()] == ["meta"]
 
 
 def test_settings_are_shown():
