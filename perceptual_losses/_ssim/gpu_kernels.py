@@ -867,6 +867,7 @@ def march(
 
     ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
     ``begin`` is the number of the first program.
+    With ``LATE`` a turn keeps its pixels after it has read derivatives, else before.
     With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
     """
     REACH: tl.constexpr = TAPS - 1
@@ -1054,6 +1055,7 @@ def derive(
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
     ``begin`` is the number of the first program.
+    With ``LATE`` a turn keeps its pixels last, else first.
     ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
     With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel by the program
