@@ -367,6 +367,7 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Step, list[l
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
+        WHOLE=width % 8 == 0,
         new=(New(at.name, (at.offset,)),),
     )
     return step, halves
@@ -639,6 +640,7 @@ def _sweep(
         PRODUCT=product,
         ROWS=ROWS,
         LANES=COLUMNS,
+        WHOLE=width % 8 == 0,
         DISTANCE=bool(images),
     )
 

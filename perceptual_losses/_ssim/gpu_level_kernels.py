@@ -8,7 +8,7 @@ launch, the product of the levels' means and the sum of their gradients.
 import triton
 import triton.language as tl
 
-from .gpu_kernels import VALID, _place, _plane, derive, march
+from .gpu_kernels import VALID, _known, _place, _plane, derive, march
 
 FLOOR = tl.constexpr(0)
 RELU = tl.constexpr(1)
@@ -113,12 +113,14 @@ def pyramid(
     width,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Repeated 2x2 means of both images, an odd last row or column counting twice.
 
     ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
-    values as ``pitches`` has.
+    values as ``pitches`` has. A row is loaded 8 columns at once where it is ``WHOLE`` such parts.
     """
+    width = _known(width, 8, WHOLE)
     strip, band, plane = _place(tl.program_id(0), strips, bands)
     row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
@@ -134,7 +136,8 @@ def pyramid(
         height, width = (height + 1) // 2, (width + 1) // 2
         row = top // 2 + tl.arange(0, ROWS >> (j + 1))[:, None]
         column = left // 2 + tl.arange(0, LANES >> (j + 1))[None, :]
-        inside = (row < height) & (column < width)
+        # What a row has beyond its values is nobody's, and several columns are written at once.
+        inside = (row < height) & (column < pitches[j])
         offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
         tl.store(x_halves[j] + offset, a, mask=inside)
         tl.store(y_halves[j] + offset, b, mask=inside)
@@ -310,6 +313,7 @@ def sweep(
     PRODUCT: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
+    WHOLE: tl.constexpr,
     DISTANCE: tl.constexpr,
 ):
     """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
@@ -322,6 +326,7 @@ def sweep(
     has. For a ``PRODUCT`` of the means ``scale`` is that of it, to be multiplied with its
     ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| has the last scale.
     """
+    width = _known(width, 8, WHOLE)
     strip, band, plane = _place(tl.program_id(0), strips, bands)
     n, c = plane // channels, plane % channels
     scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
