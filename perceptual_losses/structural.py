@@ -283,7 +283,8 @@ def _value(
         similarity = reduce(similarity, options["reduction"])
         return 1 - similarity if loss else similarity
     definition, exponents = _definition(options)
-    result = _ssim.Result("loss" if loss else "mean", exponents, options.get("normalize"))
+    kind, normalize = "loss" if loss else "mean", options.get("normalize")
+    result = _ssim.Result(kind, exponents, normalize)
     levels, backend = options.get("levels"), options["backend"]
     known = _ssim.known(x, y, definition, result, levels, backend) if mask is None else None
     if known:
@@ -292,7 +293,7 @@ def _value(
     if levels == "auto" and exponents != result.exponents:
         # Each such call warns.
         known = None
-    result = result._replace(exponents=exponents)
+    result = _ssim.Result(kind, exponents, normalize)
     return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend, known=known)
 
 

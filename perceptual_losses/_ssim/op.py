@@ -279,8 +279,9 @@ class _Means(torch.autograd.Function):
         derivatives, gradients = saved[:products], saved[products:]
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            same = call._replace(distance=False, result=UNREDUCED if products else result)
-            _, gradients, _ = _run(x, y, same, weights)
+            result = UNREDUCED if products else result
+            again = Call(call.settings, call.levels, False, want, path, result)
+            _, gradients, _ = _run(x, y, again, weights)
         ctx.spent = not compiling
         pair = [x, y] * call.distance
         of_x, of_y = None, None
