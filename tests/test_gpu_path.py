@@ -578,6 +578,7 @@ def check_what_makes_another_call(tiles):
         ((x, rows), {}),
         ((x.bfloat16(), y), {}),
         ((x, y.half()), {}),
+        (((255 * x).byte(), y), {"data_range": 255}),
         ((x[..., 1:], y[..., 1:]), {}),
         ((x, y), {"mask": mask}),
         ((x, y), {"data_range": (-1, 1)}),
@@ -591,6 +592,10 @@ def check_what_makes_another_call(tiles):
         true = ssim(*exact, **{**same, "backend": "reference"})
         torch.testing.assert_close(ssim(*images, **same), true.float(), rtol=0, atol=1e-6)
         torch.testing.assert_close(ssim(*images, **same), true.float(), rtol=0, atol=1e-6)
+    wanting = x.clone().requires_grad_()
+    assert ssim(wanting, y, **options).requires_grad
+    with torch.no_grad():
+        assert not ssim(wanting, y, **options).requires_grad
     for images, others, error in [
         ((x, None), {}, TypeError),
         ((x.to_sparse(), y), {}, TypeError),

@@ -176,9 +176,8 @@ class Reduction:
             x, y, want = y, x, X
         product, single = bool(result.exponents), result.reduction
         how = settings, levels, False, want, "none" if product else single
-        self.steps = [
-            *_steps(_machine(x.device), x.device, layout_of(x), layout_of(y), (), *how),
-        ]
+        images = layout_of(x), layout_of(y), ()
+        self.steps = list(_steps(_machine(x.device), x.device, *images, *how))
         self.value, self.derivatives = "means", ["derivatives"] * product
         if product:
             means = layout_of(torch.empty((levels, *x.shape[:2]), device="meta"))

@@ -280,8 +280,8 @@ class _Means(torch.autograd.Function):
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
             result = UNREDUCED if products else result
-            again = Call(call.settings, call.levels, False, want, path, result)
-            _, gradients, _ = _run(x, y, again, weights)
+            same = Call(call.settings, call.levels, False, want, path, result)
+            _, gradients, _ = _run(x, y, same, weights)
         ctx.spent = not compiling
         pair = [x, y] * call.distance
         of_x, of_y = None, None
