@@ -12,6 +12,7 @@ from .structural import (
     MS_SSIM_WEIGHTS,
     StructuralLoss,
     ms_ssim_settings,
+    reduce,
     terms,
 )
 
@@ -168,8 +169,8 @@ def _mix(loss: L1SSIMLoss | L1MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | N
     weights = _arguments.mask_weights(mask, x, y)
     distance = fused[0] if weights is None else _weighted_distance(x, y, weights)
     _, length = _arguments.low_and_length(options["data_range"])
-    mixed = (1 - weight) / length * distance.mean(1) + weight * (1 - similarity.mean(1))
-    return mixed if loss.reduction == "none" else mixed.mean()
+    distance, similarity = (reduce(values, loss.reduction) for values in (distance, similarity))
+    return torch.lerp(distance / length, 1 - similarity, weight)
 
 
 def _weighted_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
