@@ -1082,8 +1082,9 @@ def judge_compiled(capability, case, launches, name):
 
     launch = launches[name]
     found = aot.figures(aot.compiled(launch, capability))
-    # The settings were chosen with Triton 3.6; another's compiler may be a few registers short.
-    assert found.spilled <= (0 if triton.__version__.startswith("3.6.") else 64)
+    # The settings were chosen with Triton 3.6; another's compiler may be some registers short. That
+    # of 3.9 takes a fifth more instructions for 21 taps on 9.0 in any order.
+    assert found.spilled <= (0 if triton.__version__.startswith("3.6.") else 136)
     # As many programs as the table says share the registers of a multiprocessor.
     sizes = gpu_tiles.LAUNCHES[None]
     tiles = sizes[min(size for size in sizes if size >= case.window_size)]
