@@ -1207,6 +1207,32 @@ def test_the_small_kernels_compile(capability):
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [480, 481])
+def test_levels_load_several_columns_at_once(dtype, width):
+    """Of the finest images and of their gradient, where a row is made of them."""
+    x = torch.empty(1, 3, 32, width, dtype=dtype, device="meta")
+    with aot.recording(90) as launches:
+        _, gradients, _ = run(x, x, settings(3), levels=2, want=X)
+        gpu.sweep(gradients, torch.empty(2, 1, 3, device="meta"), [], [], -1.0)
+    small = {launch.kernel.__name__: launch for launch in launches}
+    for name, access in (("pyramid", "ld.global"), ("sweep", "st.global")):
+        ptx = aot.compiled(small[name], 90).asm["ptx"]
+        assert (f"{access}.v4.b32" in ptx) == (width % 8 == 0)
+
+
+@pytest.mark.parametrize(
+    ("padding", "late"), [("valid", True), ("zeros", False), ("symmetric", False)]
+)
+@pytest.mark.parametrize("want", [X, BOTH])
+def test_padded_turns_begin_with_their_pixels(padding, late, want):
+    machine = gpu_tiles.Machine("sm_90", 132)
+    shapes = ((8, 3, 1080, 1920),)
+    plan = gpu_tiles.plan_level(shapes, 0, 11, padding, want, False, False, True, machine)
+    assert plan.march.late == late
+
+
 def test_the_longest_loop():
     assembly = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;         /* 0x00 */

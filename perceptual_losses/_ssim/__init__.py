@@ -82,9 +82,8 @@ def known(
         levels: what makes other levels of the same ``result``.
         backend: one of `BACKENDS`.
     """
-    if backend not in ("auto", "triton") or not op.ordinary(x, y):
-        return None
-    if not (x.is_cuda or backend == "triton") or sys.is_finalizing():
+    on_gpu = backend == "auto" and isinstance(x, Tensor) and x.is_cuda
+    if not (on_gpu or backend == "triton") or not op.ordinary(x, y) or sys.is_finalizing():
         return None
     return gpu.known(*op.kind(x, y), settings, result, levels, backend)
 

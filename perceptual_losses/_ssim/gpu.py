@@ -366,7 +366,7 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Step, list[l
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
-        WHOLE=width % 8 == 0,
+        WHOLE=width % _level_kernels().AT_ONCE.value == 0,
         new=(New(at.name, (at.offset,)),),
     )
     return step, halves
@@ -453,7 +453,7 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
         LANES=cover.lanes,
         COLUMNS=cover.columns,
         TURN=cover.turn,
-        LATE=cover.late and settings.padding == "valid",
+        LATE=cover.late,
         WHOLE=cover.whole,
         DENSE=level.dense,
         PITCH=pitch,
@@ -639,7 +639,7 @@ def _sweep(
         PRODUCT=product,
         ROWS=ROWS,
         LANES=COLUMNS,
-        WHOLE=width % 8 == 0,
+        WHOLE=width % _level_kernels().AT_ONCE.value == 0,
         DISTANCE=bool(images),
     )
 

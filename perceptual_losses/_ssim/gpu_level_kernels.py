@@ -14,6 +14,8 @@ FLOOR = tl.constexpr(0)
 RELU = tl.constexpr(1)
 SIMPLE = tl.constexpr(2)
 PLAIN = tl.constexpr(3)
+# Columns, as many as are one access in half precision.
+AT_ONCE = tl.constexpr(8)
 
 
 @triton.jit
@@ -118,9 +120,9 @@ def pyramid(
     """Repeated 2x2 means of both images, an odd last row or column counting twice.
 
     ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
-    values as ``pitches`` has. A row is loaded 8 columns at once where it is ``WHOLE`` such parts.
+    values as ``pitches`` has. Rows are ``WHOLE`` if they are made of `AT_ONCE` columns.
     """
-    width = _known(width, 8, WHOLE)
+    width = _known(width, AT_ONCE, WHOLE)
     strip, band, plane = _place(tl.program_id(0), strips, bands)
     row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
@@ -326,7 +328,7 @@ def sweep(
     has. For a ``PRODUCT`` of the means ``scale`` is that of it, to be multiplied with its
     ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| has the last scale.
     """
-    width = _known(width, 8, WHOLE)
+    width = _known(width, AT_ONCE, WHOLE)
     strip, band, plane = _place(tl.program_id(0), strips, bands)
     n, c = plane // channels, plane % channels
     scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]

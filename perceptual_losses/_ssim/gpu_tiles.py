@@ -260,6 +260,8 @@ def plan_level(
             together=True,
             added=added,
         )
+        if padding != "valid":
+            cover = cover._replace(late=False)
         return Plan(want, cover.sums, cover, (), planes, 0)
 
     maps = 4 if want == X + Y else 3
