@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 import triton.language as tl
+from triton.language import core
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
@@ -14,7 +15,14 @@ _splat = InterpreterBuilder.create_splat
 _truncate = InterpreterBuilder.create_fp_trunc
 _patch = interpreter._patch_lang
 _run = GridExecutor.__call__
+_type_of_numpy = interpreter._get_np_dtype
+_attribute = core.tuple.__getattr__
+_describe_block = core.block_type.__init__
+_describe_tensor = core.tensor.__init__
 _patched: set[str] = set()
+_numpy_types: dict[str, np.dtype] = {}
+_block_types: dict[tuple, dict] = {}
+_shapes: dict[str, tuple] = {}
 
 
 def _splat_of_comparisons(self, kind, value):
@@ -52,11 +60,57 @@ def _run_patched(self, *args, **kwargs):
     _run(self, *args, **kwargs)
 
 
+def _known_type_of_numpy(kind):
+    """It makes a table of them each time."""
+    kind = kind.scalar if kind.is_block() else kind
+    if kind.is_ptr():
+        return _type_of_numpy(kind)
+    if kind.name not in _numpy_types:
+        _numpy_types[kind.name] = _type_of_numpy(kind)
+    return _numpy_types[kind.name]
+
+
+def _tuple(self, values, kind=None):
+    """Without the type of its values, until somebody asks for it."""
+    self.values = list(values)
+    if kind is not None:
+        self.type = kind if isinstance(kind, core.tuple_type) else core.tuple_type(kind)
+
+
+def _attribute_of_tuple(self, name):
+    if name == "type":
+        self.type = core._type_for_tuple_values(self.values)
+        return self.type
+    return _attribute(self, name)
+
+
+def _known_block_type(self, element_ty, shape):
+    key = element_ty.name, *(core._unwrap_if_constexpr(size) for size in shape)
+    if key not in _block_types:
+        _describe_block(self, element_ty, shape)
+        _block_types[key] = self.__dict__.copy()
+    self.__dict__.update(_block_types[key])
+
+
+def _tensor(self, handle, kind):
+    if kind.name not in _shapes:
+        _describe_tensor(self, handle, kind)
+        _shapes[kind.name] = self.shape, self.numel
+    self.handle, self.type, self.dtype = handle, kind, kind.scalar
+    self.shape, self.numel = _shapes[kind.name]
+
+
 InterpreterBuilder.create_splat = _splat_of_comparisons
 InterpreterBuilder.create_fp_trunc = _round_to_bfloat16
 InterpreterBuilder.create_fma = _fused
 interpreter._patch_lang = _patch_once
 GridExecutor.__call__ = _run_patched
+# More than half of the time goes into what it describes anew of each value.
+interpreter._get_np_dtype = _known_type_of_numpy
+core.tuple.__init__ = _tuple
+core.tuple.__getattr__ = _attribute_of_tuple
+core.block_type.__init__ = _known_block_type
+core.tensor.__init__ = _tensor
 # Eight operations for each sum and product of integers. Where one overflows, an address is wrong,
 # as the check of offsets beyond 32 bits sees.
 _builder = interpreter.interpreter_builder
