@@ -38,7 +38,8 @@ class Case(NamedTuple):
         weighted: whether the mean is a weighted one.
         dtype: of the images.
         channels_last: whether they lie in that layout.
-        distance: whether the mean of |x - y| is computed too.
+        distance: ``"apart"`` where the mean of |x - y| is computed too, ``"mixed"`` where it is in
+            the result and its gradients, else ``"no"``.
         levels: how many.
         shape: of the images.
     """
@@ -49,7 +50,7 @@ class Case(NamedTuple):
     weighted: bool = False
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
-    distance: bool = False
+    distance: str = "no"
     levels: int = 1
     shape: tuple[int, ...] = SHAPE
 
@@ -65,7 +66,7 @@ class Case(NamedTuple):
             {0: "none", X: "x", X + Y: "x, y"}[self.want],
             self.padding,
             "yes" if self.weighted else "no",
-            "yes" if self.distance else "no",
+            self.distance,
             kind,
         ]
 
@@ -82,10 +83,12 @@ CASES = (
     *(Case(size, BOTH, "symmetric", True, torch.bfloat16) for size in (11, 21, 33)),
     Case(11, X, channels_last=True),
     *(Case(size, BOTH, "symmetric", True, channels_last=True) for size in (11, 21, 33)),
-    *(Case(size, want, distance=True) for size in (11, 21, 33) for want in (0, X, BOTH)),
-    *(Case(11, want, "zeros", distance=True) for want in (0, X)),
-    Case(33, BOTH, "symmetric", distance=True),
-    Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True),
+    *(Case(size, want, distance="mixed") for size in (11, 21, 33) for want in (0, X, BOTH)),
+    *(Case(11, want, "zeros", distance="mixed") for want in (0, X)),
+    Case(33, BOTH, "symmetric", distance="mixed"),
+    Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance="mixed"),
+    *(Case(11, want, distance="apart") for want in (X, BOTH)),
+    Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance="apart"),
     *(Case(size, want, levels=5) for size in (11, 21) for want in (0, X, BOTH)),
     Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5),
     *(Case(size, want, shape=SMALL) for size in (11, 21, 33) for want in (0, X)),
@@ -148,8 +151,9 @@ def launched(case: Case, capability: int, architecture: str | None = None) -> di
         height, width = (height + 1) // 2, (width + 1) // 2
     window = list(gaussian(case.window_size, 1.5))
     with recording(capability, architecture) as launches:
-        reduction = "none" if case.levels > 1 or case.distance else "mean"
-        how = case.padding, case.levels, case.distance, case.want, reduction
+        single = case.levels == 1 and case.distance != "apart"
+        result = ("loss" if single else "none"), [0.2, 0.8] * (case.distance == "mixed")
+        how = case.padding, case.levels, case.distance != "no", case.want, *result
         gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, *how)
     return {launch.kernel.__name__: launch for launch in launches}
 

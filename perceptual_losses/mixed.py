@@ -14,6 +14,7 @@ from .structural import (
     ms_ssim_settings,
     reduce,
     terms,
+    value,
 )
 
 
@@ -164,6 +165,8 @@ def _share(weight: float) -> float:
 
 def _mix(loss: L1SSIMLoss | L1MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     weight, options = _share(loss.weight), loss.options
+    if mask is None and loss.reduction == "mean":
+        return value(x, y, None, weight=weight, **options)
     # Without a mask, both terms in one pass over the images.
     similarity, *fused = terms(x, y, mask, options, distance=mask is None)
     weights = _arguments.mask_weights(mask, x, y)

@@ -91,7 +91,7 @@ def ssim(
         >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
         tensor([ 1.0000, -0.8262])
     """
-    return _value(
+    return value(
         *(x, y, mask),
         data_range=data_range,
         window_size=window_size,
@@ -226,7 +226,7 @@ def ms_ssim(
         >>> ms_ssim(small, small, levels=3).item()
         1.0
     """
-    return _value(
+    return value(
         *(x, y, mask),
         data_range=data_range,
         window_size=window_size,
@@ -274,17 +274,29 @@ def _fit(
     return exponents, map_weights
 
 
-def _value(
-    x: Tensor, y: Tensor, mask: Tensor | None, *, loss: bool = False, **options: Any
+def value(
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    *,
+    loss: bool = False,
+    weight: float | None = None,
+    **options: Any,
 ) -> Tensor:
-    """The similarity, or the ``loss`` that is 1 less that."""
+    """The similarity, or the ``loss`` that is 1 less that; or without a mask the mean of that with
+    this ``weight``, and of L1 with the rest.
+    """
     if options["reduction"] != "mean":
         (similarity,) = terms(x, y, mask, options)
         similarity = reduce(similarity, options["reduction"])
         return 1 - similarity if loss else similarity
     definition, exponents = _definition(options)
     kind, normalize = "loss" if loss else "mean", options.get("normalize")
-    result = _ssim.Result(kind, exponents, normalize)
+    mix: tuple[float, ...] = ()
+    if weight is not None:
+        _, length = _arguments.low_and_length(options["data_range"])
+        kind, mix = "loss", (weight, (1 - weight) / length)
+    result = _ssim.Result(kind, exponents, normalize, mix)
     levels, backend = options.get("levels"), options["backend"]
     known = _ssim.known(x, y, definition, result, levels, backend) if mask is None else None
     if known:
@@ -293,7 +305,7 @@ def _value(
     if levels == "auto" and exponents != result.exponents:
         # Each such call warns.
         known = None
-    result = _ssim.Result(kind, exponents, normalize)
+    result = _ssim.Result(kind, exponents, normalize, mix)
     return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend, known=known)
 
 
@@ -396,7 +408,7 @@ class SSIMLoss(StructuralLoss):
         _arguments.settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _value(x, y, mask, loss=True, **self.options)
+        return value(x, y, mask, loss=True, **self.options)
 
 
 class MSSSIMLoss(StructuralLoss):
@@ -453,7 +465,7 @@ class MSSSIMLoss(StructuralLoss):
         _, self.weights = ms_ssim_settings(**self.options)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return _value(x, y, mask, loss=True, **self.options)
+        return value(x, y, mask, loss=True, **self.options)
 
 
 def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from perceptual_losses import L1MSSSIMLoss, MSSSIMLoss, SSIMLoss, ssim
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim
 from perceptual_losses._ssim import gpu, gpu_tiles
 from perceptual_losses._ssim.contract import X, Y
 
@@ -40,6 +40,8 @@ CASES = {
     "window-33": (ssim, (1, 1, 34, 45), {"window_size": 33, "padding": "zeros"}, True),
     "levels": (less(MSSSIMLoss), (1, 1, 50, 63), LEVELS, False),
     "distance": (less(L1MSSSIMLoss), (1, 1, 40, 304), LEVELS, False),
+    "mix": (less(L1SSIMLoss), (2, 1, 14, 300), {"padding": "zeros"}, False),
+    "mix-33": (less(L1SSIMLoss), (1, 1, 34, 45), {"window_size": 33}, False),
 }
 LAYOUTS = {
     "float32": lambda image: image,
@@ -98,6 +100,7 @@ def test_ampere(case, want):
         # As pairs where padding is not zero, and where the distance is taken too.
         ("padded", "bfloat16"),
         ("distance", "bfloat16"),
+        ("mix", "bfloat16"),
     ],
 )
 def test_layouts(case, layout, want):

@@ -318,16 +318,17 @@ def test_the_operation_is_a_good_citizen(want, levels, masked, distance):
     arguments = (x, y, weights, [0.1, 0.2, 0.4, 0.2, 0.1], 0.0, 1e-4, 9e-4, "valid")
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_means.default,
-        (*arguments, levels, distance, want, "none", "numba"),
+        (*arguments, levels, distance, want, "none", [], "numba"),
     )
 
 
-@pytest.mark.parametrize("reduction", ["mean", "loss"])
-def test_the_reduced_operation_is_a_good_citizen(reduction):
+@pytest.mark.parametrize(("reduction", "mix"), [("mean", []), ("loss", []), ("loss", [0.2, 0.8])])
+def test_the_reduced_operation_is_a_good_citizen(reduction, mix):
     x, y = pair(2, 2, 15, 17)
+    arguments = x, y, [], [0.2, 0.6, 0.2], 0.0, 1e-4, 9e-4, "valid"
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_means.default,
-        (*(x, y, [], [0.2, 0.6, 0.2], 0.0, 1e-4, 9e-4, "valid"), 1, False, 1, reduction, "numba"),
+        (*arguments, 1, bool(mix), 1, reduction, mix, "numba"),
     )
 
 

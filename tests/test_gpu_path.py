@@ -166,7 +166,7 @@ def expected(x, y, settings, weights=(), levels=1):
 
 def run(x, y, settings, weights=(), levels=1, want=BOTH, reduction="none"):
     window, *others = settings
-    how = levels, False, want, reduction
+    how = levels, False, want, reduction, ()
     return gpu.means(x, y, list(weights), list(window), *others, *how)
 
 
@@ -539,6 +539,8 @@ def check_autograd(tiles):
     [
         SSIMLoss(window_size=3, backend="triton"),
         MSSSIMLoss(window_size=3, weights=(0.3, 0.7), normalize="simple", backend="triton"),
+        L1SSIMLoss(window_size=3, backend="triton"),
+        L1MSSSIMLoss(window_size=3, weights=(0.3, 0.7), backend="triton"),
     ],
 )
 def check_known_calls(tiles, monkeypatch, loss, wanted):
@@ -591,6 +593,12 @@ def check_what_makes_another_call(tiles):
         true = ssim(*exact, **{**same, "backend": "reference"})
         torch.testing.assert_close(ssim(*images, **same), true.float(), rtol=0, atol=1e-6)
         torch.testing.assert_close(ssim(*images, **same), true.float(), rtol=0, atol=1e-6)
+    mixed = L1SSIMLoss(0.2, window_size=3, backend="triton")
+    values = []
+    for weight in (0.2, 0.7, 0.2):
+        mixed.weight = weight
+        values.append(mixed(x, y))
+    assert values[0] == values[2] < values[1]
     wanting = x.clone().requires_grad_()
     assert ssim(wanting, y, **options).requires_grad
     with torch.no_grad():
@@ -637,11 +645,13 @@ def check_the_operations_are_good_citizens(tiles):
         True,
         BOTH,
         "none",
+        [],
         "triton",
     )
     torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
-    arguments = *arguments[:8], 1, False, X, "loss", "triton"
-    torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
+    for mix in ([], [0.2, 0.8]):
+        reduced = *arguments[:8], 1, bool(mix), X, "loss", mix, "triton"
+        torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, reduced)
     gradients = [torch.rand(1, 2, 9, 11), torch.rand(1, 2, 5, 6)]
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_sweep.default,
@@ -649,19 +659,47 @@ def check_the_operations_are_good_citizens(tiles):
     )
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_sweep.default,
-        (gradients, torch.rand(()), [torch.rand(2, 1, 2)], [], -0.5, "triton"),
+        (gradients, torch.rand(()), [torch.rand(3, 1, 2)], [x, y], -0.5, "triton"),
     )
 
 
+@pytest.mark.parametrize(("march", "padding"), [(True, "valid"), (True, "zeros"), (False, "zeros")])
 @pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
-def check_the_mixes(loss):
-    x, y = pair(1, 1, 33, 36)
+def check_the_mixes(tiles, loss, march, padding):
+    tiles(16, 1, 8, march)
+    x, y = pair(2, 1, 14, 19)
     y[..., :5] = x[..., :5]
-    options = {} if loss is L1SSIMLoss else {"levels": 2}
+    options = {"window_size": 3, "padding": padding, "data_range": (-1, 1)}
+    options |= {"weights": (0.3, 0.7)} if loss is L1MSSSIMLoss else {}
     fast = step(loss(backend="triton", **options), x, y)
     exact = step(loss(backend="reference", **options), x.double(), y.double())
     for got, true in zip(fast, exact, strict=True):
         assert (got - true).norm() < 3e-6 * true.norm()
+
+
+@pytest.mark.parametrize("march", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def check_the_sign_in_a_mix(tiles, kind, march):
+    """Exactly that of the difference, however small beside the level of all others, which is near
+    one half; infinite ones have a sign too. There is no sweep after a backward pass.
+    """
+    tiles(8, 2, 8, march)
+    x, y = pair(1, 2, 9, 16, dtype=kind)
+    x, y = 0.01 * x + 0.5, 0.01 * y
+    x[..., 2:5, :8] = y[..., 2:5, :8]
+    x[..., 5, :8] = torch.tensor(2.0**-40)
+    y[..., 5, :4] = torch.tensor(2.0**-39)
+    y[..., 5, 4:8] = 0
+    y[0, 1, 7, 7] = float("inf")
+    loss = L1SSIMLoss(0.0, window_size=3, backend="triton")
+    _, of_x, of_y = step(loss, x, y)
+    sign = (x.float() - y.float()).sign() / x.numel()
+    seen = torch.ones_like(sign, dtype=torch.bool)
+    # SSIM has no number under windows with an infinite pixel, not even without a share.
+    seen[0, 1, 5:, 5:10] = False
+    assert sign.unique().numel() == 3
+    assert torch.equal(of_x.float()[seen], sign.to(kind).float()[seen])
+    assert torch.equal(of_y.float()[seen], -sign.to(kind).float()[seen])
 
 
 DISTANCES = [
@@ -679,12 +717,19 @@ def check_the_distance(tiles, want, scheme, padding):
     x, y = pair(2, 1, 8, 13)
     window, *others = settings(3, padding)
     arguments = [], list(window), *others, 1
-    means, of_x, of_y = gpu.means(x, y, *arguments, True, want, "none")
-    plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want, "none")
+    means, of_x, of_y = gpu.means(x, y, *arguments, True, want, "none", ())
+    plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want, "none", ())
     torch.testing.assert_close(means[:1], plain, rtol=0, atol=2e-7)
     exact = (x.double() - y.double()).abs().mean((2, 3))
     assert (means[1] - exact).abs().max() < 1e-7
     assert all(map(torch.equal, of_x + of_y, plain_x + plain_y))
+    mixed, of_x, of_y = gpu.means(x, y, *arguments, True, want, "loss", (0.3, 0.5))
+    assert abs(mixed - (0.3 * (1 - means[0].double().mean()) + 0.5 * exact.mean())) < 1e-7
+    sign = 0.5 / x.numel() * (x.double() - y.double()).sign()
+    for gradients, plain, signs in ((of_x, plain_x, sign), (of_y, plain_y, -sign)):
+        for gradient, without in zip(gradients, plain, strict=True):
+            exact = 0.3 * without.double() + signs
+            assert (gradient - exact).norm() < 2e-7 * exact.norm()
 
 
 def check_the_distance_by_slabs(tiles, monkeypatch):
@@ -696,8 +741,12 @@ def check_the_distance_by_slabs(tiles, monkeypatch):
     )
     assert len(plan.slabs) > 1
     window, *others = settings(3, "zeros")
-    means = gpu.means(x, y, [], list(window), *others, 1, True, X, "none")[0]
+    arguments = [], list(window), *others, 1
+    means, (plain,), _ = gpu.means(x, y, *arguments, True, X, "none", ())
     assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7
+    _, (mixed,), _ = gpu.means(x, y, *arguments, True, X, "loss", (0.3, 0.5))
+    exact = 0.3 * plain.double() + 0.5 / x.numel() * (x.double() - y.double()).sign()
+    assert (mixed - exact).norm() < 2e-7 * exact.norm()
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
@@ -708,7 +757,7 @@ def check_the_distance_of_other_kinds_and_of_nan(tiles, kind):
     x[1, 0, 7, 12] = float("nan")
     window, *others = settings(3)
     for want in (0, X):
-        means = gpu.means(x, y, [], list(window), *others, 2, True, want, "none")[0]
+        means = gpu.means(x, y, [], list(window), *others, 2, True, want, "none", ())[0]
         assert (means[2, 0] - (x[0].float() - y[0].float()).abs().mean()).abs() < 1e-7
         assert means[:, 1].isnan().any()
         assert means[2, 1].isnan()
@@ -746,7 +795,7 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
     for loss, first, last, coarse in (
         (SSIMLoss, [], ["mean"], []),
-        (L1SSIMLoss, [], mean, []),
+        (L1SSIMLoss, [], ["mean"], []),
         (MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
         (L1MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
     ):
@@ -784,7 +833,7 @@ def check_halves_are_gone_where_the_gradients_are_large(tiles):
     x = torch.rand(1, 1, 40, 40)
     images = x.device, gpu_launch.layout_of(x), gpu_launch.layout_of(x), ()
     held, seen = set(), set()
-    for launch in gpu._steps(gpu._machine(x.device), *images, settings(), 4, False, X, "none"):
+    for launch in gpu._steps(gpu._machine(x.device), *images, settings(), 4, False, X, "none", ()):
         held |= {new.name for new in launch.new}
         seen |= held
         assert not ("of_x0" in held and held & {"halves1", "halves3"})
@@ -1064,11 +1113,12 @@ SHIPPED = [
     (Case(33, 0, "symmetric", True), VALUE),
     (Case(33, BOTH, "symmetric", True), TWO),
     (Case(33, BOTH, "symmetric", True, channels_last=True), TWO),
-    (Case(11, 0, distance=True), VALUE),
-    (Case(11, X, "zeros", distance=True), MARCH),
-    (Case(11, BOTH, distance=True), MARCH),
-    (Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance=True), MARCH),
-    (Case(33, BOTH, "symmetric", distance=True), TWO),
+    (Case(11, 0, distance="mixed"), VALUE),
+    (Case(11, X, "zeros", distance="mixed"), MARCH),
+    (Case(11, BOTH, distance="mixed"), MARCH),
+    (Case(11, BOTH, distance="apart"), MARCH),
+    (Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance="mixed"), MARCH),
+    (Case(33, BOTH, "symmetric", distance="mixed"), TWO),
     (Case(11, X, levels=5), LEVELS),
     (Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
     (Case(21, BOTH, levels=5), LEVELS),
@@ -1088,7 +1138,7 @@ def judge_compiled(capability, case, launches, name):
     # As many programs as the table says share the registers of a multiprocessor.
     sizes = gpu_tiles.LAUNCHES[None]
     tiles = sizes[min(size for size in sizes if size >= case.window_size)]
-    plain = case.padding == "valid" and not case.weighted and not case.distance
+    plain = case.padding == "valid" and not case.weighted and case.distance == "no"
     kind = ("march" if "march" in launches else "derive") if name == "coarser" else name
     shape = launch.constants["LANES"], launch.constants["COLUMNS"]
     (tile,) = (
@@ -1201,7 +1251,11 @@ def test_the_small_kernels_compile(capability):
             ("floor", "relu", "simple", None), ("none", "loss")
         ):
             means = torch.empty(4, 8, 3, device="meta")
-            gpu.product(means, [0.1, 0.2, 0.3, 0.4], normalize, reduction)
+            gpu.product(means, [0.1, 0.2, 0.3, 0.4], normalize, reduction, ())
+        means, mix = torch.empty(5, 8, 3, device="meta"), (0.84, 0.16)
+        gpu.product(means, [0.1, 0.2, 0.3, 0.4], "floor", "loss", mix)
+        window, *others = settings(11)
+        gpu.means(x, x, [], list(window), *others, 1, True, X, "loss", mix)
     for launch in launches:
         if launch.kernel.__name__ not in ("march", "derive", "coarser"):
             assert aot.figures(aot.compiled(launch, capability)).spilled == 0

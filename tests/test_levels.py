@@ -224,23 +224,33 @@ def test_the_product_in_autograd(product, precision):
 def test_the_mean_of_the_products(backend, planes):
     means = torch.rand(3, *planes, generator=torch.Generator().manual_seed(0))
     path = op.PATHS[backend]
-    values, expected = path.product(means, [0.2, 0.3, 0.5], "floor", "none")
-    mean, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "mean")
+    values, expected = path.product(means, [0.2, 0.3, 0.5], "floor", "none", ())
+    mean, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "mean", ())
     assert mean == pytest.approx(values.double().mean().item(), abs=1e-7)
     assert torch.equal(derivatives, expected)
-    loss, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "loss")
+    loss, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "loss", ())
     assert loss == 1 - mean
     assert torch.equal(derivatives, expected)
-    assert path.product(torch.ones_like(means), [0.2, 0.3, 0.5], "floor", "loss")[0] == 0
+    assert path.product(torch.ones_like(means), [0.2, 0.3, 0.5], "floor", "loss", ())[0] == 0
+    distances = torch.rand(1, *planes, generator=torch.Generator().manual_seed(1))
+    mixed, derivatives = path.product(
+        torch.cat([means, distances]), [0.2, 0.3, 0.5], "floor", "loss", (0.3, 0.5)
+    )
+    assert abs(mixed - (0.3 * loss + 0.5 * distances.double().mean())) < 1e-7
+    torch.testing.assert_close(derivatives[:3], 0.3 * expected, rtol=3e-7, atol=0)
+    share = torch.full(planes, 0.5 / (planes[0] * planes[1]))
+    torch.testing.assert_close(derivatives[3], share, rtol=1e-7, atol=0)
     means[1, -1, -1] = float("nan")
-    assert path.product(means, [0.2, 0.3, 0.5], "floor", "loss")[0].isnan()
+    assert path.product(means, [0.2, 0.3, 0.5], "floor", "loss", ())[0].isnan()
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "loss"])
+@pytest.mark.parametrize(
+    ("reduction", "mix"), [("none", []), ("mean", []), ("loss", []), ("loss", [0.3, 0.5])]
+)
 @pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
-def test_the_product_as_an_operation(backend, reduction):
-    means = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    arguments = means, [0.2, 0.3, 0.5], "floor", reduction, backend
+def test_the_product_as_an_operation(backend, reduction, mix):
+    means = torch.rand(3 + bool(mix), 2, 4, generator=torch.Generator().manual_seed(0))
+    arguments = means, [0.2, 0.3, 0.5], "floor", reduction, mix, backend
     torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
 
 

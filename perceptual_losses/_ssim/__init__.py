@@ -100,10 +100,12 @@ def reduced(
 ) -> Tensor:
     """The ``result`` of `means`, in one operation where it can be; the next one is `known`."""
     path, levels = _path(x, y, settings, backend), max(1, len(result.exponents))
+    # Not bool(), which torch.compile does not trace of tuples.
+    distance = len(result.mix) > 0
     if path == "reference" or torch.compiler.is_compiling():
-        found = _means(x, y, settings, weights, levels, False, path)
+        found = _means(x, y, settings, weights, levels, distance, path)
         return reference.reduced(found, result)
-    found = op.means(x, y, settings, weights, levels, False, path, result)
+    found = op.means(x, y, settings, weights, levels, distance, path, result)
     if known is not None and path == "triton":
         known.append(op.again(x, y, settings, levels, result))
     return found

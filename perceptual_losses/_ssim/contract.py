@@ -41,18 +41,29 @@ class Result(NamedTuple):
         exponents: of the levels' means, which are multiplied before; or none. Means of several
             levels that are not multiplied are not reduced.
         normalize: what becomes of a mean before the power.
+        mix: what a loss and the mean of ``|x - y|`` are multiplied with before they are added; or
+            none.
     """
 
     reduction: str = "none"
     exponents: tuple[float, ...] = ()
     normalize: str | None = None
+    mix: tuple[float, ...] = ()
 
 
-def reduce_planes(values: Tensor, reduction: str) -> Tensor:
-    """A `Result`'s reduction of the planes' values."""
+def reduce_planes(
+    values: Tensor, reduction: str, mix: Sequence[float] = (), distances: Tensor | None = None
+) -> Tensor:
+    """A `Result`'s reduction of the planes' values, and of their distances in a mix."""
     if reduction == "none":
         return values
-    return 1 - values.mean() if reduction == "loss" else values.mean()
+    if reduction == "mean":
+        return values.mean()
+    loss = 1 - values.mean()
+    if distances is None:
+        return loss
+    structural, l1 = mix
+    return structural * loss + l1 * distances.mean()
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

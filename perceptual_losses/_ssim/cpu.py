@@ -73,6 +73,7 @@ def means(
     distance: bool,
     want: int,
     reduction: str,
+    mix: Sequence[float],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     kernels = _kernels()
     pyramid: list[tuple[Tensor, ...]] = [(x, y)]
@@ -81,6 +82,7 @@ def means(
     found: list[Tensor] = []
     grad_x: list[Tensor] = []
     grad_y: list[Tensor] = []
+    structural, l1 = mix or (1, 0)
     # From the coarsest up, each pair gone before the next gradient comes: a step takes little
     # more memory than its gradients.
     for level in reversed(range(levels)):
@@ -93,13 +95,20 @@ def means(
         gradients = (grad_x or [nothing])[-1], (grad_y or [nothing])[-1]
         weight = weights[level] if weights else None
         contrast = level < levels - 1
-        constants = low, c1, c2
+        constants = low, c1, c2, structural * usual_scale(x.shape)
         mirrored = True if padding == "symmetric" else None
         modes = getattr(kernels, padding.upper()), mirrored, contrast, want
         found.append(_march(kernels, x, y, *gradients, weight, window, constants, modes))
-    last_row = [_distance(kernels, x, y)] if distance else []
-    value = reduce_planes(torch.stack(found[::-1] + last_row), reduction)
-    return value, grad_x[::-1], grad_y[::-1]
+    distances = [_distance(kernels, x, y)] if distance else []
+    if not mix:
+        value = reduce_planes(torch.stack(found[::-1] + distances), reduction)
+        return value, grad_x[::-1], grad_y[::-1]
+    scale = torch.full_like(distances[0], l1 / distances[0].numel())
+    for gradient in grad_x:
+        _add_sign(gradient, x, y, scale)
+    for gradient in grad_y:
+        _add_sign(gradient, y, x, scale)
+    return reduce_planes(found[0], reduction, mix, distances[0]), grad_x, grad_y
 
 
 def _march(
@@ -110,7 +119,7 @@ def _march(
     grad_y: Tensor,
     weight: Tensor | None,
     window: Sequence[float],
-    constants: tuple[float, float, float],
+    constants: tuple[float, ...],
     modes: tuple[int, bool | None, bool, int],
 ) -> Tensor:
     """The means of one level, and its gradients into those given."""
@@ -121,7 +130,7 @@ def _march(
     kind = images[0].flat.dtype
     weights = None if weight is None else weight.squeeze(1).contiguous().numpy()
     extent, taps = (0,) * length, np.array(window, kind)
-    numbers = tuple(map(kind.type, (*constants, usual_scale(shape))))
+    numbers = tuple(map(kind.type, constants))
     sums = np.empty((shape[0] * shape[1], parts))
 
     memory = _kept()
@@ -233,9 +242,14 @@ def sweep(
 
 
 def product(
-    means: Tensor, exponents: Sequence[float], normalize: str | None, reduction: str
+    means: Tensor,
+    exponents: Sequence[float],
+    normalize: str | None,
+    reduction: str,
+    mix: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    bases = means.numpy()
+    levels = len(exponents)
+    bases = means[:levels].numpy()
     slopes = np.ones_like(bases)
     powers = np.asarray(exponents, bases.dtype)[:, None, None]
     dead = np.zeros(bases.shape, bool)
@@ -253,11 +267,16 @@ def product(
         factors = np.where(dead, 0, bases**powers)
         derivatives = np.where(dead | (powers == 0), 0, powers * bases ** (powers - 1) * slopes)
     # Not the whole product divided by a factor, which can be zero.
-    others = np.repeat(factors[None], len(exponents), 0)
-    each = np.arange(len(exponents))
+    others = np.repeat(factors[None], levels, 0)
+    each = np.arange(levels)
     others[each, each] = derivatives
-    value = reduce_planes(torch.from_numpy(factors.prod(0)), reduction)
-    return value, torch.from_numpy(others.prod(1))
+    products, by_means = torch.from_numpy(factors.prod(0)), torch.from_numpy(others.prod(1))
+    if not mix:
+        return reduce_planes(products, reduction), by_means
+    structural, l1 = mix
+    last_row = torch.full_like(means[levels:], l1 / products.numel())
+    value = reduce_planes(products, reduction, mix, means[levels])
+    return value, torch.cat([structural * by_means, last_row])
 
 
 def _add_sign(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:

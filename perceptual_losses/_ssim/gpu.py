@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +107,7 @@ def means(
     distance: bool,
     want: int,
     reduction: str,
+    mix: Sequence[float],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Each level's mean over each plane, and its gradients with respect to the level's images.
 
@@ -123,17 +125,18 @@ def means(
             mean of SSIM at the last level.
         distance: whether the mean of ``|x - y|`` follows.
         want: which gradients, `X` and `Y` or their sum; 0 for none.
-        reduction: a `Result`'s, ``"none"`` for several levels or with their distance.
+        reduction: a `Result`'s, ``"none"`` for several levels, or with their distance but in a mix.
+        mix: a `Result`'s.
 
     Returns:
         The means ``(levels, N, C)``, or one more, or what they are reduced to; and the gradients of
-        the means with respect to each level's x and to its y, all times `usual_scale`, empty lists
-        if not wanted.
+        the means with respect to each level's x and to its y, all times `usual_scale`, or those of
+        the mix, empty lists if not wanted.
     """
     if want == Y:
         # SSIM is symmetric, and so the kernels have no third way.
         value, gradients, _ = means(
-            *(y, x, weights, window, low, c1, c2, padding, levels, distance, X, reduction)
+            *(y, x, weights, window, low, c1, c2, padding, levels, distance, X, reduction, mix)
         )
         return value, [], gradients
     settings = Settings(tuple(window), low, c1, c2, padding)
@@ -142,7 +145,7 @@ def means(
     memory.update((f"weight{j}", weight) for j, weight in enumerate(weights))
     with on(x.device):
         machine = _machine(x.device)
-        how = settings, levels, distance, want, reduction
+        how = settings, levels, distance, want, reduction, tuple(mix)
         for step in _steps(machine, x.device, *layouts, *how):
             step(memory)
     return (
@@ -175,13 +178,15 @@ class Reduction:
             # As in `means`.
             x, y, want = y, x, X
         product, single = bool(result.exponents), result.reduction
-        how = settings, levels, False, want, "none" if product else single
+        reduction, mix = ("none", ()) if product else (single, result.mix)
+        how = settings, levels, bool(result.mix), want, reduction, mix
         images = layout_of(x), layout_of(y), ()
         self.steps = list(_steps(_machine(x.device), x.device, *images, *how))
         self.value, self.derivatives = "means", ["derivatives"] * product
         if product:
-            means = layout_of(torch.empty((levels, *x.shape[:2]), device="meta"))
-            exponents = result.exponents, result.normalize, single
+            rows = levels + bool(result.mix)
+            means = layout_of(torch.empty((rows, *x.shape[:2]), device="meta"))
+            exponents = result.exponents, result.normalize, single, result.mix
             self.steps.append(_product(x.device, means, *exponents))
             self.value = "value"
         names = [name for name, bit in zip("xy", (X, Y), strict=True) if want & bit]
@@ -233,15 +238,21 @@ def sweep(
 
 
 def product(
-    means: Tensor, exponents: list[float], normalize: str | None, reduction: str
+    means: Tensor,
+    exponents: list[float],
+    normalize: str | None,
+    reduction: str,
+    mix: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """The product over the levels of their means' powers, or what the planes' products are reduced
-    to; and the products' derivatives by the means.
+    to; and the products' derivatives by the means, or in a mix, of which the means have one row
+    more, those of its loss.
     """
     means = means.contiguous()
     memory = {"means": means}
     with on(means.device):
-        _product(means.device, layout_of(means), tuple(exponents), normalize, reduction)(memory)
+        how = tuple(exponents), normalize, reduction, tuple(mix)
+        _product(means.device, layout_of(means), *how)(memory)
     return memory["value"], memory["derivatives"]
 
 
@@ -257,6 +268,7 @@ def _steps(
     distance: bool,
     want: int,
     reduction: str,
+    mix: tuple[float, ...],
 ) -> list[Step]:
     """What `means` does with images like these on that device."""
     planes = x.shape[0] * x.shape[1]
@@ -277,7 +289,9 @@ def _steps(
     counts = [plan.sums for plan in plans] + [plans[0].sums] * distance
     lost = taps - 1 if settings.padding == "valid" else 0
     wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
-    wholes += [float(math.prod(x.shape[2:]))] * distance
+    pixels = float(math.prod(x.shape[2:]))
+    wholes += [pixels] * distance
+    structural, l1 = mix or (1.0, 0.0)
     most = max(counts)
     means = New("means", (len(counts), *x.shape[:2]) if reduction == "none" else ())
     # Where tiles are whole planes, their programs write the planes' means themselves.
@@ -302,7 +316,8 @@ def _steps(
             At(sums.name, levels * planes * pitch) if distance and j == 0 else None,
             pitch,
             wholes[j] if alone else 0.0,
-            usual_scale(x.shape) / wholes[j],
+            structural * usual_scale(x.shape) / wholes[j],
+            l1 / (planes * pixels) if mix else None,
             j < levels - 1,
             (*(new for _, new in gradients), *[sums] * (j == levels - 1)),
             (name,) if j > 0 and images[j - 1][0].at.name != name else (),
@@ -319,15 +334,17 @@ def _steps(
         if reduction != "none":
             # The mean of the planes' means is that of the tiles: all planes weigh the same.
             programs, warps = 1, 4
-            counts, wholes = [planes * most], [planes * wholes[0]]
+            counts = [planes * most] * len(counts)
+            wholes = [planes * whole for whole in wholes]
         steps.append(
             Step(
                 *(_kernels().mean, programs, warps, At(sums.name), At(means.name)),
                 # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
-                *(tuple(map(float, counts)), tuple(wholes), planes, pitch),
+                *(tuple(map(float, counts)), tuple(wholes), planes, pitch, structural, l1),
                 LANES=warps * TILES,
                 DISTANCE=distance,
                 LOSS=reduction == "loss",
+                MIXED=bool(mix),
                 new=(means,),
                 last=(sums.name,),
             )
@@ -384,6 +401,7 @@ class _Level(NamedTuple):
         pitch: values from a plane's first sum to the next one's.
         whole: the sum of a plane's weights, or 0 where `mean` follows.
         share: of each of the map's values in the result.
+        apart: of each pixel's |x - y| in the result; or ``None`` where it is no mix.
         contrast: whether the factor is contrast-structure alone: the luminance of the formulas is
             1 with an infinite ``c1``.
         new: what its first launch allocates beside its own.
@@ -398,6 +416,7 @@ class _Level(NamedTuple):
     pitch: int
     whole: float
     share: float
+    apart: float | None
     contrast: bool
     new: tuple[New, ...]
     last: tuple[str, ...]
@@ -449,7 +468,8 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
         *(gradient.at, other.at, scratch, level.sums, level.distances or level.sums),
         *(x.strides, y.strides, weight.strides, gradient.strides, other.strides, level.pitch),
         *(0, cover.strips, cover.parts, cover.rows, c, height, width, across, down, root, low),
-        *(math.inf if level.contrast else c1, c2, root * root * level.share, level.whole),
+        *(math.inf if level.contrast else c1, c2, root * root * level.share),
+        *(level.apart or 0.0, level.whole),
         LANES=cover.lanes,
         COLUMNS=cover.columns,
         TURN=cover.turn,
@@ -458,6 +478,7 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
         DENSE=level.dense,
         PITCH=pitch,
         DISTANCE=level.distances is not None,
+        MIXED=level.apart is not None,
         new=(*level.new, *kept),
         last=(*level.last, *(memory.name for memory in kept)),
         **_constants(level, plan, settings, machine),
@@ -550,6 +571,7 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
                     *(gradient.strides, other.strides, plan.pitch),
                     *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
                     *(c, height, width, across, down, root, low, root * root * level.share),
+                    level.apart or 0.0,
                     LANES=gather.lanes,
                     COLUMNS=gather.columns,
                     TURN=gather.turn,
@@ -557,6 +579,7 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
                     DENSE=level.dense,
                     TAPS=taps,
                     WANT=plan.want,
+                    MIXED=level.apart is not None,
                 )
                 steps.append(step)
         done += 2 * derive.sums
@@ -651,6 +674,7 @@ def _product(
     exponents: tuple[float, ...],
     normalize: str | None,
     reduction: str,
+    mix: tuple[float, ...],
 ) -> Step:
     """What `product` does with so many means on that device."""
     kernels = _level_kernels()
@@ -665,11 +689,12 @@ def _product(
     programs, warps = (1, 8) if total else (ceil_div(planes, PLANES), 1)
     return Step(
         *(kernels.product, programs, warps, At("means"), At("value"), At("derivatives")),
-        *(exponents, FLOOR, planes),
+        *(exponents, FLOOR, planes, *(mix or (1.0, 0.0))),
         NORMALIZE=codes[normalize].value,
         LANES=PLANES * warps,
         TOTAL=total,
         LOSS=reduction == "loss",
+        MIXED=bool(mix),
         new=(
             New("value", () if total else means.shape[1:]),
             New("derivatives", means.shape),

@@ -410,11 +410,19 @@ def _next_pixels(
 
 
 @triton.jit
-def _contrasts(a, b, root, level_d, off):
-    """Difference and total of pixels, less their levels, times ``root``."""
+def _contrasts(a, b, root, level_d, off, MIXED: tl.constexpr):
+    """Difference and total of pixels, less their levels, times ``root``; with ``MIXED`` so that the
+    difference is that of equal pixels for them alone.
+    """
     # What is far from zero and close to each other loses no digits in one rounding.
     total = tl.fma(a, root, off) + tl.fma(b, root, off)
-    return tl.fma(a - b, root, -level_d * root), total
+    equal = -level_d * root
+    difference = tl.fma(a - b, root, equal)
+    if MIXED:
+        bit = 2**-23 * tl.abs(equal)
+        beside = tl.where(a > b, equal + bit, equal - bit)
+        difference = tl.where((difference == equal) & (a != b), beside, difference)
+    return difference, total
 
 
 @triton.jit
@@ -435,6 +443,7 @@ def _keep_pixels(
     TAPS: tl.constexpr,
     PITCH: tl.constexpr,
     PADDING: tl.constexpr,
+    MIXED: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     """Writes difference and total of a row of `_pixels`."""
@@ -444,7 +453,8 @@ def _keep_pixels(
         if PADDING == ZEROS:
             inside = _inside(row, _columns(left, LANES, COLUMNS, TAPS)[k], height, width)
             a, b = tl.where(inside, a, low), tl.where(inside, b, low)
-        difference, total = _contrasts(a, b, root, level_d, off)
+        # Those beside the tile are in windows alone.
+        difference, total = _contrasts(a, b, root, level_d, off, MIXED and k == 0)
         if k == 0:
             first = tl.arange(0, LANES) * COLUMNS
             _write(scratch_row, 0, _separate(difference, COLUMNS), first, COLUMNS, SHARED)
@@ -498,6 +508,7 @@ def _advance(
     PITCH: tl.constexpr,
     PADDING: tl.constexpr,
     DISTANCE: tl.constexpr,
+    MIXED: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     """Keeps a row of `_pixels`, adds their distances if wanted, and loads the next row."""
@@ -505,7 +516,7 @@ def _advance(
         apart = _further(apart, pixels_x[0], pixels_y[0], row, begin, end, height)
     _keep_pixels(
         *(pixels_x, pixels_y, scratch_row, row, left, height, width),
-        *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, SHARED),
+        *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, MIXED, SHARED),
     )
     x_next, y_next, pixels_x, pixels_y = _next_pixels(
         *(x, y, x_next, y_next, x_strides, y_strides, row + 1, left),
@@ -793,20 +804,29 @@ def _finish(
     inside,
     sums,
     share,
+    apart,
+    equal,
     COLUMNS: tl.constexpr,
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
+    MIXED: tl.constexpr,
 ):
-    """Writes a row of the gradients from `_contrasts` and filtered derivatives."""
+    """Writes a row of the gradients from `_contrasts`, of which ``equal`` is the difference of
+    equal pixels, and filtered derivatives.
+    """
     of_x, of_y = (), ()
     for e in tl.static_range(COLUMNS):
         alike = sums[0][e * TAPS] + t[e] * sums[2][e * TAPS]
         opposed = d[e] * sums[1][e * TAPS]
         if WANT == 3:
             opposed += sums[3][e * TAPS]
-        of_x = of_x + (4 * share * (alike + opposed),)
-        of_y = of_y + (4 * share * (alike - opposed),)
+        more = 4 * share * (alike + opposed)
+        less = 4 * share * (alike - opposed)
+        if MIXED:
+            sign = tl.where(d[e] > equal, apart, tl.where(d[e] < equal, -apart, 0.0))
+            more, less = more + sign, less - sign
+        of_x, of_y = of_x + (more,), of_y + (less,)
     _store(gradient_row, gradient_strides[3], column, of_x, inside, COLUMNS, DENSE)
     if WANT == 3:
         _store(other_row, other_strides[3], column, of_y, inside, COLUMNS, DENSE)
@@ -848,6 +868,7 @@ def march(
     c1,
     c2,
     share,
+    apart_share,
     whole,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -861,6 +882,7 @@ def march(
     WANT: tl.constexpr,
     WEIGHTED: tl.constexpr,
     DISTANCE: tl.constexpr,
+    MIXED: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
@@ -868,7 +890,8 @@ def march(
     ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
     ``begin`` is the number of the first program.
     With ``LATE`` a turn keeps its pixels after it has read derivatives, else before.
-    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well.
+    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well, and if ``MIXED``
+    each pixel's is in what the gradients are of, ``apart_share`` times.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -920,7 +943,7 @@ def march(
             *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
             *(top - REACH + ahead, left - REACH, top, bottom, height, width),
             *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-            *(PADDING, DISTANCE, SHARED),
+            *(PADDING, DISTANCE, MIXED, SHARED),
         )
         moments = _add_moments(
             moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -945,7 +968,7 @@ def march(
                     *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
                     *(row + 1, left - REACH, top, bottom, height, width),
                     *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                    *(PADDING, DISTANCE, SHARED),
+                    *(PADDING, DISTANCE, MIXED, SHARED),
                 )
             added = ()
             for k in tl.static_range(MAPS):
@@ -957,7 +980,7 @@ def march(
                     *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
                     *(row + 1, left - REACH, top, bottom, height, width),
                     *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                    *(PADDING, DISTANCE, SHARED),
+                    *(PADDING, DISTANCE, MIXED, SHARED),
                 )
                 moments = _add_moments(
                     moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -969,7 +992,7 @@ def march(
             _finish(
                 *(d, t, gradient_row, other_row, gradient_strides, other_strides),
                 *(left + local, owned & (here > top) & (here <= bottom), filtered),
-                *(share, COLUMNS, DENSE, TAPS, WANT),
+                *(share, apart_share, -level_d * root, COLUMNS, DENSE, TAPS, WANT, MIXED),
             )
             if not LATE:
                 moments = _add_moments(
@@ -1119,7 +1142,7 @@ def derive(
                         *(x_strides, y_strides, here + TAPS, left),
                         *(begin + INSET, bottom + INSET, height, width),
                         *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                        *(PADDING, DISTANCE, SHARED),
+                        *(PADDING, DISTANCE, False, SHARED),
                     )
                 moments = _add_moments(
                     moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
@@ -1148,7 +1171,7 @@ def derive(
                         *(x_strides, y_strides, here + TAPS, left),
                         *(begin + INSET, bottom + INSET, height, width),
                         *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                        *(PADDING, DISTANCE, SHARED),
+                        *(PADDING, DISTANCE, False, SHARED),
                     )
                 slot = other_slot
                 here += 1
@@ -1196,6 +1219,7 @@ def gather(
     root,
     low,
     share,
+    apart_share,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
@@ -1203,6 +1227,7 @@ def gather(
     DENSE: tl.constexpr,
     TAPS: tl.constexpr,
     WANT: tl.constexpr,
+    MIXED: tl.constexpr,
 ):
     """The gradients of a tile from what `derive` left for a slab of rows of the image."""
     REACH: tl.constexpr = TAPS - 1
@@ -1241,17 +1266,32 @@ def gather(
             inside = (row >= top) & (row < bottom) & (column < width)
             a = _load(x_row, x_strides[3], column, inside, COLUMNS, DENSE)
             b = _load(y_row, y_strides[3], column, inside, COLUMNS, DENSE)
-            d, t = _contrasts(a.to(tl.float32), b.to(tl.float32), root, level_d, off)
+            d, t = _contrasts(a.to(tl.float32), b.to(tl.float32), root, level_d, off, MIXED)
             _finish(
                 *(_separate(d, COLUMNS), _separate(t, COLUMNS), gradient_row, other_row),
-                *(gradient_strides, other_strides, column, inside, sums, share),
-                *(COLUMNS, DENSE, TAPS, WANT),
+                *(gradient_strides, other_strides, column, inside, sums, share, apart_share),
+                *(-level_d * root, COLUMNS, DENSE, TAPS, WANT, MIXED),
             )
             row += 1
             source += pitch
             x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
             gradient_row += gradient_strides[2]
             other_row += other_strides[2]
+
+
+@triton.jit
+def _total(sums, count, LANES: tl.constexpr):
+    """Of so many tiles' sums, with what roundings lost."""
+    total = tl.zeros((LANES,), tl.float32)
+    rest = tl.zeros((LANES,), tl.float32)
+    first = 0
+    while first < count:
+        tile = first + tl.arange(0, LANES)
+        more = tl.load(sums + 2 * tile, mask=tile < count, other=0)
+        more_rest = tl.load(sums + 2 * tile + 1, mask=tile < count, other=0)
+        total, rest = _added(total, rest, more, more_rest)
+        first += LANES
+    return tl.reduce((total, rest), 0, _added)
 
 
 @triton.jit(do_not_specialize=["planes", "pitch"])
@@ -1262,15 +1302,19 @@ def mean(
     wholes,
     planes,
     pitch,
+    structural,
+    l1,
     LANES: tl.constexpr,
     DISTANCE: tl.constexpr,
     LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
 ):
     """The means of S from the tiles' sums of 1 - S, exactly 1 for identical images; or 1 less them,
     for a ``LOSS``.
 
     ``counts`` are those of the tiles at each level, the first in a row of ``pitch`` values, and
-    ``wholes`` the sums of all weights. With ``DISTANCE`` the last are those of |x - y|.
+    ``wholes`` the sums of all weights. With ``DISTANCE`` the last are those of |x - y|; a loss is
+    ``MIXED`` with their mean, ``structural`` and ``l1`` times.
     """
     place = tl.program_id(0)
     count, whole = counts[0], wholes[0]
@@ -1278,20 +1322,14 @@ def mean(
         count = tl.where(place >= j * planes, counts[j], count)
         whole = tl.where(place >= j * planes, wholes[j], whole)
     sums += place.to(tl.int64) * pitch
-    total = tl.zeros((LANES,), tl.float32)
-    rest = tl.zeros((LANES,), tl.float32)
-    first = 0
-    while first < count:
-        tile = first + tl.arange(0, LANES)
-        more = tl.load(sums + 2 * tile, mask=tile < count, other=0)
-        more_rest = tl.load(sums + 2 * tile + 1, mask=tile < count, other=0)
-        total, rest = _added(total, rest, more, more_rest)
-        first += LANES
-    total, rest = tl.reduce((total, rest), 0, _added)
+    total, rest = _total(sums, count, LANES)
     value = _mean(total, rest, whole, True)
-    if DISTANCE:
+    if DISTANCE and not MIXED:
         distance = _mean(total, rest, whole, False)
         value = tl.where(place < (len(counts) - 1) * planes, value, distance)
     if LOSS:
         value = 1 - value
+    if MIXED:
+        total, rest = _total(sums + tl.cast(planes, tl.int64) * pitch, counts[1], LANES)
+        value = structural * value + l1 * _mean(total, rest, wholes[1], False)
     tl.store(means + place, value)

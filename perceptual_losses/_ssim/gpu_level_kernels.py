@@ -58,18 +58,23 @@ def product(
     exponents,
     floor,
     planes,
+    structural,
+    l1,
     NORMALIZE: tl.constexpr,
     LANES: tl.constexpr,
     TOTAL: tl.constexpr,
     LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
 ):
     """The product over the levels of their means' powers, and its derivatives by the means.
 
     ``means`` and ``derivatives`` are of ``planes`` for each level. For the ``TOTAL`` of all planes
-    one program writes their mean, or 1 less that for a ``LOSS``.
+    one program writes their mean, or 1 less that for a ``LOSS``; or of a loss ``MIXED`` with the
+    mean of the last row of ``means``, ``structural`` and ``l1`` times, and the derivatives of that.
     """
     first = tl.program_id(0) * LANES
     total = tl.zeros((LANES,), tl.float32)
+    apart = tl.zeros((LANES,), tl.float32)
     while first < planes:
         plane = first + tl.arange(0, LANES)
         inside = plane < planes
@@ -92,11 +97,21 @@ def product(
             for k in tl.static_range(len(exponents)):
                 if k != j:
                     derivative *= factors[k]
+            if MIXED:
+                derivative *= structural
             tl.store(derivatives + j * planes + plane, derivative, mask=inside)
+        if MIXED:
+            last_row = len(exponents) * planes + plane
+            apart += tl.load(means + last_row, mask=inside, other=0)
+            tl.store(derivatives + last_row, l1 / planes.to(tl.float32), mask=inside)
         first += LANES * tl.num_programs(0)
     if TOTAL:
-        mean_of_all = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
-        tl.store(value, 1 - mean_of_all if LOSS else mean_of_all)
+        found = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
+        if LOSS:
+            found = 1 - found
+        if MIXED:
+            found = structural * found + l1 * (tl.sum(apart, 0) / planes.to(tl.float32))
+        tl.store(value, found)
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
@@ -264,9 +279,9 @@ def coarser(
         march(
             *(x, y, weight, gradient, other, scratch, place, place, strides, strides),
             *(weight_strides, strides, strides, sums_stride, begin, strips, parts, rows),
-            *(channels, height, width, across, down, root, low, c1, c2, share, whole),
+            *(channels, height, width, across, down, root, low, c1, c2, share, 0.0, whole),
             *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
-            *(PADDING, WANT, WEIGHTED, False, SHARED),
+            *(PADDING, WANT, WEIGHTED, False, False, SHARED),
         )
     else:
         # One more where programs end in a strip that others begin in.
@@ -326,7 +341,7 @@ def sweep(
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
     corner, at each level on the way. ``coarse`` are of whole rows of as many values as ``pitches``
     has. For a ``PRODUCT`` of the means ``scale`` is that of it, to be multiplied with its
-    ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| has the last scale.
+    ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| is the last of them.
     """
     width = _known(width, AT_ONCE, WHOLE)
     strip, band, plane = _place(tl.program_id(0), strips, bands)
@@ -343,7 +358,8 @@ def sweep(
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     if DISTANCE:
-        share = tl.load(scale + (COARSE + 1) * scale_strides[0]) / (1.0 * height * width)
+        share = _scale(scale, scale_strides[0], derivatives, planes, plane, COARSE + 1, PRODUCT)
+        share /= 1.0 * height * width
     elif COARSE == 0:
         bottom = tl.where(of_mean == usual, top, bottom)
     column = strip * LANES + tl.arange(0, LANES)[None, :]

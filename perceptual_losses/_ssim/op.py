@@ -37,7 +37,7 @@ PRODUCT = "perceptual_losses::ms_ssim_product"
 torch.library.define(
     MEANS,
     "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, bool distance, int want, str reduction, str path) "
+    "str padding, int levels, bool distance, int want, str reduction, float[] mix, str path) "
     "-> (Tensor means, Tensor[] gradients)",
 )
 # In place, because the gradient is the only thing of an image's size that a step keeps.
@@ -48,7 +48,7 @@ torch.library.define(
 )
 torch.library.define(
     PRODUCT,
-    "(Tensor means, float[] exponents, str? normalize, str reduction, str path) "
+    "(Tensor means, float[] exponents, str? normalize, str reduction, float[] mix, str path) "
     "-> (Tensor product, Tensor derivatives)",
 )
 
@@ -96,6 +96,7 @@ def _fake_means(
     distance: bool,
     want: int,
     reduction: str,
+    mix: Sequence[float],
     path: str,
 ) -> tuple[Tensor, list[Tensor]]:
     dtype = compute_dtype(x, y)
@@ -115,7 +116,12 @@ def _fake_means(
 
 
 def _fake_product(
-    means: Tensor, exponents: Sequence[float], normalize: str | None, reduction: str, path: str
+    means: Tensor,
+    exponents: Sequence[float],
+    normalize: str | None,
+    reduction: str,
+    mix: Sequence[float],
+    path: str,
 ) -> tuple[Tensor, Tensor]:
     shape = means.shape[1:] if reduction == "none" else []
     return means.new_empty(shape), means.new_empty(means.shape)
@@ -193,7 +199,7 @@ def again(
     launches = gpu.Reduction(x, y, settings, levels, want, result)
     if not want:
         return lambda x, y: launches(x, y)[0]
-    call = Call(settings, levels, False, want, "triton", result)
+    call = Call(settings, levels, bool(result.mix), want, "triton", result)
     return lambda x, y: _Means.apply(x, y, call, launches)  # type: ignore[no-untyped-call]
 
 
@@ -212,16 +218,17 @@ def _run(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The result, the gradients of the means, and the derivatives of a product by them."""
     window, low, c1, c2, padding = call.settings
-    reduction, exponents, normalize = call.result
+    reduction, exponents, normalize, mix = call.result
     run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
     found, gradients = run(
         *(x, y, list(weights), list(window), low, c1, c2, padding),
         *(call.levels, call.distance, call.want),
-        *("none" if exponents else reduction, call.path),
+        *(("none", []) if exponents else (reduction, list(mix))),
+        call.path,
     )
     if not exponents:
         return found, gradients, []
-    found, derivatives = _run_product(found, exponents, normalize, reduction, call.path)
+    found, derivatives = _run_product(found, exponents, normalize, reduction, mix, call.path)
     return found, gradients, [derivatives]
 
 
@@ -280,10 +287,11 @@ class _Means(torch.autograd.Function):
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
             result = UNREDUCED if products else result
-            same = Call(call.settings, call.levels, False, want, path, result)
+            same = Call(call.settings, call.levels, bool(result.mix), want, path, result)
             _, gradients, _ = _run(x, y, same, weights)
         ctx.spent = not compiling
-        pair = [x, y] * call.distance
+        # A mix of one level's means is in its gradients already.
+        pair = [x, y] if call.distance and (products or not result.mix) else []
         of_x, of_y = None, None
         if want & X:
             of_x = _sweep(gradients[:of_one], scale, derivatives, pair, usual, path).to(x.dtype)
@@ -354,11 +362,16 @@ def product(means: Tensor, exponents: Sequence[float], normalize: str | None, pa
 
 
 def _run_product(
-    means: Tensor, exponents: Sequence[float], normalize: str | None, reduction: str, path: str
+    means: Tensor,
+    exponents: Sequence[float],
+    normalize: str | None,
+    reduction: str,
+    mix: Sequence[float],
+    path: str,
 ) -> tuple[Tensor, Tensor]:
     dispatched = _dispatched(means)
     run = torch.ops.perceptual_losses.ms_ssim_product if dispatched else _product
-    out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, reduction, path)
+    out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, reduction, list(mix), path)
     return out
 
 
@@ -367,7 +380,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
     ) -> Tensor:
-        found, derivatives = _run_product(means, exponents, normalize, "none", path)
+        found, derivatives = _run_product(means, exponents, normalize, "none", (), path)
         ctx.save_for_backward(means, derivatives)
         ctx.options = exponents, normalize
         out: Tensor = found

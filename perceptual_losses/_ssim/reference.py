@@ -167,10 +167,13 @@ class _Correlate(torch.autograd.Function):
 
 
 def reduced(means: Tensor, result: Result) -> Tensor:
-    """The result of the means ``(levels, N, C)``."""
+    """The result of the means ``(levels, N, C)``, or of one more in a mix."""
+    distances = None
+    if result.mix:
+        means, distances = means[:-1], means[-1]
     if result.exponents:
         means = product(means, result.exponents, result.normalize)
-    return reduce_planes(means, result.reduction)
+    return reduce_planes(means, result.reduction, result.mix, distances)
 
 
 def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
