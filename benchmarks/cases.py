@@ -20,7 +20,8 @@ class Case(NamedTuple):
     """One comparison.
 
     Attributes:
-        metric: ``"SSIM"``, ``"MS-SSIM"``, ``"VGG"`` or ``"LPIPS"``.
+        metric: ``"SSIM"``, ``"MS-SSIM"``, ``"L1-SSIM"`` for the loss that Gaussian splatting mixes
+            of both, ``"VGG"`` or ``"LPIPS"``.
         shape: of both images, float32.
         backward: whether the gradient with respect to the first image is computed too.
         weights: of the levels of MS-SSIM; ``None`` for the paper's five.
@@ -80,6 +81,7 @@ IMAGES = {
         *((1, 3, 1080, 1920), (8, 3, 1080, 1920), (1, 3, 2160, 3840)),
     ),
 }
+SPLATS = ((64, 3, 64, 64), (1, 3, 1080, 1920))
 VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
 
 
@@ -90,6 +92,7 @@ def _cases(shapes: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
             Case("MS-SSIM", shape, backward, THREE_WEIGHTS if min(shape[2:]) < 161 else None)
             for shape, backward in itertools.product(shapes, [False, True])
         ),
+        *(Case("L1-SSIM", shape, backward=True) for shape in SPLATS),
         *itertools.starmap(Case, itertools.product(["SSIM"], VOLUMES, [False, True])),
         Case("VGG", (4, 3, 224, 224), backward=True),
         Case("LPIPS", (4, 3, 224, 224), backward=True),

@@ -24,7 +24,7 @@ class Call(NamedTuple):
     """A contender made ready for a case.
 
     Attributes:
-        similarity: of two images, a scalar.
+        similarity: of two images, a scalar; or the loss, where the metric is one.
         settings: the call as one would write it.
         deviation: how its definition differs from the paper's in this case, if it does.
         dtype: of the images that it is given.
@@ -53,7 +53,7 @@ class Contender(NamedTuple):
     distribution: str
     build: Callable[[Case, str], Call]
     devices: tuple[str, ...] = ("cpu", "cuda")
-    metrics: tuple[str, ...] = ("SSIM", "MS-SSIM")
+    metrics: tuple[str, ...] = ("SSIM", "MS-SSIM", "L1-SSIM")
 
 
 def _text(target: Any, options: dict[str, Any]) -> str:
@@ -82,6 +82,26 @@ def _trained(
 def _weights(name: str, case: Case, convert: Callable[..., Any] = tuple) -> dict[str, Any]:
     """The level weights under the package's name for them, unless they are its default."""
     return {} if case.weights is None else {name: convert(case.weights)}
+
+
+def _mixed(build: Callable[[Case, str], Call]) -> Callable[[Case, str], Call]:
+    """For packages without the mix, which their users write out."""
+
+    @functools.wraps(build)
+    def with_l1(case: Case, device: str) -> Call:
+        if case.metric != "L1-SSIM":
+            return build(case, device)
+        call = build(case._replace(metric="SSIM"), device)
+
+        def mix(x: Tensor, y: Tensor) -> Tensor:
+            structural = call.loss(x, y) if call.loss else 1 - call.similarity(x, y)
+            return 0.8 * torch.nn.functional.l1_loss(x, y) + 0.2 * structural
+
+        structural = f"{call.settings}(x, y)" if call.loss else f"(1 - {call.settings}(x, y))"
+        settings = f"0.8 * l1_loss(x, y) + 0.2 * {structural}"
+        return call._replace(similarity=mix, loss=None, settings=settings)
+
+    return with_l1
 
 
 FEATURES = ("VGG", "LPIPS")
@@ -185,6 +205,8 @@ def _own(backend: str, case: Case, device: str) -> Call:
 
     if case.metric in FEATURES:
         return Call(feature_loss(case.metric).to(device), _FEATURE_SETTINGS[case.metric])
+    if case.metric == "L1-SSIM":
+        return _module(perceptual_losses.L1SSIMLoss, device, backend=backend)
     if case.metric == "SSIM":
         call = _function(perceptual_losses.ssim, backend=backend)
         return _trained(case, call, perceptual_losses.SSIMLoss, device, backend=backend)
@@ -206,6 +228,7 @@ def _compiled(case: Case, device: str) -> Call:
     return call._replace(settings=settings, similarity=torch.compile(call.similarity))
 
 
+@_mixed
 def _pytorch_msssim(case: Case, device: str) -> Call:
     import pytorch_msssim
 
@@ -216,6 +239,7 @@ def _pytorch_msssim(case: Case, device: str) -> Call:
     return call._replace(deviation="pads odd sides with zeros" if case.odd_levels else "")
 
 
+@_mixed
 def _piq(case: Case, device: str) -> Call:
     import piq
 
@@ -231,6 +255,7 @@ def _piq(case: Case, device: str) -> Call:
     return call._replace(deviation="repeats the first row and column" if case.odd_levels else "")
 
 
+@_mixed
 def _piqa(case: Case, device: str) -> Call:
     import piqa
 
@@ -240,6 +265,7 @@ def _piqa(case: Case, device: str) -> Call:
     return _module(piqa.MS_SSIM, device, n_channels=case.shape[1], **weights)
 
 
+@_mixed
 def _kornia(case: Case, device: str) -> Call:
     from kornia import metrics
 
@@ -250,6 +276,7 @@ def _kornia(case: Case, device: str) -> Call:
     return Call(lambda x, y: call.similarity(x, y).mean(), f"{call.settings}.mean()")
 
 
+@_mixed
 def _torchmetrics(case: Case, device: str) -> Call:
     from torchmetrics.functional import image
 
@@ -275,6 +302,7 @@ def _torchmetrics(case: Case, device: str) -> Call:
     )
 
 
+@_mixed
 def _frame_analytics(case: Case, device: str) -> Call:
     import frame_analytics
 
@@ -285,12 +313,14 @@ def _frame_analytics(case: Case, device: str) -> Call:
     return call._replace(deviation="drops odd rows and columns" if case.odd_levels else "")
 
 
+@_mixed
 def _fused_ssim(case: Case, device: str) -> Call:
     from fused_ssim import fused_ssim
 
     return _splatting(fused_ssim, case)
 
 
+@_mixed
 def _fussim(case: Case, device: str) -> Call:
     from fussim import fused_ssim
 
@@ -309,7 +339,7 @@ OURS = Contender(
     "perceptual-losses",
     "perceptual-losses",
     functools.partial(_own, "auto"),
-    metrics=("SSIM", "MS-SSIM", *FEATURES),
+    metrics=("SSIM", "MS-SSIM", "L1-SSIM", *FEATURES),
 )
 
 CONTENDERS = (
@@ -322,7 +352,7 @@ CONTENDERS = (
     # The compiler alone takes longer than all the others' turns, on a CPU and with several levels.
     Contender(
         *("perceptual-losses, reference compiled", "perceptual-losses", _compiled),
-        *(("cuda",), ("SSIM",)),
+        *(("cuda",), ("SSIM", "L1-SSIM")),
     ),
     Contender("pytorch-msssim", "pytorch-msssim", _pytorch_msssim),
     Contender("piq", "piq", _piq),

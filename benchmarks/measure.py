@@ -71,6 +71,8 @@ def expected(case: Case, device: str) -> Expected:
     x.requires_grad_()
     if case.metric in FEATURES:
         value = feature_loss(case.metric).to(x)(x, y)
+    elif case.metric == "L1-SSIM":
+        value = perceptual_losses.L1SSIMLoss(backend="reference")(x, y)
     elif case.metric == "SSIM":
         value = perceptual_losses.ssim(x, y, backend="reference")
     else:
@@ -83,12 +85,12 @@ def expected(case: Case, device: str) -> Expected:
 
 
 def loss(case: Case, value: Tensor) -> Tensor:
-    """What is trained on: 1 less similarity, or the distance of features."""
-    return value if case.metric in FEATURES else 1 - value
+    """What is trained on: 1 less similarity, or what is a loss already."""
+    return value if case.metric in ("L1-SSIM", *FEATURES) else 1 - value
 
 
 def similarity(case: Case, value: Tensor) -> Tensor:
-    """Of what a `step` gives, or the distance of features."""
+    """Of what a `step` gives, or the loss."""
     return loss(case, value) if case.backward else value
 
 

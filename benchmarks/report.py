@@ -31,7 +31,7 @@ HEADER = (
 
 MISSING = "-"
 
-METRICS = ("SSIM", "MS-SSIM", "VGG", "LPIPS")
+METRICS = ("SSIM", "MS-SSIM", "L1-SSIM", "VGG", "LPIPS")
 
 README_SIZES = {
     "cpu": ("16x3x256x256", "1x3x1080x1920", "4x3x224x224"),

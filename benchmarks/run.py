@@ -297,7 +297,8 @@ def method(options: Options) -> dict[str, Any]:
         "gradient_tolerance": measure.GRADIENT_TOLERANCE,
         "deviation_limit": measure.DEVIATION_LIMIT,
         "definition": "Gaussian window of 11 pixels and sigma 1.5 inside the image, range 1, "
-        "population variance; VGG is the mean squared distance at relu3_3 of VGG-16 with the same "
+        "population variance; L1-SSIM is 0.8 times the mean of |x - y| and 0.2 times 1 - SSIM; "
+        "VGG is the mean squared distance at relu3_3 of VGG-16 with the same "
         "random weights for all, LPIPS the distance of five layers with its calibrated linear "
         "weights; gradient of 1 - similarity, by the package's own loss where it has one, or of "
         "the distance, with respect to the first image; float32",

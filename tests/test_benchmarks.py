@@ -21,6 +21,7 @@ SMALL = [
     Case("MS-SSIM", (1, 1, 180, 190), True),
     Case("VGG", (1, 3, 40, 48), True),
     Case("LPIPS", (1, 3, 40, 48), True),
+    Case("L1-SSIM", (2, 3, 24, 32), True),
 ]
 
 REFUSALS = {
@@ -93,7 +94,13 @@ def test_images_in_bfloat16():
     assert measure.GRADIENT_TOLERANCE < errors["gradient_error"] < 0.05
 
 
-@pytest.mark.parametrize("case", [Case("SSIM", (1, 3, 24, 40), backward) for backward in (0, 1)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case("SSIM", (1, 3, 24, 40), backward) for backward in (False, True)),
+        Case("L1-SSIM", (1, 3, 24, 40), True),
+    ],
+)
 @pytest.mark.parametrize("name", ["bfloat16 images", "reference compiled"])
 def test_our_other_contenders_are_served(monkeypatch, name, case):
     """Those that are for GPUs alone."""
