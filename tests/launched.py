@@ -167,6 +167,7 @@ def main():
         SSIMLoss(backend="triton")(x, y).backward()
         L1MSSSIMLoss(levels=3, backend="triton")(x, y).backward()
         SSIMLoss(window_size=25, padding="zeros", backend="triton")(x, y).backward()
+        L1SSIMLoss(backend="triton")(x, y).backward()
         L1SSIMLoss(backend="triton")(x.detach(), y)
         halves = x.detach().bfloat16().contiguous(memory_format=torch.channels_last)
         halves.requires_grad_()

@@ -184,10 +184,9 @@ class Reduction:
         self.steps = list(_steps(_machine(x.device), x.device, *images, *how))
         self.value, self.derivatives = "means", ["derivatives"] * product
         if product:
-            rows = levels + bool(result.mix)
-            means = layout_of(torch.empty((rows, *x.shape[:2]), device="meta"))
+            (means,) = (new for step in self.steps for new in step.new if new.name == "means")
             exponents = result.exponents, result.normalize, single, result.mix
-            self.steps.append(_product(x.device, means, *exponents))
+            self.steps.append(_product(x.device, means.shape or (), *exponents))
             self.value = "value"
         names = [name for name, bit in zip("xy", (X, Y), strict=True) if want & bit]
         self.gradients = [f"of_{name}{j}" for name in names for j in range(levels)]
@@ -252,7 +251,7 @@ def product(
     memory = {"means": means}
     with on(means.device):
         how = tuple(exponents), normalize, reduction, tuple(mix)
-        _product(means.device, layout_of(means), *how)(memory)
+        _product(means.device, tuple(means.shape), *how)(memory)
     return memory["value"], memory["derivatives"]
 
 
@@ -670,13 +669,13 @@ def _sweep(
 @functools.lru_cache(maxsize=256)
 def _product(
     device: torch.device,
-    means: Layout,
+    shape: tuple[int, ...],
     exponents: tuple[float, ...],
     normalize: str | None,
     reduction: str,
     mix: tuple[float, ...],
 ) -> Step:
-    """What `product` does with so many means on that device."""
+    """What `product` does with means of this shape on that device."""
     kernels = _level_kernels()
     codes = {
         "floor": kernels.FLOOR,
@@ -684,7 +683,7 @@ def _product(
         "simple": kernels.SIMPLE,
         None: kernels.PLAIN,
     }
-    planes = means.shape[1] * means.shape[2]
+    planes = shape[1] * shape[2]
     total = reduction != "none"
     programs, warps = (1, 8) if total else (ceil_div(planes, PLANES), 1)
     return Step(
@@ -696,8 +695,8 @@ def _product(
         LOSS=reduction == "loss",
         MIXED=bool(mix),
         new=(
-            New("value", () if total else means.shape[1:]),
-            New("derivatives", means.shape),
+            New("value", () if total else shape[1:]),
+            New("derivatives", shape),
         ),
     )
 
