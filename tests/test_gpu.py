@@ -46,6 +46,22 @@ def test_the_numbers(function, shape, masked, padding):
 
 
 @pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+@pytest.mark.parametrize("shape", [(2, 3, 176, 180), (1, 1, 183, 1021)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mix", [L1SSIMLoss, L1MSSSIMLoss])
+def test_the_mixes(mix, dtype, shape, padding):
+    x, y = pair(*shape, dtype=dtype)
+    y[..., :9] = x[..., :9]
+    options = {"padding": padding, "data_range": (-0.5, 1)}
+    fast = step(mix(backend="triton", **options), x, y)
+    exact = step(mix(backend="reference", **options), x.double(), y.double())
+    assert abs(fast[0] - exact[0]) < 1e-6
+    tolerance = max(3e-6, torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0)
+    for got, true in zip(fast[1:], exact[1:], strict=True):
+        assert (got - true).norm() < tolerance * true.norm()
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(64, 3, 64, 64), (1, 1, 183, 1021), (3, 2, 256, 256)])
 def test_values_alone(loss, shape, masked, padding):
