@@ -245,6 +245,19 @@ def test_the_mixes_in_one_pass(loss, layout):
         assert (got - true).norm() <= 2 * (rough - true).norm() + 6e-8 * true.norm()
 
 
+@pytest.mark.parametrize("shape", [(5, 2, 12, 14), (1, 1, 70, 4200)])
+def test_a_mix_for_either_image(shape):
+    """Of planes side by side, and of strips and bands: each pixel's distance counts once."""
+    x, y = pair(*shape, dtype=torch.float64)
+    exact = step(L1SSIMLoss(0.3, backend="reference"), x, y)
+    for wanted in range(2):
+        images = [image.clone().requires_grad_(i == wanted) for i, image in enumerate((x, y))]
+        value = L1SSIMLoss(0.3, backend="numba")(*images)
+        (gradient,) = torch.autograd.grad(value, images[wanted])
+        assert abs(value - exact[0]) < 1e-14
+        assert (gradient - exact[1 + wanted]).norm() < 1e-13 * exact[1 + wanted].norm()
+
+
 def test_the_mix_of_volumes_in_one_pass():
     x, y = pair(2, 1, 12, 13, 14, dtype=torch.float64)
     fast, exact = (step(L1SSIMLoss(0.5, backend=b), x, y) for b in ("numba", "reference"))

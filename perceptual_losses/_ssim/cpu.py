@@ -83,6 +83,10 @@ def means(
     grad_x: list[Tensor] = []
     grad_y: list[Tensor] = []
     structural, l1 = mix or (1, 0)
+    planes, pixels = x.shape[0] * x.shape[1], math.prod(x.shape[2:])
+    # In the gradient when it is written.
+    signs = l1 / (planes * pixels) if mix and want and x.dim() == 4 else None
+    distances = None
     # From the coarsest up, each pair gone before the next gradient comes: a step takes little
     # more memory than its gradients.
     for level in reversed(range(levels)):
@@ -98,17 +102,20 @@ def means(
         constants = low, c1, c2, structural * usual_scale(x.shape)
         mirrored = True if padding == "symmetric" else None
         modes = getattr(kernels, padding.upper()), mirrored, contrast, want
-        found.append(_march(kernels, x, y, *gradients, weight, window, constants, modes))
-    distances = [_distance(kernels, x, y)] if distance else []
+        mean, distances = _march(kernels, x, y, *gradients, weight, window, constants, modes, signs)
+        found.append(mean)
     if not mix:
-        value = reduce_planes(torch.stack(found[::-1] + distances), reduction)
+        last_row = [_distance(kernels, x, y)] if distance else []
+        value = reduce_planes(torch.stack(found[::-1] + last_row), reduction)
         return value, grad_x[::-1], grad_y[::-1]
-    scale = torch.full_like(distances[0], l1 / distances[0].numel())
-    for gradient in grad_x:
-        _add_sign(gradient, x, y, scale)
-    for gradient in grad_y:
-        _add_sign(gradient, y, x, scale)
-    return reduce_planes(found[0], reduction, mix, distances[0]), grad_x, grad_y
+    if distances is None:
+        distances = _distance(kernels, x, y)
+        scale = torch.full_like(distances, l1 / planes)
+        for gradient in grad_x:
+            _add_sign(gradient, x, y, scale)
+        for gradient in grad_y:
+            _add_sign(gradient, y, x, scale)
+    return reduce_planes(found[0], reduction, mix, distances), grad_x, grad_y
 
 
 def _march(
@@ -121,8 +128,11 @@ def _march(
     window: Sequence[float],
     constants: tuple[float, ...],
     modes: tuple[int, bool | None, bool, int],
-) -> Tensor:
-    """The means of one level, and its gradients into those given."""
+    signs: float | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The means of one level, and its gradients into those given; with what ``signs`` of
+    differences are multiplied with in those of a mix, the means of ``|x - y|`` too.
+    """
     shape, length = tuple(x.shape), len(window)
     split, march = (_tasks, kernels.march) if x.dim() == 4 else (_blocks, kernels.march_volume)
     tasks, scratch, parts = split(shape, length, torch.get_num_threads())
@@ -132,13 +142,16 @@ def _march(
     extent, taps = (0,) * length, np.array(window, kind)
     numbers = tuple(map(kind.type, constants))
     sums = np.empty((shape[0] * shape[1], parts))
+    distances = np.empty_like(sums)
+    flat = x.dim() == 4
+    of_mix = (None if signs is None else kind.type(signs),) * flat
 
     memory = _kept()
 
     def run(begin: int, end: int, share: int) -> None:
         march(
-            *images, weights, shape, extent, taps, *numbers, *modes, tasks[begin:end],
-            *_scratch(memory, share, scratch, kind), sums,
+            *images, weights, shape, extent, taps, *numbers, *of_mix, *modes, tasks[begin:end],
+            *_scratch(memory, share, scratch, kind), sums, *[distances] * flat,
         )  # fmt: skip
 
     in_threads(run, len(tasks), x.numel())
@@ -148,7 +161,10 @@ def _march(
         mean /= math.prod(side - lost for side in shape[2:])
     else:
         mean += 1
-    return torch.from_numpy(mean.astype(kind))
+    if signs is None:
+        return torch.from_numpy(mean.astype(kind)), None
+    distance = distances.sum(1).reshape(shape[:2]) / math.prod(shape[2:])
+    return torch.from_numpy(mean.astype(kind)), torch.from_numpy(distance.astype(kind))
 
 
 def _kept() -> dict[int, Any]:

@@ -278,6 +278,32 @@ def _finish(mean_t, mean_d, v_d, v_t, d, t, sign, apart, count, out):
         out[j] = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
 
 
+@_inlined
+def _add_signs_of_row(x, y, plane, i, begin, scale, out):
+    """`_add_signs` of pixels of a row from column ``begin`` on."""
+    x_at, y_at = _place(x, plane, i, begin), _place(y, plane, i, begin)
+    if x.column == 1 and y.column == 1:
+        return _add_signs(x.flat[x_at:], y.flat[y_at:], scale, out)
+    total = out.dtype.type(0)
+    for j in range(out.shape[0]):
+        d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
+        out[j] += scale if d > 0 else (-scale if d < 0 else d)
+        total += abs(d)
+    return total
+
+
+@_kernel
+def _add_signs(x, y, scale, out):
+    """Adds ``scale`` times the sign of ``x - y``; returns the sum of ``|x - y|``."""
+    total = out.dtype.type(0)
+    for j in range(out.shape[0]):
+        d = x[j] - y[j]
+        # Zero and NaN are their own signs.
+        out[j] += scale if d > 0 else (-scale if d < 0 else d)
+        total += abs(d)
+    return total
+
+
 @_kernel
 def _mirror_columns(window, derivative, at, first, last, width, out):
     """Adds what mirrored columns beside the image send back to the pixels that they show.
@@ -377,6 +403,7 @@ def march(
     c1,
     c2,
     usual,
+    l1,
     padding,
     mirrored,
     contrast,
@@ -384,15 +411,17 @@ def march(
     tasks,
     scratch,
     out,
+    distances,
 ):
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
     ``extent`` is a tuple as long as ``window``, for loops that are unrolled. ``weight`` is
     ``(N, H', W')``; ``None`` for equal weights, as is ``mirrored`` but for symmetric padding, so
     that less is compiled for what most images need. A gradient is written where ``want`` says so,
-    times ``usual``.
+    times ``usual``; and that of a mix, where each pixel's ``|x - y|`` has ``l1`` in it, else
+    ``None``.
     The sum of a task's part of the map of each of its planes goes into ``out``, a row for each
-    plane.
+    plane, and in a mix that of its ``|x - y|`` into ``distances``.
     """
     kind = scratch.dtype.type
     size = len(extent)
@@ -446,6 +475,8 @@ def march(
             _fill(_representable(kind(t_base), low), pitch, level_t[at:])
             _fill(one, count, inside[at:])
             out[plane + p, part] = 0
+            if l1 is not None:
+                distances[plane + p, part] = 0
 
         begin = max(top - reach, inset)
         loaded = begin - radius
@@ -530,7 +561,13 @@ def march(
                         )  # fmt: skip
                         image = grad_x if wanted == X else grad_y
                         for p in range(planes):
-                            _store(image, plane + p, done, left, right - left, line[p * pitch :])
+                            pixels = line[p * pitch : p * pitch + right - left]
+                            if l1 is not None:
+                                step = l1 if wanted == X else -l1
+                                apart = _add_signs_of_row(x, y, plane + p, done, left, step, pixels)
+                                if wanted == X or want == Y:
+                                    distances[plane + p, part] += apart
+                            _store(image, plane + p, done, left, right - left, pixels)
 
 
 @_kernel
@@ -861,11 +898,3 @@ def add_sign(gradient, x, y, scale, height, width, begin, end):
                 d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
                 step = scale[plane] if d > 0 else (-scale[plane] if d < 0 else d)
                 gradient.flat[at + j * gradient.column] += step
-
-
-@_kernel
-def _add_signs(x, y, scale, out):
-    for j in range(out.shape[0]):
-        d = x[j] - y[j]
-        # Zero and NaN are their own signs.
-        out[j] += scale if d > 0 else (-scale if d < 0 else d)
