@@ -218,7 +218,7 @@ def _run(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The result, the gradients of the means, and the derivatives of a product by them."""
     window, low, c1, c2, padding = call.settings
-    reduction, exponents, normalize, mix = call.result
+    reduction, exponents, _, mix = call.result
     run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
     found, gradients = run(
         *(x, y, list(weights), list(window), low, c1, c2, padding),
@@ -228,7 +228,7 @@ def _run(
     )
     if not exponents:
         return found, gradients, []
-    found, derivatives = _run_product(found, exponents, normalize, reduction, mix, call.path)
+    found, derivatives = _run_product(found, call.result, call.path)
     return found, gradients, [derivatives]
 
 
@@ -361,14 +361,8 @@ def product(means: Tensor, exponents: Sequence[float], normalize: str | None, pa
     return out
 
 
-def _run_product(
-    means: Tensor,
-    exponents: Sequence[float],
-    normalize: str | None,
-    reduction: str,
-    mix: Sequence[float],
-    path: str,
-) -> tuple[Tensor, Tensor]:
+def _run_product(means: Tensor, result: Result, path: str) -> tuple[Tensor, Tensor]:
+    reduction, exponents, normalize, mix = result
     dispatched = _dispatched(means)
     run = torch.ops.perceptual_losses.ms_ssim_product if dispatched else _product
     out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, reduction, list(mix), path)
@@ -380,7 +374,8 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
     ) -> Tensor:
-        found, derivatives = _run_product(means, exponents, normalize, "none", (), path)
+        unreduced = Result(exponents=tuple(exponents), normalize=normalize)
+        found, derivatives = _run_product(means, unreduced, path)
         ctx.save_for_backward(means, derivatives)
         ctx.options = exponents, normalize
         out: Tensor = found
