@@ -273,8 +273,8 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         f"A row is one kernel of one level, images of {'x'.join(map(str, SHAPE))} unless it says "
         "another size, or `coarser` of all coarser levels of five. `march` does "
         "all of a level; where `derive` and `gather` share a level they follow each other, and "
-        "without gradients `derive` is alone. Threads are those of a program, columns those of a "
-        "thread.",
+        "without gradients `derive` is alone. L1 is a mean `apart`, or `mixed` into the result and "
+        "its gradients. Threads are those of a program, columns those of a thread.",
         "Registers and spilled bytes (stack and local memory) of a thread are those that "
         "`cuobjdump -res-usage` gives, shared memory is the kernel's own and what Triton asks for. "
         "The instructions "

@@ -81,7 +81,7 @@ IMAGES = {
         *((1, 3, 1080, 1920), (8, 3, 1080, 1920), (1, 3, 2160, 3840)),
     ),
 }
-SPLATS = ((64, 3, 64, 64), (1, 3, 1080, 1920))
+MIXES = ((64, 3, 64, 64), (1, 3, 1080, 1920))
 VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
 
 
@@ -92,7 +92,7 @@ def _cases(shapes: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
             Case("MS-SSIM", shape, backward, THREE_WEIGHTS if min(shape[2:]) < 161 else None)
             for shape, backward in itertools.product(shapes, [False, True])
         ),
-        *(Case("L1-SSIM", shape, backward=True) for shape in SPLATS),
+        *(Case("L1-SSIM", shape, backward=True) for shape in MIXES),
         *itertools.starmap(Case, itertools.product(["SSIM"], VOLUMES, [False, True])),
         Case("VGG", (4, 3, 224, 224), backward=True),
         Case("LPIPS", (4, 3, 224, 224), backward=True),

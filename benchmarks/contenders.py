@@ -97,8 +97,8 @@ def _mixed(build: Callable[[Case, str], Call]) -> Callable[[Case, str], Call]:
             structural = call.loss(x, y) if call.loss else 1 - call.similarity(x, y)
             return 0.8 * torch.nn.functional.l1_loss(x, y) + 0.2 * structural
 
-        structural = f"{call.settings}(x, y)" if call.loss else f"(1 - {call.settings}(x, y))"
-        settings = f"0.8 * l1_loss(x, y) + 0.2 * {structural}"
+        structural = call.settings if call.loss else f"(1 - {call.settings})"
+        settings = f"0.8 * l1_loss + 0.2 * {structural}"
         return call._replace(similarity=mix, loss=None, settings=settings)
 
     return with_l1

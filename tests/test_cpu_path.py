@@ -245,9 +245,9 @@ def test_the_mixes_in_one_pass(loss, layout):
         assert (got - true).norm() <= 2 * (rough - true).norm() + 6e-8 * true.norm()
 
 
-@pytest.mark.parametrize("shape", [(5, 2, 12, 14), (1, 1, 70, 4200)])
+@pytest.mark.parametrize("shape", [(5, 2, 12, 14), (1, 1, 70, 4200), (1, 2, 13, 70, 250)])
 def test_a_mix_for_either_image(shape):
-    """Of planes side by side, and of strips and bands: each pixel's distance counts once."""
+    """Of planes side by side, of strips and bands and of blocks: each pixel counts once."""
     x, y = pair(*shape, dtype=torch.float64)
     exact = step(L1SSIMLoss(0.3, backend="reference"), x, y)
     for wanted in range(2):

@@ -83,9 +83,8 @@ def means(
     grad_x: list[Tensor] = []
     grad_y: list[Tensor] = []
     structural, l1 = mix or (1, 0)
-    planes, pixels = x.shape[0] * x.shape[1], math.prod(x.shape[2:])
-    # In the gradient when it is written.
-    signs = l1 / (planes * pixels) if mix and want and x.dim() == 4 else None
+    pixels = x.shape[0] * x.shape[1] * math.prod(x.shape[2:])
+    signs = l1 / pixels if mix and want else None
     distances = None
     # From the coarsest up, each pair gone before the next gradient comes: a step takes little
     # more memory than its gradients.
@@ -110,11 +109,6 @@ def means(
         return value, grad_x[::-1], grad_y[::-1]
     if distances is None:
         distances = _distance(kernels, x, y)
-        scale = torch.full_like(distances, l1 / planes)
-        for gradient in grad_x:
-            _add_sign(gradient, x, y, scale)
-        for gradient in grad_y:
-            _add_sign(gradient, y, x, scale)
     return reduce_planes(found[0], reduction, mix, distances), grad_x, grad_y
 
 
@@ -143,15 +137,13 @@ def _march(
     numbers = tuple(map(kind.type, constants))
     sums = np.empty((shape[0] * shape[1], parts))
     distances = np.empty_like(sums)
-    flat = x.dim() == 4
-    of_mix = (None if signs is None else kind.type(signs),) * flat
-
+    l1 = None if signs is None else kind.type(signs)
     memory = _kept()
 
     def run(begin: int, end: int, share: int) -> None:
         march(
-            *images, weights, shape, extent, taps, *numbers, *of_mix, *modes, tasks[begin:end],
-            *_scratch(memory, share, scratch, kind), sums, *[distances] * flat,
+            *images, weights, shape, extent, taps, *numbers, l1, *modes, tasks[begin:end],
+            *_scratch(memory, share, scratch, kind), sums, distances,
         )  # fmt: skip
 
     in_threads(run, len(tasks), x.numel())

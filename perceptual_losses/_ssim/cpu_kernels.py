@@ -287,9 +287,15 @@ def _add_signs_of_row(x, y, plane, i, begin, scale, out):
     total = out.dtype.type(0)
     for j in range(out.shape[0]):
         d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
-        out[j] += scale if d > 0 else (-scale if d < 0 else d)
+        out[j] += _signed(scale, d)
         total += abs(d)
     return total
+
+
+@_inlined
+def _signed(scale, d):
+    """Zero and NaN are their own signs."""
+    return scale if d > 0 else (-scale if d < 0 else d)
 
 
 @_kernel
@@ -298,8 +304,7 @@ def _add_signs(x, y, scale, out):
     total = out.dtype.type(0)
     for j in range(out.shape[0]):
         d = x[j] - y[j]
-        # Zero and NaN are their own signs.
-        out[j] += scale if d > 0 else (-scale if d < 0 else d)
+        out[j] += _signed(scale, d)
         total += abs(d)
     return total
 
@@ -653,8 +658,8 @@ def _derivatives_of_slice(
 
 @entry
 def march_volume(
-    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, usual, padding, mirrored,
-    contrast, want, tasks, rows, slabs, out,
+    x, y, grad_x, grad_y, weight, shape, extent, window, low, c1, c2, usual, l1, padding, mirrored,
+    contrast, want, tasks, rows, slabs, out, distances,
 ):  # fmt: skip
     """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
 
@@ -708,7 +713,7 @@ def march_volume(
         for k in range(maps * slots):
             _fill(zero, grad_area, grad_ring[k])
 
-        total = 0.0
+        total = apart = 0.0
         start = max(front - reach, inset)
         loaded = start - radius
         for z in range(start, back + reach, 2):
@@ -786,8 +791,14 @@ def march_volume(
                             want == X + Y, right - left, line,
                         )  # fmt: skip
                         image = grad_x if wanted == X else grad_y
+                        if l1 is not None:
+                            step, pixels = l1 if wanted == X else -l1, line[: right - left]
+                            further = _add_signs_of_row(x, y, plane, i, left, step, pixels)
+                            if wanted == X or want == Y:
+                                apart += further
                         _store(image, plane, i, left, right - left, line)
         out[volume, part] = total
+        distances[volume, part] = apart
 
 
 @entry
@@ -896,5 +907,4 @@ def add_sign(gradient, x, y, scale, height, width, begin, end):
         else:
             for j in range(width):
                 d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
-                step = scale[plane] if d > 0 else (-scale[plane] if d < 0 else d)
-                gradient.flat[at + j * gradient.column] += step
+                gradient.flat[at + j * gradient.column] += _signed(scale[plane], d)
