@@ -158,7 +158,10 @@ def launched(case: Case, capability: int, architecture: str | None = None) -> di
     return {launch.kernel.__name__: launch for launch in launches}
 
 
-TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+TYPES = {
+    **{torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"},
+    torch.int32: "*i32",
+}
 ALIGNED = [["tt.divisibility", 16]]
 
 

@@ -109,11 +109,14 @@ def again(loss, *pairs):
         if len(found) == len(pairs):
             triton.knobs.runtime.launch_enter_hook.add(tell)
 
-        def allocate(new, memory, blocks=blocks, allocate=gpu_launch.New.tensor):
-            blocks.append(allocate(new, memory))
-            return blocks[-1]
+        def noted(kind, blocks=blocks):
+            def allocate(new, memory, allocate=kind.tensor):
+                blocks.append(allocate(new, memory))
+                return blocks[-1]
 
-        with mock.patch.object(gpu_launch.New, "tensor", allocate):
+            return mock.patch.object(kind, "tensor", allocate)
+
+        with noted(gpu_launch.New), noted(gpu_launch.Counter):
             loss(*pair).backward()
         found.append([(*launched, placed(parameters, blocks)) for *launched, parameters in reports])
     triton.knobs.runtime.launch_enter_hook.remove(tell)
@@ -153,6 +156,7 @@ def main():
     ):
         pairs = [[torch.rand(2, 3, 90, 130, requires_grad=True) for _ in "xy"] for _ in range(2)]
         again(L1MSSSIMLoss(levels=3, backend="triton"), *pairs)
+        again(L1SSIMLoss(backend="triton"), *pairs)
         again(SSIMLoss(window_size=25, padding="zeros", backend="triton"), *pairs)
     gpu.forget()
     gpu._sweep.cache_clear()

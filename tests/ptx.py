@@ -2,8 +2,9 @@
 instruction of its PTX.
 
 What a GPU does not tell is an error here: an access to memory beyond all tensors or not aligned to
-its size, one to shared memory that another thread may do in between the same two barriers, and a
-branch that threads take differently. Shared memory is NaN before it is written.
+its size, one to shared memory that another thread may do in between the same two barriers, one to
+tensors that no barrier parts from the counting of a program by another thread, and a branch that
+threads take differently. Shared memory is NaN before it is written.
 """
 
 import contextlib
@@ -133,6 +134,8 @@ class Program:
             size = self.symbols[name] + count
         self.shared = Shared(size)
         self.registers, self.arguments = {}, arguments
+        # Of the threads that were at the tensors since the last barrier, the only one that counts.
+        self.accessed, self.counting = set(), None
 
     def get(self, operand, kind):
         dtype = KINDS[kind]
@@ -180,8 +183,16 @@ class Program:
             return self.labels[operands[-1]] if taken else position
         if name == "bar":
             self.shared.barrier()
+            self.accessed, self.counting = set(), None
         elif name in ("ld", "st"):
             self._access(opcode, operands, mask)
+        elif name == "atom":
+            assert opcode[1:] == ["global", "gpu", "acq_rel", "add", "u32"]
+            target, place, more = operands
+            (self.counting,) = self.threads[mask]
+            self._access(["ld", "global", "u32"], [target, place], mask)
+            self.put("%r_more", self.get(target, "u32") + self.get(more, "u32"), mask)
+            self._access(["st", "global", "u32"], [place, "%r_more"], mask)
         elif name in ("ldmatrix", "stmatrix"):
             transposed = "trans" in opcode
             kind = [part for part in opcode[1:] if part != "trans"]
@@ -217,6 +228,10 @@ class Program:
         addresses, whole = addresses[active], size * len(registers)
         assert not (addresses % whole).any(), f"an access of {whole} bytes at {addresses}"
         space = self.memory if opcode[1] == "global" else self.shared
+        if space is self.memory:
+            self.accessed |= set(active)
+            apart = self.counting is None or self.accessed == {self.counting}
+            assert apart, f"{self.accessed} access memory while {self.counting} counts"
         data, offsets = space.places(addresses, whole)
         if space is self.shared:
             space.access(offsets, whole, active, write=write)
@@ -367,7 +382,7 @@ def _launch(kernel, programs, warps, *arguments, capability, **constants):
     values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in values]
     # The compiler's own memory, of which it takes none here, comes last.
     arguments = [*values, 0, 0]
-    for program in range(programs):
+    for program in np.random.default_rng(programs).permutation(programs):
         Program(compiled, arguments, memory, program, programs, 32 * warps).run()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses._ssim import gpu_launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -135,6 +136,21 @@ def test_on_a_side_stream(loss):
     assert all(map(torch.equal, got, expected))
 
 
+def test_on_several_streams_at_once(loss):
+    """Whose launches count their programs each for themselves."""
+    pairs = [pair(n, 3, 192, 192, seed=n) for n in (1, 3, 8)]
+    expected = [loss(*images) for images in pairs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in pairs]
+    found = []
+    for _ in range(200):
+        for images, stream in zip(pairs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(loss(*images))
+    torch.cuda.synchronize()
+    assert all(torch.equal(value, expected[k % len(pairs)]) for k, value in enumerate(found))
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_synchronisation(loss):
     x, y = pair(2, 3, 192, 192)
@@ -170,6 +186,39 @@ def test_in_a_graph(loss):
     expected = forward_and_backward()
     assert torch.equal(value, expected[0])
     assert torch.equal(gradient, expected[1])
+
+
+def test_a_graph_beside_other_launches(loss):
+    """On the stream of which it was captured, and on another at the same time."""
+    x, y = pair(4, 3, 192, 192)
+    other = pair(2, 3, 200, 192, seed=1)
+    expected, of_other = loss(x, y), loss(*other)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph):
+        value = loss(x, y)
+    for _ in range(100):
+        value.zero_()
+        stream.wait_stream(torch.cuda.current_stream())
+        graph.replay()
+        with torch.cuda.stream(stream):
+            beside = loss(*other)
+        torch.cuda.current_stream().wait_stream(stream)
+        assert torch.equal(value, expected)
+        assert torch.equal(beside, of_other)
+        assert torch.equal(loss(*other), of_other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of how torch.compile itself traces
+def test_compiled_into_graphs(loss, monkeypatch):
+    """Torch takes back what is allocated while it prepares a graph, and so nothing may stay."""
+    x, y = pair(2, 3, 192, 192)
+    expected = step(loss, x, y)
+    monkeypatch.setattr(gpu_launch, "_zeros", {})
+    compiled = torch.compile(loss, fullgraph=True, mode="reduce-overhead")
+    for _ in range(5):
+        torch.compiler.cudagraph_mark_step_begin()
+        for a, b in zip(step(compiled, x, y), expected, strict=True):
+            assert (a - b).norm() < 3e-6 * b.norm()
 
 
 @pytest.mark.parametrize(("name", "limit"), [("SSIM", 1.1), ("MS-SSIM", 1.8), ("L1-SSIM", 1.1)])

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import numpy as np
@@ -788,8 +789,8 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     options = {"window_size": 3, "backend": "triton"}
     halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
     for loss, first, last, coarse in (
-        (SSIMLoss, [], ["mean"], []),
-        (L1SSIMLoss, [], ["mean"], []),
+        (SSIMLoss, [], [], []),
+        (L1SSIMLoss, [], [], []),
         (MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
         (L1MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
     ):
@@ -820,6 +821,46 @@ def check_the_mean_over_all_planes(tiles, scheme, want, march, masked):
         assert run(x, x, settings(), weights, want=0, reduction="loss")[0] == 0
         x[0, 0, 6, 8] = float("nan")
         assert run(x, y, settings(), weights, want=0, reduction="mean")[0].isnan()
+
+
+@pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss])
+def check_programs_are_counted_from_zero_to_zero(tiles, monkeypatch, loss):
+    """In a launch of any size, for the next one of another."""
+    zero = torch.zeros((), dtype=torch.int32)
+    monkeypatch.setattr(gpu_launch, "_zero", lambda device: zero)
+    # More tiles than are added at once.
+    tiles(4, 1, 3)
+    for shape in ((2, 2, 9, 70), (1, 1, 5, 5), (1, 1, 23, 37)):
+        x, y = pair(*shape)
+        exact = loss(window_size=3, backend="reference")(x.double(), y.double())
+        for wanted in (False, True):
+            value = loss(window_size=3, backend="triton")(x.requires_grad_(wanted), y)
+            assert abs(value - exact) < 1e-6
+            assert zero == 0
+
+
+def test_launches_of_a_stream_share_a_zero(monkeypatch):
+    """Those that a graph captures do not: it may run beside them."""
+    device = torch.device("cuda", 0)
+    stream, capturing = mock.Mock(return_value=5), mock.Mock(return_value=False)
+    monkeypatch.setattr(gpu_launch, "_zeros", {})
+    monkeypatch.setattr(gpu_launch, "_lasting_zero", lambda device: torch.zeros(()))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", capturing)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **kind: zeros(*size, **kind))
+    first = gpu_launch._zero(device)
+    assert gpu_launch._zero(device) is first
+    assert gpu_launch._zero(torch.device("cuda", 1)) is not first
+    stream.return_value = 7
+    other = gpu_launch._zero(device)
+    assert other is not first
+    capturing.return_value = True
+    captured = gpu_launch._zero(device)
+    assert captured.dtype == torch.int32
+    assert captured is not gpu_launch._zero(device)
+    capturing.return_value, stream.return_value = False, 5
+    assert gpu_launch._zero(device) is first
 
 
 def check_halves_are_gone_where_the_gradients_are_large(tiles):
@@ -929,11 +970,11 @@ def test_programs_fill_the_multiprocessors(shape, want, programs, rows):
 @pytest.mark.parametrize(
     ("side", "want", "levels", "reduction", "launches"),
     [
-        # Means of planes and no other launch for them, where nothing else needs it.
+        # Means of planes or of all, and no other launch for them.
         (64, X, 1, "none", [("march", 192)]),
-        (64, X, 1, "loss", [("march", 384), ("mean", 1)]),
+        (64, X, 1, "loss", [("march", 384)]),
         (64, 0, 1, "none", [("derive", 192)]),
-        (64, 0, 1, "mean", [("derive", 1296), ("mean", 1)]),
+        (64, 0, 1, "mean", [("derive", 1296)]),
         # None for any level, or one for all.
         (64, X, 2, "none", [("pyramid", 768), ("coarser", 192), ("march", 192)]),
         (
@@ -942,7 +983,7 @@ def test_programs_fill_the_multiprocessors(shape, want, programs, rows):
         ),
     ],
 )
-def test_whole_planes_spare_a_launch(side, want, levels, reduction, launches):
+def test_one_launch_is_enough(side, want, levels, reduction, launches):
     x = torch.empty(64, 3, side, side, device="meta")
     with aot.recording(90) as found:
         run(x, x, settings(11), levels=levels, want=want, reduction=reduction)
@@ -1155,7 +1196,9 @@ def judge_compiled(capability, case, launches, name):
 @pytest.mark.parametrize(("case", "kernels"), SHIPPED, ids=lambda part: "-".join(map(str, part)))
 def test_compiles_without_spills(capability, case, kernels):
     launches = aot.launched(case, capability)
-    assert launches.keys() == {*kernels, "mean", *["pyramid"] * (case.levels > 1)}
+    more = {"pyramid", "mean"} if case.levels > 1 else {"mean"}
+    single = kernels in (VALUE, MARCH) and case.levels == 1 and case.distance != "apart"
+    assert launches.keys() == {*kernels, *(() if single else more)}
     for name in kernels:
         judge_compiled(capability, case, launches, name)
 
@@ -1195,11 +1238,7 @@ def test_bfloat16_takes_as_many_instructions(want):
     """But for one for each pixel: what is loaded as pairs is not taken apart on the way."""
     counts = []
     for dtype in (torch.float32, torch.bfloat16):
-        (launch,) = (
-            launch
-            for name, launch in aot.launched(Case(11, want, dtype=dtype), 90).items()
-            if name != "mean"
-        )
+        (launch,) = aot.launched(Case(11, want, dtype=dtype), 90).values()
         counts.append(aot.figures(aot.compiled(launch, 90)).instructions)
     assert counts[1] < 1.025 * counts[0]
 
@@ -1210,10 +1249,9 @@ def test_bfloat16_takes_as_many_instructions(want):
 def test_threads_keep_their_columns(case, width):
     """Of images of any width: the compiler would exchange them between threads, in turns."""
     case = case._replace(shape=(8, 3, 1080, width))
-    for name, launch in aot.launched(case, 90).items():
-        if name != "mean":
-            found = aot.figures(aot.compiled(launch, 90))
-            assert (found.barriers, found.spilled) == (launch.constants["TURN"], 0)
+    (launch,) = aot.launched(case, 90).values()
+    found = aot.figures(aot.compiled(launch, 90))
+    assert (found.barriers, found.spilled) == (launch.constants["TURN"], 0)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from .contract import FLOOR, Result, Settings, X, Y, halved, usual_scale
-from .gpu_launch import At, Image, Layout, New, Step, layout_of, on, strides_in_rows, unscaled
+from .gpu_launch import (
+    At,
+    Counter,
+    Image,
+    Layout,
+    New,
+    Step,
+    layout_of,
+    on,
+    strides_in_rows,
+    unscaled,
+)
 from .gpu_tiles import LARGEST_WINDOW, Cover, Machine, Plan, ceil_div, plan_level
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -23,8 +34,8 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 # comes a level.
 ROWS, COLUMNS = 4, 256
 HALVED_ROWS, HALVED_COLUMNS = 16, 128
-# Tiles that a program sums at once.
-TILES = 512
+# Tiles that a warp sums at once.
+TILES = 32
 # Planes of a program that combines levels.
 PLANES = 32
 # Programs of the sweep for each multiprocessor, at most.
@@ -184,7 +195,8 @@ class Reduction:
         self.steps = list(_steps(_machine(x.device), x.device, *images, *how))
         self.value, self.derivatives = "means", ["derivatives"] * product
         if product:
-            (means,) = (new for step in self.steps for new in step.new if new.name == "means")
+            news = [new for step in self.steps for new in step.new if isinstance(new, New)]
+            (means,) = (new for new in news if new.name == "means")
             exponents = result.exponents, result.normalize, single, result.mix
             self.steps.append(_product(x.device, means.shape or (), *exponents))
             self.value = "value"
@@ -297,6 +309,12 @@ def _steps(
     alone = most == 1 and reduction == "none"
     sums = means if alone else New("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
+    total: _Total | None = None
+    if reduction != "none" and levels == 1 and plans[0].alone is not None:
+        # The launch that has all sums adds them up too. The mean of the planes' means is that of
+        # the tiles: all planes weigh the same.
+        tiles = (float(planes * most), planes * wholes[0], planes * pixels, structural, l1)
+        total = _Total(tiles, reduction == "loss", At(means.name), At("arrived"))
 
     of_levels = []
     for j in range(levels):
@@ -318,6 +336,7 @@ def _steps(
             structural * usual_scale(x.shape) / wholes[j],
             l1 / (planes * pixels) if mix else None,
             j < levels - 1,
+            total,
             (*(new for _, new in gradients), *[sums] * (j == levels - 1)),
             (name,) if j > 0 and images[j - 1][0].at.name != name else (),
         )
@@ -328,10 +347,12 @@ def _steps(
         of_levels, plans = of_levels[:1], plans[:1]
     for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
         steps += _of_level(of_level, plan, settings, machine)
-    if not alone:
+    if total is not None:
+        steps[-1].new += means, Counter(total.arrived.name)
+        steps[-1].last += sums.name, total.arrived.name
+    elif not alone:
         programs, warps = len(counts) * planes, 1
         if reduction != "none":
-            # The mean of the planes' means is that of the tiles: all planes weigh the same.
             programs, warps = 1, 4
             counts = [planes * most] * len(counts)
             wholes = [planes * whole for whole in wholes]
@@ -388,6 +409,22 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Step, list[l
     return step, halves
 
 
+class _Total(NamedTuple):
+    """What the last program of a launch makes of the sums of all.
+
+    Attributes:
+        tiles: the kernels' ``all_tiles``.
+        loss: whether it is 1 less the mean.
+        result: where it goes.
+        arrived: counts the programs.
+    """
+
+    tiles: tuple[float, ...]
+    loss: bool
+    result: At
+    arrived: At
+
+
 class _Level(NamedTuple):
     """What is computed of a level, from where to where.
 
@@ -403,6 +440,7 @@ class _Level(NamedTuple):
         apart: of each pixel's |x - y| in the result; or ``None`` where it is no mix.
         contrast: whether the factor is contrast-structure alone: the luminance of the formulas is
             1 with an infinite ``c1``.
+        total: what its launch makes of all sums, or ``None`` where `mean` follows.
         new: what its first launch allocates beside its own.
         last: what nothing needs after it.
     """
@@ -417,6 +455,7 @@ class _Level(NamedTuple):
     share: float
     apart: float | None
     contrast: bool
+    total: _Total | None
     new: tuple[New, ...]
     last: tuple[str, ...]
 
@@ -428,6 +467,11 @@ class _Level(NamedTuple):
         x, y = self.images
         gradients = self.gradients or [x]
         return x, y, self.weight or x._replace(strides=(0,) * 4), gradients[0], gradients[-1]
+
+    @property
+    def totals(self) -> _Total:
+        """What its launch makes of all sums: if nothing, what is no other case for the compiler."""
+        return self.total or _Total((0.0,) * 5, False, self.sums, self.sums)
 
     @property
     def dense(self) -> bool:
@@ -462,13 +506,15 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
     across, down, root = _passes(window)
     programs, pitch = cover.programs(n * c), cover.pitch(len(window))
     scratch, kept = _scratch(machine, x, programs * plan.kept_rows(len(window)) * pitch)
+    total = level.totals
     return Step(
         *(_kernels().march, programs, cover.warps, x.at, y.at, weight.at),
         *(gradient.at, other.at, scratch, level.sums, level.distances or level.sums),
+        *(total.result, total.arrived),
         *(x.strides, y.strides, weight.strides, gradient.strides, other.strides, level.pitch),
         *(0, cover.strips, cover.parts, cover.rows, c, height, width, across, down, root, low),
         *(math.inf if level.contrast else c1, c2, root * root * level.share),
-        *(level.apart or 0.0, level.whole),
+        *(level.apart or 0.0, level.whole, total.tiles),
         LANES=cover.lanes,
         COLUMNS=cover.columns,
         TURN=cover.turn,
@@ -478,6 +524,8 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
         PITCH=pitch,
         DISTANCE=level.distances is not None,
         MIXED=level.apart is not None,
+        ADDED=level.total is not None,
+        LOSS=total.loss,
         new=(*level.new, *kept),
         last=(*level.last, *(memory.name for memory in kept)),
         **_constants(level, plan, settings, machine),
@@ -522,7 +570,7 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
     n, c, height, width = x.shape
     planes, taps = n * c, len(window)
     across, down, root = _passes(window)
-    distances = level.distances or level.sums
+    distances, total = level.distances or level.sums, level.totals
     constants = _constants(level, plan, settings, machine)
     reach = taps - 1 if plan.want else 0
     depth = max(slab.bottom - slab.top for slab in plan.slabs) + reach
@@ -546,11 +594,12 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
                 *(kernels.derive, derive.programs(here), derive.warps),
                 *(x.at, y.at, weight.at),
                 *(At(maps.name) if plan.want else x.at, scratch),
-                *(level.sums.on(done), distances.on(done), x.strides, y.strides),
+                *(level.sums.on(done), distances.on(done), total.result, total.arrived),
+                *(x.strides, y.strides),
                 *(weight.strides, level.pitch, plan.pitch, 0),
                 *(derive.strips, derive.parts, derive.rows, derive.lines(here)),
                 *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
-                *(across, down, root, low, c1, c2, level.whole),
+                *(across, down, root, low, c1, c2, level.whole, total.tiles),
                 LANES=derive.lanes,
                 COLUMNS=derive.columns,
                 TURN=derive.turn,
@@ -559,6 +608,8 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
                 DENSE=level.dense,
                 PITCH=pitch,
                 DISTANCE=level.distances is not None,
+                ADDED=level.total is not None,
+                LOSS=total.loss,
                 new=() if steps else (*level.new, *kept),
                 **constants,
             )

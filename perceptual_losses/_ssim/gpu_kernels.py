@@ -766,6 +766,69 @@ def _mean(total, rest, whole, DEFICIT: tl.constexpr):
 
 
 @triton.jit
+def _total(sums, count, LANES: tl.constexpr):
+    """Of so many tiles' sums, with what roundings lost."""
+    total = tl.zeros((LANES,), tl.float32)
+    rest = tl.zeros((LANES,), tl.float32)
+    first = 0
+    while first < count:
+        # Several are on their way at once.
+        for k in tl.static_range(8):
+            tile = first + k * LANES + tl.arange(0, LANES)
+            more = tl.load(sums + 2 * tile, mask=tile < count, other=0)
+            more_rest = tl.load(sums + 2 * tile + 1, mask=tile < count, other=0)
+            total, rest = _added(total, rest, more, more_rest)
+        first += 8 * LANES
+    return tl.reduce((total, rest), 0, _added)
+
+
+@triton.jit
+def _result(
+    sums, distances, all_tiles, LANES: tl.constexpr, LOSS: tl.constexpr, MIXED: tl.constexpr
+):
+    """The mean of S from tiles' sums of 1 - S, exactly 1 for identical images; or 1 less that, for
+    a ``LOSS``, which may be ``MIXED`` with the mean of |x - y| from ``distances``.
+
+    ``all_tiles`` are the number of the tiles, the sum of all weights, the number of all pixels, and
+    how many times the loss and that mean are in the mix.
+    """
+    count, whole, pixels, structural, l1 = all_tiles
+    total, rest = _total(sums, count, LANES)
+    value = _mean(total, rest, whole, True)
+    if LOSS:
+        value = 1 - value
+    if MIXED:
+        total, rest = _total(distances, count, LANES)
+        value = structural * value + l1 * _mean(total, rest, pixels, False)
+    return value
+
+
+@triton.jit
+def _add_up(
+    sums,
+    distances,
+    result,
+    arrived,
+    all_tiles,
+    LANES: tl.constexpr,
+    LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
+):
+    """Writes the `_result` of all programs' sums, in whichever program is the last one to come
+    here.
+
+    ``arrived`` counts them: it is zero before a launch, and afterwards again.
+    """
+    # What this program's threads wrote is there before it is counted, and what others did, who were
+    # counted before, is there after that.
+    tl.debug_barrier()
+    before = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
+    if before == tl.num_programs(0) - 1:
+        tl.store(arrived, 0)
+        tl.store(result, _result(sums, distances, all_tiles, LANES, LOSS, MIXED))
+
+
+@triton.jit
 def _load(row, step, column, inside, COLUMNS: tl.constexpr, DENSE: tl.constexpr):
     """The columns of each thread, zero where not ``inside``; as `_pixels` does."""
     column = column.to(tl.int64)
@@ -837,7 +900,7 @@ def _finish(
         *("begin", "strips", "bands", "rows", "channels", "height", "width"),
         *("sums_stride", "whole"),
     ],
-    do_not_specialize_on_alignment=["sums", "distances"],
+    do_not_specialize_on_alignment=["sums", "distances", "result", "arrived"],
 )
 def march(
     x,
@@ -848,6 +911,8 @@ def march(
     scratch,
     sums,
     distances,
+    result,
+    arrived,
     x_strides,
     y_strides,
     weight_strides,
@@ -870,6 +935,7 @@ def march(
     share,
     apart_share,
     whole,
+    all_tiles,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
@@ -884,6 +950,8 @@ def march(
     DISTANCE: tl.constexpr,
     MIXED: tl.constexpr,
     SHARED: tl.constexpr,
+    ADDED: tl.constexpr,
+    LOSS: tl.constexpr,
 ):
     """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
 
@@ -892,6 +960,7 @@ def march(
     With ``LATE`` a turn keeps its pixels after it has read derivatives, else before.
     With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well, and if ``MIXED``
     each pixel's is in what the gradients are of, ``apart_share`` times.
+    If ``ADDED`` the last program goes on with `_add_up`.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -1020,6 +1089,8 @@ def march(
         pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
         apart = _chosen(apart, first, REACH, width - left + REACH)
         _keep(apart, distances + place, None, pixels, False)
+    if ADDED:
+        _add_up(sums, distances, result, arrived, all_tiles, LANES, LOSS, DISTANCE)
 
 
 @triton.jit(
@@ -1027,7 +1098,7 @@ def march(
         *("begin", "strips", "parts", "rows", "lines", "channels", "height", "width"),
         *("sums_stride", "first_plane", "slab_top", "slab_bottom", "own_top", "whole"),
     ],
-    do_not_specialize_on_alignment=["sums", "distances"],
+    do_not_specialize_on_alignment=["sums", "distances", "result", "arrived"],
 )
 def derive(
     x_all,
@@ -1037,6 +1108,8 @@ def derive(
     scratch,
     sums,
     distances,
+    result,
+    arrived,
     x_strides,
     y_strides,
     weight_strides,
@@ -1061,6 +1134,7 @@ def derive(
     c1,
     c2,
     whole,
+    all_tiles,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     TURN: tl.constexpr,
@@ -1074,6 +1148,8 @@ def derive(
     WEIGHTED: tl.constexpr,
     DISTANCE: tl.constexpr,
     SHARED: tl.constexpr,
+    ADDED: tl.constexpr,
+    LOSS: tl.constexpr,
 ):
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
@@ -1083,6 +1159,7 @@ def derive(
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
     With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel by the program
     that is at its row of the map, or would be where the map is smaller, and loads its column.
+    If ``ADDED`` the last program goes on with `_add_up`.
     """
     REACH: tl.constexpr = TAPS - 1
     INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
@@ -1186,6 +1263,8 @@ def derive(
             )
 
         line += bottom - top
+    if ADDED:
+        _add_up(sums, distances, result, arrived, all_tiles, LANES, LOSS, DISTANCE)
 
 
 @triton.jit(
@@ -1279,21 +1358,6 @@ def gather(
             other_row += other_strides[2]
 
 
-@triton.jit
-def _total(sums, count, LANES: tl.constexpr):
-    """Of so many tiles' sums, with what roundings lost."""
-    total = tl.zeros((LANES,), tl.float32)
-    rest = tl.zeros((LANES,), tl.float32)
-    first = 0
-    while first < count:
-        tile = first + tl.arange(0, LANES)
-        more = tl.load(sums + 2 * tile, mask=tile < count, other=0)
-        more_rest = tl.load(sums + 2 * tile + 1, mask=tile < count, other=0)
-        total, rest = _added(total, rest, more, more_rest)
-        first += LANES
-    return tl.reduce((total, rest), 0, _added)
-
-
 @triton.jit(do_not_specialize=["planes", "pitch"])
 def mean(
     sums,
@@ -1322,14 +1386,12 @@ def mean(
         count = tl.where(place >= j * planes, counts[j], count)
         whole = tl.where(place >= j * planes, wholes[j], whole)
     sums += place.to(tl.int64) * pitch
-    total, rest = _total(sums, count, LANES)
-    value = _mean(total, rest, whole, True)
     if DISTANCE and not MIXED:
-        distance = _mean(total, rest, whole, False)
-        value = tl.where(place < (len(counts) - 1) * planes, value, distance)
-    if LOSS:
-        value = 1 - value
-    if MIXED:
-        total, rest = _total(sums + tl.cast(planes, tl.int64) * pitch, counts[1], LANES)
-        value = structural * value + l1 * _mean(total, rest, wholes[1], False)
+        total, rest = _total(sums, count, LANES)
+        apart = place >= (len(counts) - 1) * planes
+        value = tl.where(apart, _mean(total, rest, whole, False), _mean(total, rest, whole, True))
+    else:
+        distances = sums + tl.cast(planes, tl.int64) * pitch
+        all_tiles = count, whole, wholes[len(wholes) - 1], structural, l1
+        value = _result(sums, distances, all_tiles, LANES, LOSS, MIXED)
     tl.store(means + place, value)

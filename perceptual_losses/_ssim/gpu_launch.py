@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,44 @@ class New(NamedTuple):
         return any_there.new_empty(self.shape, dtype=torch.float32)
 
 
+class Counter(NamedTuple):
+    """An integer that a step needs, zero before it, and whose kernel leaves it so."""
+
+    name: str
+
+    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
+        return _zero(next(iter(memory.values())).device)
+
+
+def _zero(device: torch.device) -> Tensor:
+    """A zero that no two launches have at once.
+
+    Launches of a stream run one after the other and share one. Those of a graph run whenever it is
+    replayed, on whichever stream, and so have their own, which the graph sets.
+    """
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros((), dtype=torch.int32, device=device)
+    # As Triton asks for the stream: an object for it takes longer.
+    place = device, torch._C._cuda_getCurrentRawStream(device.index)
+    zero = _zeros.get(place)
+    return _zeros.setdefault(place, _lasting_zero(device)) if zero is None else zero
+
+
+def _lasting_zero(device: torch.device) -> Tensor:
+    """A zero in memory that outlives a call.
+
+    A thread of its own allocates it: in the caller's the memory may be that of a graph which is
+    being prepared, and which takes it back.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        zero = threads.submit(torch.zeros, (), dtype=torch.int32, device=device).result()
+    torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
+    return zero
+
+
+_zeros: dict[tuple[torch.device, int], Tensor] = {}
+
+
 def unscaled(image: Tensor) -> Tensor:
     """Memory for the gradient of an image's mean.
 
@@ -120,7 +159,7 @@ class Step:
         programs: int,
         warps: int,
         *arguments: Any,
-        new: tuple[New, ...] = (),
+        new: tuple[New | Counter, ...] = (),
         last: tuple[str, ...] = (),
         **constants: Any,
     ) -> None:

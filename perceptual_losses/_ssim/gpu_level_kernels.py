@@ -277,22 +277,22 @@ def coarser(
     parts = tl.cdiv(tall, rows)
     if WANT > 0:
         march(
-            *(x, y, weight, gradient, other, scratch, place, place, strides, strides),
+            *(x, y, weight, gradient, other, scratch, place, place, place, place, strides, strides),
             *(weight_strides, strides, strides, sums_stride, begin, strips, parts, rows),
-            *(channels, height, width, across, down, root, low, c1, c2, share, 0.0, whole),
+            *(channels, height, width, across, down, root, low, c1, c2, share, 0.0, whole, ()),
             *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
-            *(PADDING, WANT, WEIGHTED, False, False, SHARED),
+            *(PADDING, WANT, WEIGHTED, False, False, SHARED, False, False),
         )
     else:
         # One more where programs end in a strip that others begin in.
         parts += (tall % rows > 0).to(tl.int32)
         derive(
-            *(x, y, weight, x, scratch, place, place, strides, strides),
+            *(x, y, weight, x, scratch, place, place, place, place, strides, strides),
             *(weight_strides, sums_stride, 0, begin, strips, parts, rows),
             *(planes * strips * tall, 0, -INSET, tall - INSET, -INSET),
-            *(channels, height, width, across, down, root, low, c1, c2, whole),
+            *(channels, height, width, across, down, root, low, c1, c2, whole, ()),
             *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
-            *(PADDING, WANT, WEIGHTED, False, SHARED),
+            *(PADDING, WANT, WEIGHTED, False, SHARED, False, False),
         )
 
 
