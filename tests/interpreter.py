@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.language import core
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
@@ -19,9 +20,12 @@ _type_of_numpy = interpreter._get_np_dtype
 _attribute = core.tuple.__getattr__
 _describe_block = core.block_type.__init__
 _describe_tensor = core.tensor.__init__
+_to_one_type = TritonSemantic.binary_op_type_checking_impl
+_to_one_shape = TritonSemantic.broadcast_impl_value
 _patched: set[str] = set()
 _numpy_types: dict[str, np.dtype] = {}
 _block_types: dict[tuple, dict] = {}
+_shapes_of_blocks: dict[tuple, core.tuple] = {}
 _shapes: dict[str, tuple] = {}
 
 
@@ -85,9 +89,12 @@ def _attribute_of_tuple(self, name):
 
 
 def _known_block_type(self, element_ty, shape):
-    key = element_ty.name, *(core._unwrap_if_constexpr(size) for size in shape)
+    sizes = [size if type(size) is int else core._unwrap_if_constexpr(size) for size in shape]
+    key = element_ty.name, *sizes
     if key not in _block_types:
         _describe_block(self, element_ty, shape)
+        # The same object for the same shape.
+        self.shape = _shapes_of_blocks.setdefault(tuple(sizes), self.shape)
         _block_types[key] = self.__dict__.copy()
     self.__dict__.update(_block_types[key])
 
@@ -98,6 +105,19 @@ def _tensor(self, handle, kind):
         _shapes[kind.name] = self.shape, self.numel
     self.handle, self.type, self.dtype = handle, kind, kind.scalar
     self.shape, self.numel = _shapes[kind.name]
+
+
+def _of_one_type(self, lhs, rhs, *how, **options):
+    """At once where they are. Halves are not: they are divided as float32."""
+    if type(lhs) is type(rhs) is core.tensor and lhs.dtype.name == rhs.dtype.name == "fp32":
+        return self.broadcast_impl_value(lhs, rhs)
+    return _to_one_type(self, lhs, rhs, *how, **options)
+
+
+def _of_one_shape(self, lhs, rhs):
+    """At once where they are."""
+    shapes = [kind.shape if kind.is_block() else None for kind in (lhs.type, rhs.type)]
+    return (lhs, rhs) if shapes[0] is shapes[1] else _to_one_shape(self, lhs, rhs)
 
 
 InterpreterBuilder.create_splat = _splat_of_comparisons
@@ -111,6 +131,8 @@ core.tuple.__init__ = _tuple
 core.tuple.__getattr__ = _attribute_of_tuple
 core.block_type.__init__ = _known_block_type
 core.tensor.__init__ = _tensor
+TritonSemantic.binary_op_type_checking_impl = _of_one_type
+TritonSemantic.broadcast_impl_value = _of_one_shape
 # Eight operations for each sum and product of integers. Where one overflows, an address is wrong,
 # as the check of offsets beyond 32 bits sees.
 _builder = interpreter.interpreter_builder

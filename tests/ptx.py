@@ -93,6 +93,22 @@ def _split(operands):
     return [part.strip() for part in parts if part.strip()]
 
 
+@functools.cache
+def _type_of(register):
+    return REGISTERS.get(re.match(r"%[a-z]+", register)[0], np.dtype("u4"))
+
+
+@functools.cache
+def _names(several):
+    return [name.strip() for name in several.strip("{} ").split(",")]
+
+
+@functools.cache
+def _place(operand):
+    base, _, offset = operand.strip("[] ").partition("+")
+    return base.strip(), int(offset or 0)
+
+
 @functools.lru_cache(maxsize=64)
 def parsed(ptx):
     """Instructions, the labels among them, and the sizes of arrays in shared memory."""
@@ -133,7 +149,7 @@ class Program:
             self.symbols[name] = -(-size // 16) * 16
             size = self.symbols[name] + count
         self.shared = Shared(size)
-        self.registers, self.arguments = {}, arguments
+        self.registers, self.arguments, self.constants = {}, arguments, {}
         # Of the threads that were at the tensors since the last barrier, the only one that counts.
         self.accessed, self.counting = set(), None
 
@@ -144,13 +160,19 @@ class Program:
             if register.dtype.itemsize > dtype.itemsize:
                 register = register.astype(f"u{dtype.itemsize}")
             return register.view(dtype)
+        constant = self.constants.get((operand, kind))
+        if constant is None:
+            constant = self.constants[operand, kind] = self._constant(operand, dtype)
+        return constant
+
+    def _constant(self, operand, dtype):
         if operand.startswith("0f"):
             return np.full(len(self.threads), int(operand[2:], 16), np.uint32).view(dtype)
         value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
         return np.broadcast_to(np.asarray(value).astype(dtype), self.threads.shape)
 
     def put(self, register, value, mask):
-        kind = REGISTERS.get(re.match(r"%[a-z]+", register)[0], np.dtype("u4"))
+        kind = _type_of(register)
         value = np.ascontiguousarray(value)
         if value.dtype.itemsize < kind.itemsize:
             # A load may extend what it loads.
@@ -206,14 +228,14 @@ class Program:
         return position
 
     def _addresses(self, place, kind):
-        base, _, offset = place.strip("[] ").partition("+")
-        return self.get(base.strip(), kind) + KINDS[kind].type(int(offset or 0))
+        base, offset = _place(place)
+        return self.get(base, kind) + KINDS[kind].type(offset)
 
     def _access(self, opcode, operands, mask):
         kind, write = opcode[-1], opcode[0] == "st"
         size = KINDS[kind].itemsize
         place, several = operands if write else operands[::-1]
-        registers = [part.strip() for part in several.strip("{} ").split(",")]
+        registers = _names(several)
         if opcode[1] == "param":
             values = [self.arguments[number] for number in self._addresses(place, "u32")]
             if isinstance(values[0], float):
@@ -261,30 +283,30 @@ class Program:
 
         place, several = operands if write else operands[::-1]
         addresses = self._addresses(place, "u32").reshape(-1, 32)
-        for j, register in enumerate(several.strip("{} ").split(",")):
+        for j, register in enumerate(_names(several)):
             rows = addresses[:, 8 * j : 8 * j + 8].reshape(-1)
             assert not (rows % 16).any(), f"rows of 16 bytes at {rows}"
             data, offsets = self.shared.places(rows, 16)
             self.shared.access(offsets, 16, self.threads[::4], write=write)
             places = offsets[:, None] + np.arange(16)
             if write:
-                values = turned(self.get(register.strip(), "b32").copy())
+                values = turned(self.get(register, "b32").copy())
                 data[places] = values.view("u1").reshape(-1, 16)
             else:
                 values = turned(data[places])
-                self.put(register.strip(), values.view("u4").reshape(-1), None)
+                self.put(register, values.view("u4").reshape(-1), None)
 
     def _repack(self, operands, mask):
         """Halves of a register from or to two."""
         target, source = operands
         if target.startswith("{"):
             halves = self.get(source, "b32").view(np.uint16)
-            for j, name in enumerate(target.strip("{} ").split(",")):
+            for j, name in enumerate(_names(target)):
                 # An underscore for what nobody needs.
-                if name.strip() != "_":
-                    self.put(name.strip(), halves[j::2].copy(), mask)
+                if name != "_":
+                    self.put(name, halves[j::2].copy(), mask)
         else:
-            parts = [self.get(part.strip(), "b16") for part in source.strip("{} ").split(",")]
+            parts = [self.get(part, "b16") for part in _names(source)]
             self.put(target, np.stack(parts, 1).reshape(-1).view(np.uint32), mask)
 
     def _value(self, opcode, sources):

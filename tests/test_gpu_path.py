@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -861,6 +862,26 @@ def test_launches_of_a_stream_share_a_zero(monkeypatch):
     assert captured is not gpu_launch._zero(device)
     capturing.return_value, stream.return_value = False, 5
     assert gpu_launch._zero(device) is first
+
+
+def test_a_lasting_zero_is_allocated_elsewhere(monkeypatch):
+    """In no memory that is this thread's alone, and before this stream's launches."""
+    stream, threads = mock.Mock(), []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: ("default", device))
+    zeros = torch.zeros
+
+    def noted(*size, **kind):
+        threads.append(threading.get_ident())
+        return zeros(*size, **kind)
+
+    monkeypatch.setattr(torch, "zeros", noted)
+    device = torch.device("cpu")
+    zero = gpu_launch._lasting_zero(device)
+    assert (zero.dtype, zero.numel(), zero.item()) == (torch.int32, 1, 0)
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    stream.wait_stream.assert_called_once_with(("default", device))
 
 
 def check_halves_are_gone_where_the_gradients_are_large(tiles):
