@@ -320,8 +320,10 @@ class Program:
         if name == "cvt":
             return self._converted(how, sources)
         if name == "shfl":
-            assert how[:2] == ["sync", "bfly"]
-            return self.get(sources[0], kind)[self.threads ^ int(sources[1], 0)]
+            assert how[0] == "sync"
+            lane = int(sources[1], 0)
+            others = {"bfly": self.threads ^ lane, "idx": self.threads & ~31 | lane}
+            return self.get(sources[0], kind)[others[how[1]]]
         if name == "mul" and how[0] == "hi":
             wide = KINDS[kind[0] + str(2 * int(kind[1:]))]
             a, b = (self.get(source, kind).astype(wide) for source in sources)

@@ -147,7 +147,10 @@ def test_programs_of_all_multiprocessors(want):
         (
             [
                 (r"@(%p\d+) st\.global\.b32", r"@!\1 st.global.b32"),
-                (r"(?s)(bar\.sync\s+0;)((?:(?!bar\.sync).)*\batom\b[^;]*;)", r"\2\1"),
+                (
+                    r"(?s)((?:bar\.sync\s+0;[^;]*?)+)((?:(?!bar\.sync).)*\batom\b[^;]*;)",
+                    r"\2\1",
+                ),
             ],
             "access memory while",
         ),
