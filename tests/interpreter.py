@@ -10,7 +10,7 @@ import triton.language as tl
 from triton.language import core
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
-from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, ReduceOps, TensorHandle
 
 _splat = InterpreterBuilder.create_splat
 _truncate = InterpreterBuilder.create_fp_trunc
@@ -49,6 +49,26 @@ def _fused(self, x, y, z):
     """It rounds the product."""
     product = x.data.astype(np.float64) * y.data
     return TensorHandle((product + z.data).astype(z.data.dtype), z.dtype.scalar)
+
+
+def _reduced_by_halves(self, values):
+    """It adds one value after the other, in whose sums equal ones are lost; and takes as long."""
+    assert (self.axis, self.keep_dims) == (0, False)
+    arrays = [value.handle.data for value in values]
+    while len(arrays[0]) > 1:
+        half = len(arrays[0]) // 2
+        assert 2 * half == len(arrays[0])
+        pairs = [array[part] for part in (slice(half), slice(half, None)) for array in arrays]
+        kinds = [value.dtype for value in values] * 2
+        found = self.combine_fn.fn(*map(self.to_tensor, pairs, kinds))
+        arrays = [part.handle.data for part in (found if isinstance(found, tuple) else (found,))]
+    return [
+        self.to_tensor(array[0], value.dtype) for array, value in zip(arrays, values, strict=True)
+    ]
+
+
+def _sum_by_halves(self, value):
+    return _reduced_by_halves(self, (value,))[0]
 
 
 def _patch_once(function):
@@ -123,6 +143,8 @@ def _of_one_shape(self, lhs, rhs):
 InterpreterBuilder.create_splat = _splat_of_comparisons
 InterpreterBuilder.create_fp_trunc = _round_to_bfloat16
 InterpreterBuilder.create_fma = _fused
+ReduceOps.generic_reduce = _reduced_by_halves
+ReduceOps.sum = _sum_by_halves
 interpreter._patch_lang = _patch_once
 GridExecutor.__call__ = _run_patched
 # More than half of the time goes into what it describes anew of each value.
