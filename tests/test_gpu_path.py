@@ -884,6 +884,12 @@ def test_a_lasting_zero_is_allocated_elsewhere(monkeypatch):
     stream.wait_stream.assert_called_once_with(("default", device))
 
 
+def test_a_lasting_zero_that_cannot_be_allocated(monkeypatch):
+    monkeypatch.setattr(torch, "zeros", mock.Mock(side_effect=torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        gpu_launch._lasting_zero(torch.device("cpu"))
+
+
 def check_halves_are_gone_where_the_gradients_are_large(tiles):
     tiles(16, 1, 16)
     x = torch.rand(1, 1, 40, 40)

@@ -435,7 +435,7 @@ class _Level(NamedTuple):
         sums: where the first program's sum goes.
         distances: where the first sum of |x - y| goes, or ``None``.
         pitch: values from a plane's first sum to the next one's.
-        whole: the sum of a plane's weights, or 0 where `mean` follows.
+        whole: the sum of a plane's weights, or 0 where sums are added up.
         share: of each of the map's values in the result.
         apart: of each pixel's |x - y| in the result; or ``None`` where it is no mix.
         contrast: whether the factor is contrast-structure alone: the luminance of the formulas is

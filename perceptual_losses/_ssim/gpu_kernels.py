@@ -738,7 +738,7 @@ def _keep(columns, place, last, whole, DEFICIT: tl.constexpr):
         columns: sums of each thread, by column; of 1 - S half.
         place: where to.
         last: whether nobody writes the place after it, which has to be zero; or ``None``.
-        whole: the sum of all weights, or 0 where `mean` follows.
+        whole: the sum of all weights, or 0 where sums are added up.
         DEFICIT: whether the sum is one of 1 - S.
     """
     total, rest = columns[0], tl.zeros_like(columns[0])

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -111,10 +112,19 @@ def _lasting_zero(device: torch.device) -> Tensor:
     A thread of its own allocates it: in the caller's the memory may be that of a graph which is
     being prepared, and which takes it back.
     """
-    with ThreadPoolExecutor(1) as threads:
-        zero = threads.submit(torch.zeros, (), dtype=torch.int32, device=device).result()
+    zero: Future[Tensor] = Future()
+
+    def allocate() -> None:
+        try:
+            zero.set_result(torch.zeros((), dtype=torch.int32, device=device))
+        except BaseException as error:
+            zero.set_exception(error)
+
+    # Not one of a pool, which has none left for functions that run at exit.
+    Thread(target=allocate).start()
+    zero.result()
     torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
-    return zero
+    return zero.result()
 
 
 _zeros: dict[tuple[torch.device, int], Tensor] = {}
