@@ -275,11 +275,15 @@ def noise(case, x, y, mask):
         unmoved = unmoved or exact
         errors = [sizes(apart(got, true)) for got, true in zip(rough, exact, strict=True)]
         found = list(map(torch.maximum, found, errors)) if found else errors
-    # What cancels to nothing is something where a rounding's rounding does not, in any image.
+    # What cancels to nothing is something where a rounding's rounding does not, in any image; and
+    # some of a subnormal pixel's products with taps are all rounding.
     generator = torch.Generator().manual_seed(6)
     drawn = (torch.randn(image.shape, generator=generator).double() for image in (x, y))
-    near = [image * (1 + 2.0**-48 * part) for image, part in zip((x, y), drawn, strict=True)]
-    moved = results(case, *near, mask)
+    moved = [
+        image * (1 + 2.0**-48 * part) + 16 * 2.0**-149 * part
+        for image, part in zip((x, y), drawn, strict=True)
+    ]
+    moved = results(case, *moved, mask)
     errors = [sizes(apart(off, true)) for off, true in zip(moved, unmoved, strict=True)]
     found = list(map(torch.maximum, found, errors))
     if "weights" in case["options"]:
