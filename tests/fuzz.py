@@ -269,28 +269,29 @@ def noise(case, x, y, mask):
         sides = [dim for dim in flipped if mask is not None and mask.dim() >= -dim]
         over = None if mask is None else mask.flip(sides)
         sigma = case["options"]["sigma"] * (1 + 1e-3 * turn)
-        near = {**case, "options": case["options"] | {"sigma": sigma}}
-        exact = results(near, *(image.double() for image in seen), over)
-        rough = results(near, *(image.float() for image in seen), over)
+        other = {**case, "options": case["options"] | {"sigma": sigma}}
+        exact = results(other, *(image.double() for image in seen), over)
+        rough = results(other, *(image.float() for image in seen), over)
         unmoved = unmoved or exact
         errors = [sizes(apart(got, true)) for got, true in zip(rough, exact, strict=True)]
         found = list(map(torch.maximum, found, errors)) if found else errors
-    # What cancels to nothing is something where a rounding's rounding does not, in any image; and
-    # some of a subnormal pixel's products with taps are all rounding.
+    # What cancels to nothing in a flat image is something where a rounding's rounding does not; and
+    # some of a subnormal pixel's products with taps are all rounding. Equal pixels stay so: without
+    # a difference there is no gradient at all.
     generator = torch.Generator().manual_seed(6)
-    drawn = (torch.randn(image.shape, generator=generator).double() for image in (x, y))
-    moved = [
+    of_x, of_y = (torch.randn(image.shape, generator=generator).double() for image in (x, y))
+    parts = of_x, torch.where(x == y, of_x, of_y)
+    near = [
         image * (1 + 2.0**-48 * part) + 16 * 2.0**-149 * part
-        for image, part in zip((x, y), drawn, strict=True)
+        for image, part in zip((x, y), parts, strict=True)
     ]
-    moved = results(case, *moved, mask)
-    errors = [sizes(apart(off, true)) for off, true in zip(moved, unmoved, strict=True)]
-    found = list(map(torch.maximum, found, errors))
+    moved = [results(case, *near, mask)]
     if "weights" in case["options"]:
         means = reference.means
         with mock.patch.object(reference, "means", lambda *args: means(*args) + 2.0**-27):
-            moved = results(case, x.double(), y.double(), mask)
-        errors = [sizes(apart(off, true)) for off, true in zip(moved, unmoved, strict=True)]
+            moved.append(results(case, x.double(), y.double(), mask))
+    for outcomes in moved:
+        errors = [sizes(apart(off, true)) for off, true in zip(outcomes, unmoved, strict=True)]
         found = list(map(torch.maximum, found, errors))
     return found
 

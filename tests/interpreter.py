@@ -52,7 +52,7 @@ def _fused(self, x, y, z):
 
 
 def _reduced_by_halves(self, values):
-    """It adds one value after the other, in whose sums equal ones are lost; and takes as long."""
+    """As threads do. It takes one value after the other, each through all operations in Python."""
     assert (self.axis, self.keep_dims) == (0, False)
     arrays = [value.handle.data for value in values]
     while len(arrays[0]) > 1:

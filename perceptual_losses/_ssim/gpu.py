@@ -309,12 +309,13 @@ def _steps(
     alone = most == 1 and reduction == "none"
     sums = means if alone else New("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
-    total: _Total | None = None
+    # Where there is none, what is no other case for the compiler.
+    total = _Total(False, False, (0.0,) * 5, At(sums.name), At(sums.name))
     if reduction != "none" and levels == 1 and plans[0].alone is not None:
         # The launch that has all sums adds them up too. The mean of the planes' means is that of
         # the tiles: all planes weigh the same.
         tiles = (float(planes * most), planes * wholes[0], planes * pixels, structural, l1)
-        total = _Total(tiles, reduction == "loss", At(means.name), At("arrived"))
+        total = _Total(True, reduction == "loss", tiles, At(means.name), At("arrived"))
 
     of_levels = []
     for j in range(levels):
@@ -347,7 +348,7 @@ def _steps(
         of_levels, plans = of_levels[:1], plans[:1]
     for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
         steps += _of_level(of_level, plan, settings, machine)
-    if total is not None:
+    if total.added:
         steps[-1].new += means, Counter(total.arrived.name)
         steps[-1].last += sums.name, total.arrived.name
     elif not alone:
@@ -413,14 +414,16 @@ class _Total(NamedTuple):
     """What the last program of a launch makes of the sums of all.
 
     Attributes:
+        added: whether it adds them up; if not, the rest has no meaning.
+        loss: whether the result is 1 less the mean.
         tiles: the kernels' ``all_tiles``.
-        loss: whether it is 1 less the mean.
-        result: where it goes.
+        result: where that goes.
         arrived: counts the programs.
     """
 
-    tiles: tuple[float, ...]
+    added: bool
     loss: bool
+    tiles: tuple[float, ...]
     result: At
     arrived: At
 
@@ -440,7 +443,7 @@ class _Level(NamedTuple):
         apart: of each pixel's |x - y| in the result; or ``None`` where it is no mix.
         contrast: whether the factor is contrast-structure alone: the luminance of the formulas is
             1 with an infinite ``c1``.
-        total: what its launch makes of all sums, or ``None`` where `mean` follows.
+        total: what its launch makes of all sums.
         new: what its first launch allocates beside its own.
         last: what nothing needs after it.
     """
@@ -455,7 +458,7 @@ class _Level(NamedTuple):
     share: float
     apart: float | None
     contrast: bool
-    total: _Total | None
+    total: _Total
     new: tuple[New, ...]
     last: tuple[str, ...]
 
@@ -467,11 +470,6 @@ class _Level(NamedTuple):
         x, y = self.images
         gradients = self.gradients or [x]
         return x, y, self.weight or x._replace(strides=(0,) * 4), gradients[0], gradients[-1]
-
-    @property
-    def totals(self) -> _Total:
-        """What its launch makes of all sums: if nothing, what is no other case for the compiler."""
-        return self.total or _Total((0.0,) * 5, False, self.sums, self.sums)
 
     @property
     def dense(self) -> bool:
@@ -506,7 +504,7 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
     across, down, root = _passes(window)
     programs, pitch = cover.programs(n * c), cover.pitch(len(window))
     scratch, kept = _scratch(machine, x, programs * plan.kept_rows(len(window)) * pitch)
-    total = level.totals
+    total = level.total
     return Step(
         *(_kernels().march, programs, cover.warps, x.at, y.at, weight.at),
         *(gradient.at, other.at, scratch, level.sums, level.distances or level.sums),
@@ -524,7 +522,7 @@ def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine:
         PITCH=pitch,
         DISTANCE=level.distances is not None,
         MIXED=level.apart is not None,
-        ADDED=level.total is not None,
+        ADDED=total.added,
         LOSS=total.loss,
         new=(*level.new, *kept),
         last=(*level.last, *(memory.name for memory in kept)),
@@ -570,7 +568,7 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
     n, c, height, width = x.shape
     planes, taps = n * c, len(window)
     across, down, root = _passes(window)
-    distances, total = level.distances or level.sums, level.totals
+    distances, total = level.distances or level.sums, level.total
     constants = _constants(level, plan, settings, machine)
     reach = taps - 1 if plan.want else 0
     depth = max(slab.bottom - slab.top for slab in plan.slabs) + reach
@@ -608,7 +606,7 @@ def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> l
                 DENSE=level.dense,
                 PITCH=pitch,
                 DISTANCE=level.distances is not None,
-                ADDED=level.total is not None,
+                ADDED=total.added,
                 LOSS=total.loss,
                 new=() if steps else (*level.new, *kept),
                 **constants,
