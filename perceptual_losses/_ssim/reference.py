@@ -127,7 +127,7 @@ def _correlate(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
         # The compiler differentiates the sum itself and fuses both ways. (In torch 2.11 a traced
         # autograd.Function that works in place returns zero gradients.)
         return _shifted_sum(image, window, dim)
-    out: Tensor = _Correlate.apply(image, window, dim)  # type: ignore[no-untyped-call]
+    out: Tensor = _Correlate.apply(image, dim, *window)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -148,22 +148,24 @@ class _Correlate(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
+    def forward(image: Tensor, dim: int, *window: float) -> Tensor:
+        # Each tap by itself: of a tuple torch's batched forward mode does not know what to do.
         return _shifted_sum(image, window, dim)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[float, ...], int], output: Any) -> None:
-        _, ctx.window, ctx.dim = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.dim, *window = inputs
+        ctx.window = tuple(window)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return _correlate(tangent, ctx.window, ctx.dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         reach = len(ctx.window) - 1
         padded = F.pad(grad, [0, 0] * (-ctx.dim - 1) + [reach, reach])
-        return _correlate(padded, ctx.window[::-1], ctx.dim), None, None
+        return _correlate(padded, ctx.window[::-1], ctx.dim), None, *[None] * (reach + 1)
 
 
 def reduced(means: Tensor, result: Result) -> Tensor:
