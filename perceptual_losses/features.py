@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _arguments
-from ._features.backbone import BACKBONES, Extractor, Weights, read_file, without_autocast
+from ._features.backbone import BACKBONES, Extractor, Weights, frozen, read_file, without_autocast
 from ._features.calibrated import calibrated_distance
 
 Features = dict[str, Tensor]
@@ -77,7 +77,8 @@ def vgg_features(
 
     The network stays as it was trained whatever is done to the model around it: it has no
     parameters, adds nothing to a state dict, ignores ``.train()``, and moves with ``.to()``.
-    Gradients flow to the images, at no cost where the images need none.
+    Gradients flow to the images, at no cost where the images need none. Inside a model that
+    ``DistributedDataParallel`` wraps, ``broadcast_buffers=False`` spares sending it at each call.
 
     On a CPU, 3x3 convolutions of many values take a quarter of the multiplications in float32 and
     4/9 in bfloat16 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR
@@ -139,6 +140,8 @@ class _FeatureLoss(nn.Module):
 
     _places = True
     """Whether features are compared place by place."""
+    layers: dict[str, float] | None = None
+    """Weights of the layers' distances, which may change from call to call; or all have 1."""
 
     def __init__(self, extractor: Extractor, reduction: str) -> None:
         super().__init__()
@@ -158,6 +161,12 @@ class _FeatureLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
         _arguments.choice("reduction", self.reduction, _arguments.REDUCTIONS)
+        known = self.extractor.layers
+        if self.layers is not None and self.layers.keys() != set(known):
+            raise ValueError(
+                f"layers={self.layers}, and the loss was made for {list(known)}: keep a weight for "
+                "each of these, which may be 0, or make another loss"
+            )
         self.extractor.check("x", x)
         target = self._kept(x, y) if isinstance(y, Mapping) else self._target(x, y)
         seen = self._compared(self.extractor(x))
@@ -254,6 +263,8 @@ class VGGLoss(_FeatureLoss):
         True
     """
 
+    layers: dict[str, float]
+
     def __init__(
         self,
         layers: Mapping[str, float] | str = "johnson",
@@ -326,6 +337,9 @@ class StyleLoss(_FeatureLoss):
         (0.0, True)
     """
 
+    _places = False
+    layers: dict[str, float]
+
     def __init__(
         self,
         layers: Mapping[str, float] | str = "johnson",
@@ -348,8 +362,6 @@ class StyleLoss(_FeatureLoss):
         )
         super().__init__(extractor, reduction)
         self.layers = chosen.layers
-
-    _places = False
 
     def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = self.extractor.shapes(x)
@@ -439,7 +451,7 @@ class LPIPSLoss(_FeatureLoss):
             self.register_buffer(name, weight, persistent=False)
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        return calibrated_distance(a, b, self.get_buffer(name).flatten())
+        return calibrated_distance(a, b, frozen(self, name).flatten())
 
 
 def _chosen(

@@ -145,6 +145,8 @@ def test_the_matrices_live_and_die_with_the_weights():
     twin = copy.deepcopy(extract)
     assert not twin._matrices
     assert torch.equal(twin(x)["relu2_2"], extract(x)["relu2_2"])
+    assert list(extract.float()._matrices) == names
+    assert not extract.double()._matrices
 
 
 def test_weights_changed_in_place():

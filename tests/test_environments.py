@@ -398,6 +398,16 @@ def test_products_with_the_hessian():
 
 
 @forward_mode
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_hessian(name):
+    """Forward mode, batched, over a backward."""
+    function, (x, y) = TRANSFORMED[name](), (images[0, :1, :1] for images in pairs())
+    expected = torch.autograd.functional.hessian(lambda a: function(a, y).sum(), x)
+    assert expected.abs().max() > 1e-6
+    assert_equal(torch.func.hessian(lambda a: function(a, y).sum())(x), expected)
+
+
+@forward_mode
 @pytest.mark.parametrize("path", ["numba", "triton"])
 def test_kernels_refuse_transforms(path):
     loss, (x, y) = SSIMLoss(window_size=3, backend=path), pairs()
@@ -442,6 +452,27 @@ def test_forward_mode_of_features(name):
     with forward_ad.dual_level():
         value = function(forward_ad.make_dual(x, direction), y)
         torch.testing.assert_close(forward_ad.unpack_dual(value).tangent, slope, rtol=1e-8, atol=0)
+
+
+@forward_mode
+@random_weights
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_of_batches_of_batches(name):
+    torch.manual_seed(0)
+    function, directions = FEATURES[name]().double(), torch.rand(2, 1, 3, 36, 36).double()
+    x, y = (image.double() for image in pair(2, 3, 36, 36))
+    x, y = x[:, None], y[:1]
+    values = torch.stack([function(a, y) for a in x])
+    torch.testing.assert_close(torch.func.vmap(lambda a: function(a, y))(x), values)
+    slopes = torch.stack([derivative(function, a, y) for a in x])
+    found = torch.func.vmap(torch.func.grad(lambda a: function(a, y)))(x)
+    torch.testing.assert_close(found, slopes, rtol=1e-8, atol=1e-12 * float(slopes.abs().max()))
+
+    def tangent(direction):
+        return torch.func.jvp(lambda a: function(a, y), (x[0],), (direction,))[1]
+
+    expected = (slopes[0] * directions).flatten(1).sum(1)
+    torch.testing.assert_close(torch.func.vmap(tangent)(directions), expected)
 
 
 @forward_mode

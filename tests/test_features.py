@@ -151,6 +151,19 @@ def test_layers_of_a_loss_are_its_own(networks):
     assert VGGLoss("johnson", weights=networks["vgg16"]).layers == {"relu2_2": 1.0}
 
 
+@pytest.mark.parametrize("kind", [VGGLoss, StyleLoss])
+def test_weights_of_layers_change_and_layers_do_not(networks, kind):
+    loss = kind({"relu1_1": 1.0, "relu1_2": 0.0}, weights=networks["vgg16"])
+    x, y = pair(1, 3, 16, 16)
+    before = loss(x, y)
+    loss.layers["relu1_1"] = 2.0
+    close(loss(x, y), 2 * before)
+    for layers in ({"relu1_1": 1.0}, {**loss.layers, "relu2_1": 5.0}):
+        loss.layers = layers
+        with pytest.raises(ValueError, match=r"made for \['relu1_1', 'relu1_2'\]: keep"):
+            loss(x, y)
+
+
 @pytest.mark.parametrize("name", VGG_PRESETS)
 def test_presets_of_the_content_loss(networks, name):
     preset = VGG_PRESETS[name]
@@ -551,6 +564,21 @@ def test_beside_and_inside_a_model_in_ddp(networks):
     beside.zero_grad()
     loss(beside(x), x).backward()
     close(model.module.net.weight.grad, inside)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_forwards_before_a_backward_in_ddp(networks, linear, loss):
+    """DDP writes the buffers before each forward."""
+    torch.manual_seed(0)
+    model = WithLoss(nn.Conv2d(3, 3, 1), make(loss, networks, linear))
+    x, y = pair(2, 3, 64, 64)
+    (model(x) + model(y)).backward()
+    expected = model.net.weight.grad.clone()
+    model.zero_grad()
+    model = nn.parallel.DistributedDataParallel(model)
+    (model(x) + model(y)).backward()
+    close(model.module.net.weight.grad, expected)
 
 
 @pytest.mark.usefixtures("one_process")

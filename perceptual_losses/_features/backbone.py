@@ -192,6 +192,12 @@ class Extractor(nn.Module):
                 if value is not None:
                     kind = torch.float32 if name in ("scale", "shift") else self.dtype
                     self._buffers[name] = value.to(kind)
+        # Those of weights that are gone take their memory for nothing.
+        self._matrices = {
+            name: kept
+            for name, kept in self._matrices.items()
+            if kept[0] is self.get_buffer(f"{name}_weight")
+        }
         return self
 
     def check(self, name: str, image: Any) -> None:
@@ -222,12 +228,13 @@ class Extractor(nn.Module):
                     "trace: call .load() before compiling"
                 )
             self.load()
-        scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
+        scale, shift = frozen(self, "scale"), frozen(self, "shift")
         weight = self.get_buffer(f"{self._plan[0].name}_weight")
         with without_autocast(x.device) if self.dtype else contextlib.nullcontext():
             # One channel is expanded to three here, which costs no memory of its own.
             x = (x.to(scale.dtype) * scale + shift).to(weight.dtype)
-            x = x.contiguous(memory_format=torch.channels_last)
+            # In channels_last, by operations that torch can batch.
+            x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
             found: dict[str, Tensor] = {}
             for block in self._blocks:
                 run = functools.partial(self._run, block)
@@ -245,11 +252,11 @@ class Extractor(nn.Module):
         kept = {}
         asked = rectified = True
         for layer, following in itertools.zip_longest(block, block[1:]):
-            parts = [self.get_buffer(f"{layer.name}_{part}") for part in _PARTS[layer.kind]]
+            parts = [frozen(self, f"{layer.name}_{part}") for part in _PARTS[layer.kind]]
             if layer.kind == "conv" and suits(x, parts[0]):
                 weight, bias = parts
                 rectified = layer.name not in self.layers and following.kind == "relu"
-                matrices = self._at_points(layer.name, weight)
+                matrices = self._at_points(layer.name)
                 x = convolution(x, weight, matrices, bias, rectified)
             elif layer.kind == "conv":
                 weight, bias = parts
@@ -268,8 +275,9 @@ class Extractor(nn.Module):
                 kept[layer.name] = x
         return x, kept
 
-    def _at_points(self, name: str, weight: Tensor) -> Tensor:
+    def _at_points(self, name: str) -> Tensor:
         """What `convolution` multiplies with, kept for as long as the weight is the same."""
+        weight = self.get_buffer(f"{name}_weight")
         of, matrices, version = self._matrices.get(name, (None, None, None))
         if matrices is None or of is not weight or version != _version(weight):
             with torch.inference_mode(False):  # A later call may save them for its backward.
@@ -285,6 +293,17 @@ class Extractor(nn.Module):
             f"layers={self.layers}, backbone={self.backbone!r}, data_range={self.data_range}, "
             f"dtype={self.dtype}, loaded={self.loaded}"
         )
+
+
+def frozen(module: nn.Module, name: str) -> Tensor:
+    """A buffer, for calculations that autograd records.
+
+    DistributedDataParallel writes the buffers anew before each forward, with what they hold. A
+    backward after two of them is right all the same, and refused only for a buffer itself.
+    """
+    buffer = module.get_buffer(name)
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return buffer if traced else buffer.data
 
 
 def _version(weight: Tensor) -> int:
