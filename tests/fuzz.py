@@ -275,14 +275,18 @@ def noise(case, x, y, mask):
         unmoved = unmoved or exact
         errors = [sizes(apart(got, true)) for got, true in zip(rough, exact, strict=True)]
         found = list(map(torch.maximum, found, errors)) if found else errors
-    # What cancels to nothing in a flat image is something where a rounding's rounding does not; and
-    # some of a subnormal pixel's products with taps are all rounding. Equal pixels stay so: without
-    # a difference there is no gradient at all.
+    # What cancels to nothing in a flat image does not where a rounding is rounded. Some of a
+    # subnormal pixel's products with taps are all rounding. The fast paths look at the images'
+    # difference, whose roundings are for a flat image those of the other's contrast. Equal pixels
+    # stay so: without a difference there is no gradient at all.
     generator = torch.Generator().manual_seed(6)
     of_x, of_y = (torch.randn(image.shape, generator=generator).double() for image in (x, y))
     parts = of_x, torch.where(x == y, of_x, of_y)
+    difference = (x.double() - y.double()).nan_to_num(0, 0, 0).flatten(2)
+    contrast = (difference - difference.median(2, keepdim=True).values).view_as(x)
+    rounding = 16 * 2.0**-149 + 2.0**-25 * torch.where(x == y, 0.0, contrast)
     near = [
-        image * (1 + 2.0**-48 * part) + 16 * 2.0**-149 * part
+        image * (1 + 2.0**-48 * part) + rounding * part
         for image, part in zip((x, y), parts, strict=True)
     ]
     moved = [results(case, *near, mask)]
