@@ -1,9 +1,11 @@
 """torch.compile without a graph break: every public loss, value and gradients."""
 
+import functools
 import shutil
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim_map
 
@@ -95,3 +97,52 @@ def test_one_graph_serves_all_sizes(backend):
         x, y = pair((2, 3, size, size + 3))
         torch.testing.assert_close(compiled(x, y), loss(x, y), rtol=1e-5, atol=1e-7)
     assert len(graphs) == 1
+
+
+def jvp(loss, x, y):
+    return torch.func.jvp(lambda a: loss(a, y), (x,), (y,))[1]
+
+
+def dual(loss, x, y):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(loss(forward_ad.make_dual(x, y), y)).tangent
+
+
+def batch(loss, x, y):
+    return torch.func.vmap(lambda a: loss(a[None], y[:1]))(x)
+
+
+def gradients(loss, x, y):
+    return torch.func.vmap(torch.func.grad(lambda a: loss(a[None], y[:1])))(x)
+
+
+def twice(loss, x, y):
+    slope = torch.func.grad(lambda a: loss(a, y))
+    return torch.func.grad(lambda a: slope(a).square().sum())(x)
+
+
+# How torch traces forward mode.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim", "l1_ssim"])
+@pytest.mark.parametrize("function", [jvp, dual, batch, gradients, twice])
+def test_what_kernels_do_not_know(name, function):
+    loss, (x, y) = LOSSES[name](), pair((2, 3, 12, 14))
+    expected = function(loss, x, y)
+    assert expected.abs().max() > 0
+    compiled = torch.compile(functools.partial(function, loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ssim", "ms_ssim", "l1_ssim"])
+def test_second_derivatives_are_refused(name):
+    """Torch has none of a compiled backward; it must not take those of the kernels for zero."""
+    compiled = torch.compile(LOSSES[name](), fullgraph=True, backend="aot_eager")
+    x, y = pair((2, 3, 12, 14))
+    value = compiled(x.requires_grad_(), y)
+
+    def penalty():
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        slope.square().sum().backward()
+
+    with pytest.raises(RuntimeError, match="create_graph=False|double backward"):
+        penalty()

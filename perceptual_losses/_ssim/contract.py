@@ -82,9 +82,7 @@ def exporting() -> bool:
 
 def transform() -> str | None:
     """What is active that differentiates or batches in a way that kernels do not know, if any."""
-    if torch.compiler.is_compiling():
-        return "an export" if exporting() else None
-    if torch._C._get_tracing_state() is not None:
+    if exporting():
         return "an export"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform"

@@ -33,6 +33,7 @@ from .gpu_launch import layout_of
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"
 PRODUCT = "perceptual_losses::ms_ssim_product"
+SCALE = "perceptual_losses::ssim_scale"
 
 torch.library.define(
     MEANS,
@@ -51,6 +52,9 @@ torch.library.define(
     "(Tensor means, float[] exponents, str? normalize, str reduction, float[] mix, str path) "
     "-> (Tensor product, Tensor derivatives)",
 )
+# Of a compiled backward torch refuses second derivatives if it keeps what has a gradient. With this
+# operation it keeps the images; without, they would be zero.
+torch.library.define(SCALE, "(Tensor scale, Tensor[] images) -> Tensor")
 
 PATHS = {"numba": cpu, "triton": gpu}
 UNREDUCED = Result()
@@ -81,6 +85,7 @@ def _product(*arguments: Any) -> tuple[Tensor, Tensor]:
 torch.library.impl(MEANS, "CompositeExplicitAutograd", _means)
 torch.library.impl(SWEEP, "CompositeExplicitAutograd", _sweep_in_place)
 torch.library.impl(PRODUCT, "CompositeExplicitAutograd", _product)
+torch.library.impl(SCALE, "CompositeExplicitAutograd", lambda scale, images: scale.clone())
 
 
 def _fake_means(
@@ -130,6 +135,7 @@ def _fake_product(
 torch.library.register_fake(MEANS, _fake_means)
 torch.library.register_fake(SWEEP, lambda *_: None)
 torch.library.register_fake(PRODUCT, _fake_product)
+torch.library.register_fake(SCALE, lambda scale, images: torch.empty_like(scale))
 
 
 class Call(NamedTuple):
@@ -278,6 +284,9 @@ class _Means(torch.autograd.Function):
         compiling = torch.compiler.is_compiling()
         if not compiling and (torch.is_grad_enabled() or batched(scale)):
             return *_reference_gradients(x, y, call, weights, scale), *nothing
+        if compiling:
+            images = [image for image, bit in ((x, X), (y, Y)) if want & bit]
+            scale = torch.ops.perceptual_losses.ssim_scale(scale, images)
         usual = usual_scale(x.shape)
         if result.reduction != "none":
             # Each plane's scale times their number.
