@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from torchvision.models import vgg
 
 from perceptual_losses import VGGLoss, ms_ssim, ssim, structural
-from perceptual_losses.examples import __main__, data, demo, train, vae
+from perceptual_losses.examples import __main__, data, demo, study, train, vae
 
 SMALL = {"hidden_dims": (8, 16), "latent_dim": 8, "image_size": 32}
 KINDS = {"vae": {}, "msssim": {}, "dfc": {"layers": {"relu1_1": 1.0}}, "cvae": {"num_classes": 3}}
@@ -193,6 +193,11 @@ def test_half_precision_stops_at_the_posterior_and_the_images():
         ("vae", {"image_size": 50}, "image_size=50 is not a multiple of 4"),
         ("vae", {"output_activation": "relu"}, "'relu': pass one of sigmoid, tanh"),
         ("vae", {"kl_weight": -1.0}, "the weight of kl is -1.0: pass a number from 0 upwards"),
+        (
+            "msssim",
+            {"level_weights": [0, 0, 0, 0, 1]},
+            "leave no weight to the 2 levels that fit into 32x32 pixels: pass a positive one among",
+        ),
         ("cvae", {"num_classes": 0}, "num_classes=0: pass 1 or more"),
         ("cvae", {"alpha": 0, "beta": 0}, "compare nothing: pass a positive one"),
         ("cvae", {"beta": float("nan")}, "the weight of ssim_loss is nan"),
@@ -315,6 +320,15 @@ def test_the_verdict(monkeypatch, capsys, tmp_path, ssim, ms_ssim, lost):
         (["demo", "--batch-size", "-3"], "-3 is not positive"),
         (["demo", "--steps", "many"], "invalid positive value: 'many'"),
         (["demo", "--seed", "-1"], "-1 is negative: pass 0 or more"),
+        *(
+            ([*flags, str(2**64)], f"{2**64} is too large: pass at most {2**64 - 1}")
+            for flags in (
+                ["demo", "--seed"],
+                ["train", "--model", "vae", "--seed"],
+                ["study", "--seeds", "0"],
+                ["sample", "--checkpoint", "x", "--out", "x", "--seed"],
+            )
+        ),
         (["demo", "--out", __file__], "is a file: pass a folder"),
         (["train", "--out", "x"], "the following arguments are required: --model"),
         (["train", "--model", "gan", "--out", "x"], "invalid choice: 'gan'"),
@@ -327,6 +341,21 @@ def test_bad_flags(capsys, flags, text):
         __main__.main(flags)
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [("demo", "--out"), ("study", "--out"), ("study", "--runs")]
+)
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    tmp_path, monkeypatch, capsys, command, flag
+):
+    for module in (demo, study):
+        monkeypatch.setattr(module, "load", lambda *args: pytest.fail("loads data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert __main__.main([command, flag, "file/out"]) == 2
+    message = "error: file/out cannot be written to (Not a directory): pass another folder\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
@@ -344,4 +373,7 @@ def test_every_command_has_help(capsys):
         with pytest.raises(SystemExit) as caught:
             __main__.main([command, "--help"])
         assert caught.value.code == 0
-        assert "SUPPRESS" not in capsys.readouterr().out
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "SUPPRESS" not in printed
+        assert "None" not in printed
+        assert ("folder to write to; else runs/MODEL" in printed) is (command == "train")

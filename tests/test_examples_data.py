@@ -84,6 +84,58 @@ def test_files_of_no_use_are_named_counted_and_left_out(tmp_path, monkeypatch, c
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_images_with_16_bits_are_upright(tmp_path, name, orientation):
+    shades = np.add.outer(3 * np.arange(16), 10 * np.arange(16)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    images = []
+    for values, path in ((shades, "8.png"), (shades * np.uint16(257), name)):
+        Image.fromarray(values).save(tmp_path / path, exif=exif)
+        with Image.open(tmp_path / path) as image:
+            images.append(FORM.of(image))
+    assert torch.equal(*images)
+    assert torch.equal(images[0][0] * 255, torch.tensor(shades)) is (orientation == 1)
+
+
+def test_images_whose_values_have_no_known_range_are_left_out(tmp_path, capsys):
+    deep = np.full((16, 20), 30000, np.uint16)
+    for name, dtype in (("16.png", "<u2"), ("16.pgm", "<i4"), ("little.tif", "<u2")):
+        Image.fromarray(deep.astype(dtype)).save(tmp_path / name)
+    Image.fromarray(deep.astype(">u2")).save(tmp_path / "big.tif")
+    found = data.load(str(tmp_path), FORM)
+    assert "left out" not in capsys.readouterr().err
+    for images in (found.training, found.held_out):
+        assert images[0][0].unique().tolist() == pytest.approx([30000 // 257 / 255])
+
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(deep.astype(np.int32)).save(tmp_path / "32.tif")
+    Image.fromarray(deep).save(tmp_path / "signed.tif", tiffinfo={339: 2})
+    bits = b"\x02\x01\x03\0\x01\0\0\0%c\0"
+    tiff = (tmp_path / "little.tif").read_bytes()
+    (tmp_path / "12.tif").write_bytes(tiff.replace(bits % 16, bits % 12))
+    found = data.load(str(tmp_path), FORM)
+    assert len(found.training) + len(found.held_out) == 2 * 3 + 1
+    kinds = {"12": "I;12", "32": "I;32S", "float": "F;32F", "signed": "I;16S"}
+    assert capsys.readouterr().err.splitlines()[-5:] == [
+        *(
+            f"{tmp_path / name}.tif has pixels of the kind {kind}: save it with 8 or 16 bits, in "
+            "grey or RGB"
+            for name, kind in kinds.items()
+        ),
+        f"left out 4 of 8 images of {tmp_path}",
+    ]
+    with (
+        Image.open(tmp_path / "float.tif") as image,
+        pytest.raises(ValueError, match="the image has pixels of the kind F;32F: save it with 8"),
+    ):
+        FORM.of(image)
+    for mode in "IF":
+        with pytest.raises(ValueError, match=f"of the kind {mode}: save it"):
+            FORM.of(Image.new(mode, (16, 16)))
+
+
 def test_folders_of_no_use(tmp_path, capsys):
     bare, broken, file = tmp_path / "bare", tmp_path / "broken", tmp_path / "file.png"
     bare.mkdir()

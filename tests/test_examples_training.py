@@ -254,6 +254,34 @@ def test_trainings_that_cannot_go_on(tmp_path):
         )
 
 
+def test_folders_that_cannot_be_trained_in(tmp_path):
+    other = {"step": 3, "loss": 0.5}
+    torch.save(other, tmp_path / "checkpoint.pt")
+    for existing in ("refuse", "resume"):
+        with pytest.raises(ValueError, match="no checkpoint of a training: pass another --out"):
+            training(tmp_path, existing=existing)
+    (tmp_path / "checkpoint.pt").unlink()
+    for text in (json.dumps(other), "[]", "no JSON"):
+        (tmp_path / "metrics.jsonl").write_text(f"{text}\n")
+        for existing in ("refuse", "resume"):
+            with pytest.raises(
+                ValueError, match="metrics.jsonl has lines that are of no training: pass another"
+            ):
+                training(tmp_path, existing=existing)
+    assert (tmp_path / "metrics.jsonl").read_text() == "no JSON\n"
+    with pytest.raises(ValueError, match=r"metrics.jsonl/out cannot be written to \(Not a direct"):
+        training(tmp_path / "metrics.jsonl" / "out")
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
+    training(tmp_path, existing="replace", steps=1).run()
+    assert [row["step"] for row in lines(tmp_path)] == [1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is there alone")
+def test_a_folder_that_takes_no_files():
+    with pytest.raises(ValueError, match="/proc cannot be written to "):
+        training(Path("/proc"))
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of images in two classes."""
@@ -311,6 +339,20 @@ def test_the_commands(tmp_path, pictures, capsys):
     assert "the model knows the classes ['high', 'low']" in capsys.readouterr().err
 
 
+def test_what_is_trained_by_default_and_with_the_largest_seed(
+    tmp_path, pictures, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    go = ["train", "--model", "msssim", "--data", pictures, "--image-size", 16, "--batch-size", 2]
+    go += ["--seed", 2**64 - 1]
+    assert command(*go, "--steps", 1) == 0
+    assert capsys.readouterr().out.endswith("and pictures are in runs/msssim.\n")
+    assert command(*go, "--steps", 2, "--resume") == 0
+    checkpoint = checkpoints.load(tmp_path / "runs" / "msssim" / "checkpoint.pt")
+    assert checkpoint.keys() == checkpoints.KEYS
+    assert (checkpoint["step"], checkpoint["seed"]) == (2, 2**64 - 1)
+
+
 @RANDOM_FEATURES
 def test_dfc_needs_to_be_told_of_random_weights(tmp_path, pictures, monkeypatch, capsys):
     def unreachable(*args, **kwargs):
@@ -340,6 +382,7 @@ def test_dfc_needs_to_be_told_of_random_weights(tmp_path, pictures, monkeypatch,
         (["--model", "cvae", "--level-weights", "1"], "--level-weights is for --model msssim"),
         (["--model", "vae", "--image-size", "12"], "image_size=12 is not a multiple of 16"),
         (["--model", "cvae", "--alpha", "-1"], "the weight of mse is -1.0"),
+        (["--model", "msssim", "--level-weights", "0", "1"], "leave no weight to the 1 levels"),
     ],
 )
 def test_flags_that_do_not_go_together(tmp_path, pictures, capsys, flags, text):
@@ -352,7 +395,18 @@ def test_flags_that_do_not_go_together(tmp_path, pictures, capsys, flags, text):
 def test_checkpoints_of_no_use(tmp_path, capsys):
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not a checkpoint")
-    for path, text in ((tmp_path / "absent.pt", "is no file"), (broken, "cannot be read (")):
-        assert command("sample", "--checkpoint", path, "--out", tmp_path / "x.png") == 2
-        assert f"{path} {text}" in capsys.readouterr().err
+    weights, tensor = tmp_path / "weights.pt", tmp_path / "tensor.pt"
+    torch.save(torch.nn.Linear(2, 2).state_dict(), weights)
+    torch.save(torch.zeros(2), tensor)
+    for path, text in (
+        (tmp_path / "absent.pt", "is no file"),
+        (broken, "cannot be read ("),
+        (weights, "is no checkpoint of a training: pass a checkpoint.pt that"),
+        (tensor, "is no checkpoint of a training: pass a checkpoint.pt that"),
+    ):
+        for name in ("sample", "reconstruct"):
+            assert command(name, "--checkpoint", path, "--out", tmp_path / "x.png") == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"error: {path} {text}")
+            assert said.count("\n") == 1
     assert not (tmp_path / "x.png").exists()

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from .vae import MODELS, OUTPUTS
 
@@ -39,6 +38,14 @@ def whole(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """A number that torch takes as a seed, from 0 upwards."""
+    number = whole(text)
+    if number >= 2**64:
+        raise argparse.ArgumentTypeError(f"{number} is too large: pass at most {2**64 - 1}")
+    return number
+
+
 def rate(text: str) -> float:
     """A number above 0."""
     number = float(text)
@@ -66,6 +73,8 @@ def arguments() -> argparse.ArgumentParser:
             help=summary,
             description=description or None,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            # What has no default is not there unless it is given, and --help shows none.
+            argument_default=argparse.SUPPRESS,
         )
 
     demo = command(
@@ -78,39 +87,41 @@ def arguments() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=positive, default=2000, help="updates of each model")
     demo.add_argument("--batch-size", type=positive, default=32, help="images for each update")
     demo.add_argument(
-        "--seed", type=whole, default=0, help="of the weights, the order and the noise"
+        "--seed", type=seed, default=0, help="of the weights, the order and the noise"
     )
     demo.add_argument("--out", type=folder, default=Path("runs/demo"), help="folder to write to")
 
     train = command("train", "train a model on photos, a folder of images or a data set")
-    own: Any = {"default": argparse.SUPPRESS}
     train.add_argument("--model", choices=MODELS, required=True)
     _add_data(train, default="photos")
-    train.add_argument("--image-size", type=positive, help="side in pixels; else the data's", **own)
-    train.add_argument("--channels", type=int, choices=(1, 3), help="else the data's", **own)
+    train.add_argument("--image-size", type=positive, help="side in pixels; else the data's")
+    train.add_argument("--channels", type=int, choices=(1, 3), help="else the data's")
     train.add_argument("--output-activation", choices=OUTPUTS, default="sigmoid")
     train.add_argument("--steps", type=positive, default=2000, help="updates in all")
     train.add_argument(
         "--batch-size", type=positive, default=32, help="images for each update, of all processes"
     )
     train.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
-    train.add_argument("--seed", type=whole, default=0, help="of the weights, the order, the noise")
-    train.add_argument("--kl-weight", type=float, help="else the model's", **own)
+    train.add_argument("--seed", type=seed, default=0, help="of the weights, the order, the noise")
+    train.add_argument("--kl-weight", type=float, help="else the model's")
     train.add_argument(
-        "--level-weights", type=float, nargs="+", help="msssim: else those of Wang et al.", **own
+        "--level-weights", type=float, nargs="+", help="msssim: else those of Wang et al."
     )
-    train.add_argument("--layers", help="dfc: dfc-345, or else dfc-123", **own)
+    train.add_argument("--layers", help="dfc: dfc-345, or else dfc-123")
     train.add_argument(
-        "--weights", help="dfc: a path, random (features of no meaning), or else imagenet", **own
+        "--weights", help="dfc: a path, random (features of no meaning), or else imagenet"
     )
-    train.add_argument("--alpha", type=float, help="cvae: weight of the squared error", **own)
-    train.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM", **own)
-    train.add_argument("--eval-every", type=positive, help="steps; else those of an epoch", **own)
+    train.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
+    train.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
+    train.add_argument("--eval-every", type=positive, help="steps; else those of an epoch")
     train.add_argument("--save-every", type=positive, default=500, help="steps")
     train.add_argument("--workers", type=whole, default=0, help="processes that read images")
-    train.add_argument("--out", type=folder, required=True, help="folder to write to")
+    train.add_argument("--out", type=folder, help="folder to write to; else runs/MODEL")
     train.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in --out, if there is one"
+        "--resume",
+        action="store_true",
+        default=False,
+        help="go on from the checkpoint in --out, if there is one",
     )
 
     study = command(
@@ -122,20 +133,23 @@ def arguments() -> argparse.ArgumentParser:
     )
     study.add_argument("--steps", type=positive, default=700, help="updates of each model")
     study.add_argument("--batch-size", type=positive, default=16, help="images for each update")
-    study.add_argument("--seeds", type=whole, nargs="+", default=[0, 1, 2])
+    study.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
     study.add_argument("--runs", type=folder, default=Path("runs/study"), help="for the trainings")
     study.add_argument(
         "--out", type=folder, default=Path("docs/vae"), help="folder for results; the page is .md"
     )
     study.add_argument(
-        "--from-results", action="store_true", help="train nothing: the page anew from the results"
+        "--from-results",
+        action="store_true",
+        default=False,
+        help="train nothing: the page anew from the results",
     )
 
     sample = command("sample", "draw new images from a trained model")
     sample.add_argument("--checkpoint", type=Path, required=True, help="a training's checkpoint.pt")
     sample.add_argument("--rows", type=positive, default=8, help="a model with classes has its own")
     sample.add_argument("--columns", type=positive, default=8)
-    sample.add_argument("--seed", type=whole, default=0)
+    sample.add_argument("--seed", type=seed, default=0)
     sample.add_argument("--out", type=Path, required=True, help="picture to write, .png")
 
     reconstruct = command("reconstruct", "what a trained model makes of images it has not seen")
@@ -159,7 +173,10 @@ def _add_data(parser: argparse.ArgumentParser, *, default: str) -> None:
 def demo(options: argparse.Namespace) -> int:
     """Two models, side by side."""
     from .demo import demo, metrics_not_won, table
+    from .train import make_folder
 
+    with refusals():
+        make_folder(options.out)
     metrics = demo(
         steps=options.steps, batch_size=options.batch_size, seed=options.seed, out=options.out
     )
@@ -180,6 +197,7 @@ def train(options: argparse.Namespace) -> int:
     from .train import Training, first_process_first, processes
 
     given = vars(options)
+    out = given.get("out", Path("runs", options.model))
     own = {name: given[name] for name in MODEL_FLAGS if name in given}
     for name in own:
         if options.model not in MODEL_FLAGS[name]:
@@ -198,7 +216,7 @@ def train(options: argparse.Namespace) -> int:
                 options.model,
                 {**own, "output_activation": options.output_activation},
                 load(options.data, form, options.root),
-                options.out,
+                out,
                 steps=options.steps,
                 batch_size=options.batch_size,
                 seed=options.seed,
@@ -212,19 +230,23 @@ def train(options: argparse.Namespace) -> int:
     if training.writes:
         psnr, ssim, ms_ssim = metrics
         print(f"held out: PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}")
-        print(f"The checkpoint, metrics and pictures are in {options.out}.")
+        print(f"The checkpoint, metrics and pictures are in {out}.")
     return 0
 
 
 def study(options: argparse.Namespace) -> int:
     """Every model, with several seeds."""
     from .study import seeds_won, study, table, verdict, write_page
+    from .train import make_folder
 
     if options.from_results:
         with refusals():
             results = json.loads((options.out / "results.json").read_text())
         write_page(results, options.out)
     else:
+        with refusals():
+            make_folder(options.runs)
+            make_folder(options.out)
         results = study(
             steps=options.steps,
             batch_size=options.batch_size,

@@ -10,6 +10,12 @@ import torch
 
 from .vae import MODELS, BaseVAE
 
+KEYS = {
+    *("model", "options", "data", "images", "classes", "batch_size", "seed", "learning_rate"),
+    *("step", "weights", "optimizer"),
+}
+"""What a checkpoint of a training holds."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes tensors and plain values. A process killed meanwhile leaves the last checkpoint."""
@@ -21,18 +27,26 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """What `save` has written; runs no code of the file."""
+def load(
+    path: Path, *, instead: str = "a checkpoint.pt that `train` has written"
+) -> dict[str, Any]:
+    """The checkpoint of a training; runs no code of the file.
+
+    Args:
+        path: what `save` has written.
+        instead: of a file that is none, what errors say to pass.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is no file: pass the checkpoint.pt of a training's folder")
+        raise ValueError(f"{path} is no file: pass {instead}")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Whatever a broken file raises is the reason.
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {reason}): pass a checkpoint.pt that "
-            "`train` has written"
+            f"{path} cannot be read ({type(error).__name__}: {reason}): pass {instead}"
         ) from error
+    if not (isinstance(state, dict) and state.keys() >= KEYS):
+        raise ValueError(f"{path} is no checkpoint of a training: pass {instead}")
     return state
 
 

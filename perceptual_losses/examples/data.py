@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from skimage import color, transform
 from skimage import data as photos
 from torch import Tensor
@@ -23,6 +23,8 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 from tqdm import tqdm
+
+from perceptual_losses import compare
 
 Images = Dataset[Any]
 """Images ``(C, H, W)``, each with the number of its class."""
@@ -85,11 +87,22 @@ class Form:
             raise ValueError(f"channels={self.channels}: pass 1 for grey images or 3 for colour")
 
     def of(self, image: Image.Image) -> Tensor:
-        """The middle of an image of any size and kind, upright."""
+        """The middle of an image of any size, upright.
+
+        Args:
+            image: in any of Pillow's modes with 8 bits, or with 16 in grey; if it comes from a
+                file, not decoded yet, as Pillow then forgets the bits that the file has.
+
+        Raises:
+            ValueError: its values have no known range, as floats or integers of 32 bits.
+        """
+        if problem := without_range(image):
+            raise ValueError(f"the image {problem}")
+        image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             # Pillow would cut 16 bits off at 255 and make the image white.
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        image = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
+        image = image.convert("L" if self.channels == 1 else "RGB")
         square = functional.center_crop(
             functional.resize(image, [self.image_size]), [self.image_size]
         )
@@ -99,6 +112,21 @@ class Form:
         """Values in [0, 1], brought to the range."""
         low, high = self.data_range
         return x if (low, high) == (0, 1) else low + (high - low) * x
+
+
+def without_range(image: Image.Image) -> str | None:
+    """What is wrong with an image, not decoded yet, whose values have no known range."""
+    if not image.mode.startswith(("I", "F")):
+        return None
+    kind = image.mode
+    if isinstance(image, ImageFile.ImageFile) and image.tile:
+        kind, _ = compare._stored(image)
+    # Pillow may read 16 bits as 32. It scales the values of a PGM.
+    if image.mode != "F" and (
+        image.format == "PPM" or (kind.startswith("I;16") and not kind.endswith("S"))
+    ):
+        return None
+    return f"has pixels of the kind {kind}: save it with 8 or 16 bits, in grey or RGB"
 
 
 class Data(NamedTuple):
@@ -237,7 +265,8 @@ def smiling(attributes: Tensor) -> int:
 def folder(path: Path, form: Form) -> Data:
     """All images of a folder, at any depth; its subfolders are the classes.
 
-    Files that cannot be read or are smaller than ``form`` are left out, and named on stderr.
+    Files that cannot be read, have values of no known range or are smaller than ``form`` are left
+    out, and named on stderr.
     """
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
@@ -281,10 +310,13 @@ def unusable(files: Sequence[Path], image_size: int) -> dict[Path, str]:
     def problem(file: Path) -> str | None:
         try:
             with Image.open(file) as image:
+                kind = without_range(image)
                 image.load()
                 width, height = image.size
         except Exception as error:  # Whatever a broken file raises is the reason.
             return f"cannot be read ({type(error).__name__}: {error})"
+        if kind:
+            return kind
         if min(width, height) < image_size:
             return f"has {width}x{height} pixels, less than {image_size}x{image_size}"
         return None

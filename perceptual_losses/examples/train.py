@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,10 @@ def evaluate(model: BaseVAE, images: Images, batch_size: int = 64) -> Metrics:
     return Metrics(*torch.cat(columns, dim=1).mean(1).tolist())
 
 
+EVALUATION = {"step", *Metrics._fields, "training"}
+"""What a line of the metrics holds."""
+
+
 class Shares:
     """For each step the numbers of the images that this process takes, of a batch that all share.
 
@@ -122,6 +127,18 @@ def first_process_first() -> Iterator[None]:
         distributed.barrier()
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder unless there is one, and tries whether it takes a file."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written to ({error.strerror}): pass another folder"
+        ) from error
+
+
 class Training:
     """A training, ready to run: everything that could be refused has been by then.
 
@@ -138,11 +155,12 @@ class Training:
             last step always has one.
         save_every: steps from one checkpoint to the next; the last step always has one.
         existing: what to do with a checkpoint in ``out``: ``"refuse"``, ``"resume"`` or
-            ``"replace"`` it. Without one all three start from the beginning.
+            ``"replace"`` it. Without one all three start from the beginning. Files of these names
+            that no training has written are replaced too, and else refused.
         workers: processes that read images, beside each that trains.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: options that do not go together; ``out`` cannot be written to.
         RuntimeError: weights that a loss needs cannot be fetched.
     """
 
@@ -207,9 +225,13 @@ class Training:
         self.checkpoint, self.metrics = out / "checkpoint.pt", out / "metrics.jsonl"
         if self.checkpoint.exists() and existing != "replace":
             self._resume(existing)
+        if self.writes:
+            if existing != "replace":
+                self._refuse_other_metrics()
+            make_folder(out)
 
     def _resume(self, existing: str) -> None:
-        state = checkpoints.load(self.checkpoint)
+        state = checkpoints.load(self.checkpoint, instead="another --out")
         if existing == "refuse":
             raise ValueError(
                 f"{self.out} has a training of {state['step']} steps: pass --resume to go on with "
@@ -234,7 +256,6 @@ class Training:
         the last evaluation.
         """
         if self.writes:
-            self.out.mkdir(parents=True, exist_ok=True)
             self._forget_what_comes_again()
         board = SummaryWriter(self.out, purge_step=self.first + 1) if self.writes else None
         progress = tqdm(
@@ -313,9 +334,26 @@ class Training:
             values /= distributed.get_world_size()
         return dict(zip(["total", *loss.terms], values.tolist(), strict=True))
 
+    def _lines(self) -> list[str]:
+        """The lines of the metrics."""
+        return self.metrics.read_text().splitlines(True) if self.metrics.exists() else []
+
+    def _refuse_other_metrics(self) -> None:
+        try:
+            rows = [json.loads(line) for line in self._lines() if line.endswith("\n")]
+        except ValueError:
+            rows = [None]
+        if not all(isinstance(row, dict) and row.keys() >= EVALUATION for row in rows):
+            raise ValueError(
+                f"{self.metrics} has lines that are of no training: pass another --out"
+            )
+
     def _forget_what_comes_again(self) -> None:
         """Drops the metrics of steps after the checkpoint, and a line that was cut off."""
-        lines = self.metrics.read_text().splitlines(True) if self.metrics.exists() else []
+        if not self.first:
+            # None is kept, and what is replaced need not be a training's.
+            self.metrics.unlink(missing_ok=True)
+        lines = self._lines()
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= self.first]
         if kept != lines:

@@ -290,6 +290,12 @@ class MSSSIMVAE(BaseVAE):
         super().__init__(kl_weight=kl_weight, **options)
         levels = min(levels_that_fit(self.image_size), len(level_weights))
         loss = MSSSIMLoss(weights=level_weights, levels=levels, data_range=self.data_range)
+        if not sum(loss.weights[:levels]):
+            side = f"{self.image_size}x{self.image_size}"
+            raise ValueError(
+                f"level_weights={loss.weights} leave no weight to the {levels} levels that fit "
+                f"into {side} pixels: pass a positive one among the first {levels}"
+            )
         self.minimise("ms_ssim_loss", 1.0, loss)
 
 
