@@ -15,6 +15,7 @@ import torch
 from .compare import (
     BOUND,
     METRICS,
+    SUFFIXES,
     WINDOW,
     Comparison,
     Pair,
@@ -156,17 +157,22 @@ def needed(options: argparse.Namespace) -> list[str]:
 def check_outputs(options: argparse.Namespace) -> None:
     """Refuses to write where it cannot, or over what is compared."""
     folders = options.a.is_dir()
+    written: dict[Path, str] = {}
     for name in ("csv", "json", "picture"):
         path = getattr(options, name)
         if path is None:
             continue
+        if other := written.get(path.resolve()):
+            raise ValueError(f"--{name} {path} is where --{other} goes: pass another place")
+        written[path.resolve()] = name
         into = name == "picture" and folders
+        image = into or path.suffix.lower() in SUFFIXES
         if path.exists() and path.is_dir() != into:
             kind = "a folder" if into else "a file"
             raise ValueError(f"--{name} {path}: pass {kind}, which this is not")
         for given in (options.a, options.b):
             same = path.resolve() == given.resolve()
-            if same or (into and path.resolve().is_relative_to(given.resolve())):
+            if same or (image and path.resolve().is_relative_to(given.resolve())):
                 raise ValueError(f"--{name} {path} is in what is compared: pass another place")
         path.parent.mkdir(parents=True, exist_ok=True)
     if options.picture and not folders:

@@ -169,7 +169,7 @@ def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float
         if _counts(image) and low_and_length(data_range)[1] == 1:
             raise ValueError(
                 f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
-                "images, data_range=255 for uint8"
+                "images, data_range=255 for uint8, or pass .float() ones of 0 and 1"
             )
     dtype = compute_dtype(x, y)
     limits = torch.finfo(dtype)
@@ -200,7 +200,7 @@ def colour_images(name: str, image: Any, data_range: float | tuple[float, float]
     if _counts(image) and low_and_length(data_range)[1] == 1:
         raise ValueError(
             f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
-            "images, data_range=255 for uint8"
+            "images, data_range=255 for uint8, or pass .float() ones of 0 and 1"
         )
 
 
@@ -246,15 +246,24 @@ def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor | None:
             f"mask is on {mask.device} and x on {x.device}: pass both on one device, "
             "mask.to(x.device)"
         )
+    if _known(mask) and not (mask >= 0).all():
+        raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
     weights: Tensor = mask.detach().to(compute_dtype(x, y)).expand(shape)
     return weights
 
 
+def _known(values: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a GPU."""
+    return (
+        values.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def check_total(total: Tensor) -> None:
     """Refuses a mask whose total for an image divides nothing, where that is known at once."""
-    if total.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
+    if not _known(total):
         return
     limits = torch.finfo(total.dtype)
     usable = (total >= limits.tiny) & (total <= limits.max)

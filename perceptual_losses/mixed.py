@@ -180,5 +180,7 @@ def _weighted_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean of ``|x - y|`` for each image, ``(N, 1)``."""
     dtype = _ssim.compute_dtype(x, y)
     distance = (x.to(dtype) - y.to(dtype)).abs().mean(1, keepdim=True)
-    total = weights.flatten(1).sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+    total = weights.flatten(1).sum(1)
+    _arguments.check_total(total)
+    total = total.clamp(min=torch.finfo(weights.dtype).tiny)
     return ((distance * weights).flatten(1).sum(1) / total)[:, None]

@@ -423,6 +423,8 @@ def test_nothing_to_compare(tmp_path, capsys):
         (["a", "b", "--csv", "a"], "--csv a: pass a file, which this is not"),
         (["a", "b", "--picture", "a/x.png"], "--picture a/x.png: pass a folder, which this is not"),
         (["a", "b", "--picture", "a/new"], "--picture a/new is in what is compared"),
+        (["a", "b", "--csv", "a/x.png"], "--csv a/x.png is in what is compared"),
+        (["a", "b", "--csv", "c", "--json", "./c"], "--json c is where --csv goes: pass another"),
         (["a/x.png", "b/x.png", "--json", "b/x.png"], "--json b/x.png is in what is compared"),
         (["a/x.png", "b/x.png", "--picture", "b"], "--picture b: pass a file, which this is not"),
         (["a/x.png", "b/x.png", "--picture", "c.txt"], "--picture c.txt: pass a name that ends in"),

@@ -1,6 +1,7 @@
 """Other packages' names, signatures, defaults and numbers."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -99,8 +100,27 @@ def test_the_default_range_stays_and_warns(pair):
 def test_what_is_refused(pair):
     with pytest.raises(ValueError, match="win is not supported: pass win_size and win_sigma"):
         ours.ssim(*pair, data_range=1, win=torch.ones(3, 1, 1, 11))
-    with pytest.raises(ValueError, match="at least 161x161"):
-        ours.ms_ssim(*(image[..., :100, :100] for image in pair), data_range=1)
+    small = [image[..., :100, :100] for image in pair]
+    with pytest.raises(
+        ValueError, match="5 levels with win_size=11 .*161x161.*pass fewer"
+    ):
+        ours.ms_ssim(*small, data_range=1)
+    expected = pytorch_msssim.ms_ssim(*pair, data_range=1, weights=[0.5, 0.5])
+    value = ours.ms_ssim(*pair, data_range=1, weights=[0.5, 0.5])
+    torch.testing.assert_close(value, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("function", [ours.ssim, ours.ms_ssim])
+def test_images_and_options_of_no_use(function):
+    x = torch.rand(2, 3, 176, 176)
+    for y in (x.reshape(3, 2, 176, 176), x.reshape(6, 1, 176, 176), x[0], x[..., 1:]):
+        shapes = re.escape(f"X has shape (2, 3, 176, 176) and Y {tuple(y.shape)}: pass images")
+        with pytest.raises(ValueError, match=shapes):
+            function(x, y, data_range=1)
+    with pytest.raises(TypeError, match="Y is of type ndarray: pass a torch.Tensor"):
+        function(x, x.numpy(), data_range=1)
+    with pytest.raises(ValueError, match=r"K=0.01: pass \(k1, k2\)"):
+        function(x, x, data_range=1, K=0.01)
 
 
 def test_odd_sides_differ_by_what_the_docstring_says():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim
 
 SMALL = {"window_size": 3, "weights": (0.4, 0.6)}
 LOSSES = {
@@ -135,3 +135,10 @@ def test_all_of_a_batch(backend):
         assert step(loss, torch.full_like(x, value), y)[0].isnan().all()
     for result, expected in zip(step(loss, x, y), clean, strict=True):
         assert torch.equal(result, expected)
+
+
+def test_decibels_of_identical_images(backend):
+    """No gradient, as torch has none, and no warning either."""
+    x = torch.rand(1, 1, 16, 16, requires_grad=True)
+    (-10 * torch.log10(1 - ssim(x, x.detach(), backend=backend))).backward()
+    assert x.grad.isnan().all()

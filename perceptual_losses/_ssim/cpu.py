@@ -308,7 +308,9 @@ def _multiply(gradient: Tensor, scale: Tensor) -> None:
 
     def run(begin: int, end: int, share: int) -> None:
         rows = array[:, :, begin:end]
-        np.multiply(rows, factors, out=rows)
+        # NumPy warns of what torch computes without a word.
+        with np.errstate(all="ignore"):
+            np.multiply(rows, factors, out=rows)
 
     in_threads(run, gradient.shape[2], gradient.numel() // LIGHT)
 

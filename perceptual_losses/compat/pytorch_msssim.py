@@ -19,7 +19,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from .. import structural
+from .. import _arguments, structural
 from .._warnings import warn
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
@@ -65,9 +65,9 @@ def ssim(
         >>> ssim(x, x, data_range=1).item()
         1.0
     """
-    X, Y = _squeeze(X), _squeeze(Y)
+    X, Y = _images(X, Y)
     _refuse_window(win)
-    k1, k2 = K
+    k1, k2 = _pair(K)
     # Each channel as an image of its own: the rectification is per channel.
     per_channel: Tensor = structural.ssim(
         X.flatten(0, 1).unsqueeze(1),
@@ -123,13 +123,23 @@ def ms_ssim(
         >>> ms_ssim(x, x, data_range=1).item()
         1.0
     """
+    X, Y = _images(X, Y)
     _refuse_window(win)
-    k1, k2 = K
+    k1, k2 = _pair(K)
     if weights is None:
         weights = structural.MS_SSIM_WEIGHTS
+    weights = _arguments.level_weights(weights)
+    if isinstance(win_size, int):
+        side = (win_size - 1) * 2 ** (len(weights) - 1) + 1
+        if side > min(X.shape[2:]):
+            raise ValueError(
+                f"{len(weights)} levels with win_size={win_size} need images of at least "
+                f"{_arguments.sizes(X, side)}, and these are {_arguments.sizes(X)}: pass fewer "
+                "weights or a smaller win_size"
+            )
     return structural.ms_ssim(
-        _squeeze(X),
-        _squeeze(Y),
+        X,
+        Y,
         data_range=_said(data_range),
         window_size=win_size,
         sigma=win_sigma,
@@ -239,12 +249,31 @@ def _said(data_range: float) -> float:
     return 255.0
 
 
-def _squeeze(image: Tensor) -> Tensor:
+def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """A volume with a side of one voxel is an image, as in pytorch-msssim."""
+    for name, image in (("X", X), ("Y", Y)):
+        _arguments.plain(name, image)
+    if X.shape != Y.shape or X.dim() not in (4, 5):
+        raise ValueError(
+            f"X has shape {tuple(X.shape)} and Y {tuple(Y.shape)}: pass images (N, C, H, W) or "
+            "volumes (N, C, D, H, W) of equal shapes; nothing is broadcast"
+        )
+    return _squeeze(X), _squeeze(Y)
+
+
+def _squeeze(image: Tensor) -> Tensor:
     if image.dim() == 5:
         for dim in (4, 3, 2):
             image = image.squeeze(dim)
     return image
+
+
+def _pair(K: Sequence[float]) -> tuple[float, float]:
+    try:
+        k1, k2 = K
+    except (TypeError, ValueError):
+        raise ValueError(f"K={K!r}: pass (k1, k2)") from None
+    return k1, k2
 
 
 def _refuse_window(win: object) -> None:
