@@ -101,9 +101,7 @@ def test_what_is_refused(pair):
     with pytest.raises(ValueError, match="win is not supported: pass win_size and win_sigma"):
         ours.ssim(*pair, data_range=1, win=torch.ones(3, 1, 1, 11))
     small = [image[..., :100, :100] for image in pair]
-    with pytest.raises(
-        ValueError, match="5 levels with win_size=11 .*161x161.*pass fewer"
-    ):
+    with pytest.raises(ValueError, match="5 levels with win_size=11 .*161x161.*pass fewer"):
         ours.ms_ssim(*small, data_range=1)
     expected = pytorch_msssim.ms_ssim(*pair, data_range=1, weights=[0.5, 0.5])
     value = ours.ms_ssim(*pair, data_range=1, weights=[0.5, 0.5])
