@@ -366,6 +366,12 @@ def test_the_sweep_is_a_good_citizen():
     )
 
 
+def test_the_scale_of_a_compiled_backward_is_a_good_citizen():
+    scale, images = torch.rand(2, 2, 3), [torch.rand(2, 3, 15, 17)]
+    assert torch.equal(torch.ops.perceptual_losses.ssim_scale(scale, images), scale)
+    torch.library.opcheck(torch.ops.perceptual_losses.ssim_scale.default, (scale, images))
+
+
 def test_a_plain_loss_has_its_gradient_as_it_was_written(monkeypatch):
     """Scaling it would be a pass over memory."""
     scaled = []
