@@ -256,7 +256,7 @@ def noise(case, x, y, mask):
 
     Mirrored images, a little darker, under a window whose taps are rounded otherwise are as hard as
     they are, and what cancels by luck in one does not in all. A level's similarity is 1 less what
-    is different: what a power makes of a small part of its rounding is the power's own.
+    is different: what a power makes of the rounding that it may have is the power's own.
     """
 
     def results(case, x, y, mask):
@@ -292,8 +292,10 @@ def noise(case, x, y, mask):
     moved = [results(case, *near, mask)]
     if "weights" in case["options"]:
         means = reference.means
-        with mock.patch.object(reference, "means", lambda *args: means(*args) + 2.0**-27):
-            moved.append(results(case, x.double(), y.double(), mask))
+        # Two of them: of a similarity near 0 the power is far from straight.
+        for by in (2.0**-22 / TIMES, -(2.0**-22) / TIMES):
+            with mock.patch.object(reference, "means", lambda *args, by=by: means(*args) + by):
+                moved.append(results(case, x.double(), y.double(), mask))
     for outcomes in moved:
         errors = [sizes(apart(off, true)) for off, true in zip(outcomes, unmoved, strict=True)]
         found = list(map(torch.maximum, found, errors))
@@ -406,7 +408,7 @@ def budget(what, double, error, exact, dtype):
     known = (error <= LOST * scale[1]).all(0)
     allowed = TIMES * error + torch.finfo(torch.float32).eps * scale
     if double:
-        allowed = TIMES * 2.0**-29 * allowed
+        allowed = TIMES**2 * 2.0**-29 * (error + torch.finfo(torch.float32).eps * scale)
     kept = torch.finfo(dtype)
     if kept.bits < (64 if double else 32):
         allowed = allowed + kept.eps * size

@@ -14,6 +14,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, ReduceO
 
 _splat = InterpreterBuilder.create_splat
 _truncate = InterpreterBuilder.create_fp_trunc
+_extend = InterpreterBuilder.create_fp_ext
 _patch = interpreter._patch_lang
 _run = GridExecutor.__call__
 _type_of_numpy = interpreter._get_np_dtype
@@ -43,6 +44,14 @@ def _round_to_bfloat16(self, value, kind):
         return _truncate(self, value, kind)
     bits = torch.from_numpy(value.data.copy()).bfloat16().view(torch.uint16)
     return TensorHandle(bits.numpy(), tl.bfloat16)
+
+
+def _of_bfloat16(self, value, kind):
+    """It makes other numbers of those below the normal ones."""
+    if (value.dtype.scalar, kind.scalar) != (tl.bfloat16, tl.float32):
+        return _extend(self, value, kind)
+    bits = np.asarray(value.data.astype(np.uint32) << 16)
+    return TensorHandle(bits.view(np.float32), tl.float32)
 
 
 def _fused(self, x, y, z):
@@ -142,6 +151,7 @@ def _of_one_shape(self, lhs, rhs):
 
 InterpreterBuilder.create_splat = _splat_of_comparisons
 InterpreterBuilder.create_fp_trunc = _round_to_bfloat16
+InterpreterBuilder.create_fp_ext = _of_bfloat16
 InterpreterBuilder.create_fma = _fused
 ReduceOps.generic_reduce = _reduced_by_halves
 ReduceOps.sum = _sum_by_halves
