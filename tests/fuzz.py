@@ -297,8 +297,10 @@ def noise(case, x, y, mask):
             with mock.patch.object(reference, "means", lambda *args, by=by: means(*args) + by):
                 moved.append(results(case, x.double(), y.double(), mask))
     for outcomes in moved:
-        errors = [sizes(apart(off, true)) for off, true in zip(outcomes, unmoved, strict=True)]
-        found = list(map(torch.maximum, found, errors))
+        for place, (off, true) in enumerate(zip(outcomes, unmoved, strict=True)):
+            # A power of what is below 0 by a rounding is no number, and is one above.
+            lost = torch.where(true.isnan() & ~off.isnan(), math.inf, apart(off, true))
+            found[place] = torch.maximum(found[place], sizes(lost))
     return found
 
 
