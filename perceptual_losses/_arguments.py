@@ -304,33 +304,36 @@ def levels(value: Any, count: int) -> None:
         )
 
 
+def least(levels: int, window_size: int) -> int:
+    """The smallest side that the window still fits after so many levels' halvings, rounded up."""
+    return int((window_size - 1) * 2 ** (levels - 1) + 1)
+
+
 def fit_levels(
     weights: tuple[float, ...], levels: int | str, x: Tensor, window_size: int
 ) -> tuple[float, ...]:
     """The weights of the levels that are used, as many as there are levels."""
     smallest = min(x.shape[2:])
-
-    def needed(count: int) -> int:
-        # The smallest side that the window still fits after count - 1 halvings, rounded up.
-        return int((window_size - 1) * 2 ** (count - 1) + 1)
-
     if levels == "auto":
-        count = sum(1 for level in range(1, len(weights) + 1) if needed(level) <= smallest)
+        count = sum(
+            1 for level in range(1, len(weights) + 1) if least(level, window_size) <= smallest
+        )
         if count < len(weights):
             warn(
                 f"{sizes(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
                 f"window_size={window_size}: the weights of those levels are used, scaled to the "
                 f"same sum. Pass levels={count} to choose this, or images of at least "
-                f"{sizes(x, needed(len(weights)))}."
+                f"{sizes(x, least(len(weights), window_size))}."
             )
     else:
         count = int(levels)
-        if needed(count) > smallest:
-            fits = sum(1 for level in range(1, count) if needed(level) <= smallest)
+        needed = least(count, window_size)
+        if needed > smallest:
+            fits = sum(1 for level in range(1, count) if least(level, window_size) <= smallest)
             side = -(-smallest // 2 ** (count - 1))
             raise ValueError(
                 f"levels={count} with window_size={window_size} needs images of at least "
-                f"{sizes(x, needed(count))}, and these are {sizes(x)}: pass levels={fits}, "
+                f"{sizes(x, needed)}, and these are {sizes(x)}: pass levels={fits}, "
                 f"levels='auto' or window_size={side - 1 + side % 2}"
             )
     if count == len(weights):

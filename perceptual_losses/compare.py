@@ -206,12 +206,10 @@ def _decoded(path: Path, image: ImageFile.ImageFile, megapixels: float) -> Pictu
         if image.format != "MPO":
             raise NotComparedError(f"has {frames} frames or pages: save the one that is meant")
         notices = (f"the first of its {frames} pictures is read",)
-    raw, highest = _stored(image)
+    raw, highest = stored(image)
     if image.format == "PNG" and ";16" in raw:
         values = _deep_png(path, image)
-    elif image.mode in ("I", "I;16", "I;16B", "I;16L") and (
-        image.format == "PPM" or (raw.startswith("I;16") and not raw.endswith("S"))
-    ):
+    elif deep_grey(image):
         values = _array(image).astype(np.uint16)
     elif image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise NotComparedError(
@@ -226,13 +224,21 @@ def _decoded(path: Path, image: ImageFile.ImageFile, megapixels: float) -> Pictu
     return _opaque(values, notices)
 
 
-def _stored(image: ImageFile.ImageFile) -> tuple[str, int]:
+def stored(image: Image.Image) -> tuple[str, int]:
     """The kind of the pixels in the file, which may be more than is read, and the highest value
-    where a format says it.
+    where a format says it; of an image that is decoded the kind that it has now.
     """
-    arguments: Any = image.tile[0][3] if image.tile else ""
+    tiles = getattr(image, "tile", None)
+    arguments: Any = tiles[0][3] if tiles else image.mode
     raw, *rest = (arguments,) if isinstance(arguments, str) else arguments
     return str(raw), rest[0] if image.format == "PPM" and rest else 0
+
+
+def deep_grey(image: Image.Image) -> bool:
+    """Whether grey pixels have 16 bits, which Pillow may read as 32. It scales those of a PGM."""
+    raw, _ = stored(image)
+    deep = image.format == "PPM" or (raw.startswith("I;16") and not raw.endswith("S"))
+    return image.mode.startswith("I") and deep
 
 
 def _true_colour(image: Image.Image) -> Image.Image:

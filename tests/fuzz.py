@@ -402,15 +402,16 @@ def budget(what, double, error, exact, dtype):
     So many times the reference's own error in float32 and one rounding. Twice is for large images,
     in which errors even out (`test_the_budget_in_float32`); in small ones all of a gradient is off
     with one mean, and of many thousand calls some are unlucky. A path in float64 is off by 2^-29 of
-    what it would be in float32, or eight times that again.
+    what it would be in float32, or eight times that again, where a rounding counts as error.
     """
     size = sizes(exact.abs().nan_to_num(0, 0, 0))
     # A similarity is 1 less what is different.
     scale = size.clamp(min=1.0 if what == "value" else 0.0)
     known = (error <= LOST * scale[1]).all(0)
-    allowed = TIMES * error + torch.finfo(torch.float32).eps * scale
+    rounding = torch.finfo(torch.float32).eps * scale
+    allowed = TIMES * error + rounding
     if double:
-        allowed = TIMES**2 * 2.0**-29 * (error + torch.finfo(torch.float32).eps * scale)
+        allowed = TIMES**2 * 2.0**-29 * (error + rounding)
     kept = torch.finfo(dtype)
     if kept.bits < (64 if double else 32):
         allowed = allowed + kept.eps * size

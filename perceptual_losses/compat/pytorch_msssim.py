@@ -130,7 +130,7 @@ def ms_ssim(
         weights = structural.MS_SSIM_WEIGHTS
     weights = _arguments.level_weights(weights)
     if isinstance(win_size, int):
-        side = (win_size - 1) * 2 ** (len(weights) - 1) + 1
+        side = _arguments.least(len(weights), win_size)
         if side > min(X.shape[2:]):
             raise ValueError(
                 f"{len(weights)} levels with win_size={win_size} need images of at least "

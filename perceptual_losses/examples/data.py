@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 from skimage import color, transform
 from skimage import data as photos
 from torch import Tensor
@@ -116,16 +116,9 @@ class Form:
 
 def without_range(image: Image.Image) -> str | None:
     """What is wrong with an image, not decoded yet, whose values have no known range."""
-    if not image.mode.startswith(("I", "F")):
+    if not image.mode.startswith(("I", "F")) or compare.deep_grey(image):
         return None
-    kind = image.mode
-    if isinstance(image, ImageFile.ImageFile) and image.tile:
-        kind, _ = compare._stored(image)
-    # Pillow may read 16 bits as 32. It scales the values of a PGM.
-    if image.mode != "F" and (
-        image.format == "PPM" or (kind.startswith("I;16") and not kind.endswith("S"))
-    ):
-        return None
+    kind, _ = compare.stored(image)
     return f"has pixels of the kind {kind}: save it with 8 or 16 bits, in grey or RGB"
 
 
