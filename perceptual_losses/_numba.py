@@ -1,10 +1,12 @@
 """How the Numba kernels are compiled, and kept on disk."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
 import warnings
+from pathlib import Path
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
@@ -20,6 +22,15 @@ OPTIONS = {
     # hundred pixels of a row.
     "_nrt": False,
 }
+
+
+# Called by other kernels alone, so that nothing to call them from Python is compiled.
+_INTERNAL = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel = njit(**_INTERNAL, **OPTIONS)
+# Where the call would cost as much as the work.
+inlined = njit(**_INTERNAL, forceinline=True, **OPTIONS)
+# In the order that is written, where another would round what is exact.
+ordered = njit(**_INTERNAL, forceinline=True, **{**OPTIONS, "fastmath": False})
 
 
 class _Sealed(CompileResultCacheImpl):
@@ -40,6 +51,11 @@ class _Cache(FunctionCache):
     """Numba's, in which a file that cannot be used is as good as none."""
 
     _impl_class = _Sealed
+
+    def __init__(self, function):
+        super().__init__(function)
+        # Numba looks for changes in the file of an entry alone, and kernels call each other's.
+        self._cache_file._source_stamp = _digest(Path(function.__code__.co_filename).parent)
 
     def load_overload(self, signature, target_context):
         try:
@@ -64,6 +80,15 @@ class _Cache(FunctionCache):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+@functools.cache
+def _digest(folder):
+    """Of all kernels in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def entry(function):
