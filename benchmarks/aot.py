@@ -180,7 +180,8 @@ def compiled(launch: Launch, capability: int) -> Any:
                 aligned[place] = ALIGNED
             return TYPES[value.dtype]
         if isinstance(value, tuple):
-            return tuple(kind((*place, i), part, parameter) for i, part in enumerate(value))
+            parts = [kind((*place, i), part, parameter) for i, part in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if isinstance(value, float):
             return "fp32"
         if not parameter.do_not_specialize:
@@ -254,7 +255,7 @@ HEADER = (
 
 def row(case: Case, launch: Launch, found: Figures) -> list[str]:
     """Of the report, for one kernel."""
-    lanes, columns, turn = (launch.constants[name] for name in ("LANES", "COLUMNS", "TURN"))
+    lanes, columns, turn = (int(v) for v in launch.constants["K"][:3])
     return [
         *(launch.kernel.__name__, *case.cells, str(lanes), str(columns)),
         *(str(found.registers), str(found.spilled), str(found.shared)),

@@ -477,17 +477,41 @@ class _Level(NamedTuple):
         return all(image.dense for image in (*self.images, *self.gradients))
 
 
-def _constants(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> dict[str, Any]:
-    """What is compiled into each kernel of a level."""
+def _variant(
+    level: _Level, plan: Plan, cover: Cover, settings: Settings, machine: Machine, **others: Any
+) -> Any:
+    """What a kernel of a level is compiled for."""
     kernels = _kernels()
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    return {
-        "TAPS": len(settings.window),
-        "PADDING": codes[settings.padding].value,
-        "WANT": plan.want,
-        "WEIGHTED": level.weight is not None,
-        "SHARED": machine.shared,
-    }
+    taps = len(settings.window)
+    return kernels.Variant.of(
+        LANES=cover.lanes,
+        COLUMNS=cover.columns,
+        TURN=cover.turn,
+        LATE=others.get("late", cover.late),
+        WHOLE=cover.whole,
+        DENSE=level.dense,
+        TAPS=taps,
+        PITCH=cover.pitch(taps),
+        PADDING=codes[settings.padding].value,
+        WANT=plan.want,
+        WEIGHTED=level.weight is not None,
+        DISTANCE=level.distances is not None,
+        MIXED=others.get("mixed", False),
+        SHARED=machine.shared,
+        ADDED=level.total.added,
+        LOSS=level.total.loss,
+        # With all derivatives, of the largest windows, `derive` takes one register too many.
+        FAST=machine.shared and (plan.march is not None or not plan.want),
+    )
+
+
+def _parts(level: _Level, settings: Settings) -> tuple[Any, Any]:
+    """The window and the numbers of the formulas, as kernels take them."""
+    kernels = _kernels()
+    window, low, c1, c2, _ = settings
+    numbers = kernels.Constants(low, math.inf if level.contrast else c1, c2)
+    return kernels.Window(*_passes(window)), numbers
 
 
 def _of_level(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> list[Step]:
@@ -498,141 +522,101 @@ def _of_level(level: _Level, plan: Plan, settings: Settings, machine: Machine) -
 
 
 def _march(level: _Level, plan: Plan, cover: Cover, settings: Settings, machine: Machine) -> Step:
-    window, low, c1, c2, _ = settings
-    x, y, weight, gradient, other = level.arguments
-    n, c, height, width = x.shape
-    across, down, root = _passes(window)
-    programs, pitch = cover.programs(n * c), cover.pitch(len(window))
-    scratch, kept = _scratch(machine, x, programs * plan.kept_rows(len(window)) * pitch)
+    x, y, weight, gradient, other = map(_in_kernel, level.arguments)
+    n, c, height, width = level.images[0].shape
+    window, numbers = _parts(level, settings)
+    programs, taps = cover.programs(n * c), len(settings.window)
+    size = programs * plan.kept_rows(taps) * cover.pitch(taps)
+    scratch, kept = _scratch(machine, level.images[0], size)
     total = level.total
     return Step(
-        *(_kernels().march, programs, cover.warps, x.at, y.at, weight.at),
-        *(gradient.at, other.at, scratch, level.sums, level.distances or level.sums),
-        *(total.result, total.arrived),
-        *(x.strides, y.strides, weight.strides, gradient.strides, other.strides, level.pitch),
-        *(0, cover.strips, cover.parts, cover.rows, c, height, width, across, down, root, low),
-        *(math.inf if level.contrast else c1, c2, root * root * level.share),
-        *(level.apart or 0.0, level.whole, total.tiles),
-        LANES=cover.lanes,
-        COLUMNS=cover.columns,
-        TURN=cover.turn,
-        LATE=cover.late,
-        WHOLE=cover.whole,
-        DENSE=level.dense,
-        PITCH=pitch,
-        DISTANCE=level.distances is not None,
-        MIXED=level.apart is not None,
-        ADDED=total.added,
-        LOSS=total.loss,
+        *(_kernels().march, programs, cover.warps, x, y, weight, gradient, other, scratch),
+        *(level.sums, level.distances or level.sums, total.result, total.arrived, level.pitch),
+        *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, numbers),
+        *(window.root**2 * level.share, level.apart or 0.0, level.whole, total.tiles),
+        K=_variant(level, plan, cover, settings, machine, mixed=level.apart is not None),
         new=(*level.new, *kept),
         last=(*level.last, *(memory.name for memory in kept)),
-        **_constants(level, plan, settings, machine),
     )
 
 
 def _coarser(levels: list[_Level], plans: list[Plan], settings: Settings, machine: Machine) -> Step:
     """The launch that does the same for all levels but the finest."""
-    window, low, c1, c2, _ = settings
     first = levels[0].images[0]
     covers = [plan.alone for plan in plans if plan.alone is not None]
-    cover = covers[0]
+    cover, taps = covers[0], len(settings.window)
     n, c, height, width = first.shape
-    across, down, root = _passes(window)
+    window, numbers = _parts(levels[-1], settings)
     images = list(zip(*(level.arguments for level in levels), strict=True))
     x, y, weight, gradient, other = (tuple(image.at for image in of_all) for of_all in images)
     programs = sum(cover.programs(n * c) for cover in covers)
-    rows, pitch = max(cover.rows for cover in covers), cover.pitch(len(window))
-    scratch, kept = _scratch(machine, first, programs * plans[0].kept_rows(len(window)) * pitch)
+    rows = max(cover.rows for cover in covers)
+    size = programs * plans[0].kept_rows(taps) * cover.pitch(taps)
+    scratch, kept = _scratch(machine, first, size)
     return Step(
         *(_level_kernels().coarser, programs, cover.warps, x, y, weight, gradient, other),
         *(scratch, levels[0].sums, tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(n * c, rows, c, height, width, across, down, root, low, c1, c2),
-        tuple(root * root * level.share for level in levels),
+        *(n * c, rows, c, height, width, *window, numbers),
+        tuple(window.root**2 * level.share for level in levels),
         tuple(level.whole for level in levels),
-        LANES=cover.lanes,
-        COLUMNS=cover.columns,
-        TURN=cover.turn,
-        WHOLE=cover.whole,
-        PITCH=pitch,
+        K=_variant(levels[0], plans[0], cover, settings, machine, late=False),
         new=(*(new for level in reversed(levels) for new in level.new), *kept),
         last=(*(name for level in levels for name in level.last), *(new.name for new in kept)),
-        **_constants(levels[0], plans[0], settings, machine),
     )
 
 
 def _slabs(level: _Level, plan: Plan, settings: Settings, machine: Machine) -> list[Step]:
     kernels = _kernels()
-    window, low, c1, c2, _ = settings
-    c1 = math.inf if level.contrast else c1
-    x, y, weight, gradient, other = level.arguments
-    n, c, height, width = x.shape
-    planes, taps = n * c, len(window)
-    across, down, root = _passes(window)
+    x, y, weight, gradient, other = map(_in_kernel, level.arguments)
+    n, c, height, width = level.images[0].shape
+    planes, taps = n * c, len(settings.window)
+    window, numbers = _parts(level, settings)
+    share = window.root**2 * level.share
     distances, total = level.distances or level.sums, level.total
-    constants = _constants(level, plan, settings, machine)
     reach = taps - 1 if plan.want else 0
     depth = max(slab.bottom - slab.top for slab in plan.slabs) + reach
     maps = New("maps", (plan.planes * plan.maps * depth * plan.pitch,))
-    pitches = [slab.derive.pitch(taps) for slab in plan.slabs]
-    most = max(
-        slab.derive.programs(plan.planes) * pitch
-        for slab, pitch in zip(plan.slabs, pitches, strict=True)
-    )
-    scratch, kept = _scratch(machine, x, 4 * most)
+    most = max(slab.derive.programs(plan.planes) * slab.derive.pitch(taps) for slab in plan.slabs)
+    scratch, kept = _scratch(machine, level.images[0], 4 * most)
     kept += [maps] * bool(plan.want)
     steps: list[Step] = []
     done = 0
-    for slab, pitch in zip(plan.slabs, pitches, strict=True):
+    for slab in plan.slabs:
         derive, gather = slab.derive, slab.gather
         # A position that belongs to two slabs counts in the first one.
         own_top = slab.top if done else slab.top - reach
         for first in range(0, planes, plan.planes):
             here = min(plan.planes, planes - first)
-            step = Step(
-                *(kernels.derive, derive.programs(here), derive.warps),
-                *(x.at, y.at, weight.at),
-                *(At(maps.name) if plan.want else x.at, scratch),
-                *(level.sums.on(done), distances.on(done), total.result, total.arrived),
-                *(x.strides, y.strides),
-                *(weight.strides, level.pitch, plan.pitch, 0),
-                *(derive.strips, derive.parts, derive.rows, derive.lines(here)),
-                *(first, slab.top - reach, slab.bottom, own_top, c, height, width),
-                *(across, down, root, low, c1, c2, level.whole, total.tiles),
-                LANES=derive.lanes,
-                COLUMNS=derive.columns,
-                TURN=derive.turn,
-                LATE=derive.late,
-                WHOLE=derive.whole,
-                DENSE=level.dense,
-                PITCH=pitch,
-                DISTANCE=level.distances is not None,
-                ADDED=total.added,
-                LOSS=total.loss,
-                new=() if steps else (*level.new, *kept),
-                **constants,
-            )
-            steps.append(step)
-            if plan.want:
-                step = Step(
-                    *(kernels.gather, gather.programs(here), gather.warps, x.at, y.at),
-                    *(gradient.at, other.at, At(maps.name), x.strides, y.strides),
-                    *(gradient.strides, other.strides, plan.pitch),
-                    *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
-                    *(c, height, width, across, down, root, low, root * root * level.share),
-                    level.apart or 0.0,
-                    LANES=gather.lanes,
-                    COLUMNS=gather.columns,
-                    TURN=gather.turn,
-                    WHOLE=gather.whole,
-                    DENSE=level.dense,
-                    TAPS=taps,
-                    WANT=plan.want,
-                    MIXED=level.apart is not None,
+            steps.append(
+                Step(
+                    *(kernels.derive, derive.programs(here), derive.warps, x, y, weight),
+                    *(At(maps.name) if plan.want else x.address, scratch),
+                    *(level.sums.on(done), distances.on(done), total.result, total.arrived),
+                    *(level.pitch, plan.pitch, 0, derive.strips, derive.parts, derive.rows),
+                    *(derive.lines(here), first, slab.top - reach, slab.bottom, own_top),
+                    *(c, height, width, *window, numbers, level.whole, total.tiles),
+                    K=_variant(level, plan, derive, settings, machine),
+                    new=() if steps else (*level.new, *kept),
                 )
-                steps.append(step)
+            )
+            if plan.want:
+                mixed = level.apart is not None
+                steps.append(
+                    Step(
+                        *(kernels.gather, gather.programs(here), gather.warps),
+                        *(x, y, gradient, other, At(maps.name), plan.pitch),
+                        *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
+                        *(c, height, width, *window, numbers, share, level.apart or 0.0),
+                        K=_variant(level, plan, gather, settings, machine, mixed=mixed),
+                    )
+                )
         done += 2 * derive.sums
     steps[-1].last = (*level.last, *(memory.name for memory in kept))
     return steps
+
+
+def _in_kernel(image: Image) -> Any:
+    return _kernels().Image(image.at, image.strides)
 
 
 def _passes(window: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...], float]:

@@ -38,6 +38,8 @@ by itself where mirrored pixels are loaded.
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
 # ruff: noqa: N803, N806, RUF005
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -46,10 +48,143 @@ ZEROS = tl.constexpr(1)
 SYMMETRIC = tl.constexpr(2)
 
 
+class Image(NamedTuple):
+    """An image in memory.
+
+    Attributes:
+        address: of its first pixel; in a kernel of the first one of a plane.
+        strides: of ``(N, C, H, W)``.
+    """
+
+    address: Any
+    strides: Any
+
+
+class Window(NamedTuple):
+    """The first half of the taps, which the other half mirrors.
+
+    Attributes:
+        across: for the sums along rows, the last one being 1.
+        down: for the sums along columns, in units of one that is 1.
+        root: of the product of both units, by which pixels are multiplied.
+    """
+
+    across: Any
+    down: Any
+    root: Any
+
+
+class Constants(NamedTuple):
+    """Numbers of the formulas: the pixel value that counts as zero, C1 (infinite where the
+    luminance is left out) and C2.
+    """
+
+    low: Any
+    c1: Any
+    c2: Any
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        LANES: threads of a program.
+        COLUMNS: neighbouring columns of a thread.
+        TURN: rows of a turn of the loop.
+        LATE: whether a turn stores its pixels after it has read derivatives, else before.
+        WHOLE: whether the width is a multiple of ``COLUMNS``.
+        DENSE: whether a thread's columns are one aligned access.
+        TAPS: of the window.
+        PITCH: of a row of scratch memory.
+        PADDING: `VALID`, `ZEROS` or `SYMMETRIC`.
+        WANT: 1 for the gradient to x, 3 for that to y too, 0 for neither.
+        WEIGHTED: whether the mean is a weighted one.
+        DISTANCE: whether |x - y| is summed as well.
+        MIXED: whether it is in the gradients.
+        SHARED: whether there is shared memory.
+        ADDED: whether the last program adds up all sums.
+        LOSS: whether the result is 1 less the mean.
+        FAST: whether a reciprocal is PTX's own.
+    """
+
+    LANES: int
+    COLUMNS: int
+    TURN: int
+    LATE: bool
+    WHOLE: bool
+    DENSE: bool
+    TAPS: int
+    PITCH: int
+    PADDING: int
+    WANT: int
+    WEIGHTED: bool
+    DISTANCE: bool
+    MIXED: bool
+    SHARED: bool
+    ADDED: bool
+    LOSS: bool
+    FAST: bool
+
+    @classmethod
+    def of(cls, **values: Any) -> "Variant":
+        """From plain values, each of which is a constant of the compilation."""
+        kind = (lambda value: value) if triton.knobs.runtime.interpret else tl.constexpr
+        return cls(**{name: kind(value) for name, value in values.items()})
+
+
+class Levels(NamedTuple):
+    """Values near those of most pixels of a region, which are subtracted from all.
+
+    Attributes:
+        d: of the difference.
+        t: of the total.
+        off: what is added to a pixel times the window's root, from which ``t`` follows exactly.
+    """
+
+    d: Any
+    t: Any
+    off: Any
+
+
+class Row(NamedTuple):
+    """A row of both images that has been loaded: addresses, and pixels as they are."""
+
+    x: Any
+    y: Any
+    a: Any
+    b: Any
+
+
 @triton.jit
 def _place(program, strips, bands):
     """Strip, band and plane of a program."""
     return program % strips, program // strips % bands, program // strips // bands
+
+
+@triton.jit
+def _plane(image, plane, channels):
+    """The image from its plane's first pixel on."""
+    n, c = plane // channels, plane % channels
+    strides = image.strides
+    return Image(image.address + n.to(tl.int64) * strides[0] + c.to(tl.int64) * strides[1], strides)
+
+
+@triton.jit
+def _row_address(image, row, height, K: tl.constexpr):
+    """Of the row that a position shows, or of none where that is not in the image."""
+    if K.PADDING == SYMMETRIC:
+        row = _shown(row, height)
+    return image.address + row.to(tl.int64) * image.strides[2]
+
+
+@triton.jit
+def _next_address(image, address, row, height, K: tl.constexpr):
+    """`_row_address` of ``row``, where ``address`` is that of the row before."""
+    if K.PADDING == SYMMETRIC:
+        address = _row_address(image, row, height, K)
+    else:
+        address += image.strides[2]
+    return address
 
 
 @triton.jit
@@ -72,12 +207,6 @@ def _segment(program, line, end, rows, height, strips):
 
 
 @triton.jit
-def _plane(image, strides, plane, channels):
-    n, c = plane // channels, plane % channels
-    return image + n.to(tl.int64) * strides[0] + c.to(tl.int64) * strides[1]
-
-
-@triton.jit
 def _shown(index, size):
     """The pixel that a position in or beside the image shows, the edge being a mirror."""
     index = tl.maximum(index, -1 - index)
@@ -88,28 +217,31 @@ def _shown(index, size):
 
 
 @triton.jit
-def _known(width, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
-    """The width, with ``WHOLE`` for the compiler to see that it is a multiple of ``COLUMNS``."""
-    return width // COLUMNS * COLUMNS if WHOLE else width
+def _known(width, K: tl.constexpr):
+    """The width, for the compiler to see where it is a multiple of a thread's columns."""
+    return width // K.COLUMNS * K.COLUMNS if K.WHOLE else width
 
 
 @triton.jit
-def _levels(x, y, x_strides, y_strides, top, left, rows, columns, root, low):
+def _zero(K: tl.constexpr):
+    """For each thread."""
+    LANES: tl.constexpr = K.LANES
+    return tl.zeros((LANES,), tl.float32)
+
+
+@triton.jit
+def _levels(x, y, top, left, rows, columns, root, low):
     """Difference and total that most of a few pixels of a region are near to.
 
     The mean without those far from most: one pixel of 1e5 among them would move the level of all
     others so far that their variances cancel. NaN and infinity do not count, to stay in the
     windows that hold them.
-
-    Returns:
-        Those levels, and what `_contrasts` adds to a pixel, from which the total's level follows
-        without a rounding.
     """
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
-    a = tl.load(x + row * x_strides[2] + column * x_strides[3]).to(tl.float32)
-    b = tl.load(y + row * y_strides[2] + column * y_strides[3]).to(tl.float32)
+    a = tl.load(x.address + row * x.strides[2] + column * x.strides[3]).to(tl.float32)
+    b = tl.load(y.address + row * y.strides[2] + column * y.strides[3]).to(tl.float32)
     values = tl.join(a - b, a + b - 2 * low)
     finite = tl.abs(values) < float("inf")
     count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
@@ -123,27 +255,7 @@ def _levels(x, y, x_strides, y_strides, top, left, rows, columns, root, low):
     level_d, level_t = tl.split(tl.where(tl.abs(level) < float("inf"), level, 0.0))
     zero = level_t + 2 * low
     off = -root * (0.5 * zero)
-    return level_d, (zero - 2 * low) - 2 * tl.fma(root, 0.5 * zero, off) / root, off
-
-
-@triton.jit
-def _row_address(image, strides, row, height, PADDING: tl.constexpr):
-    """Of the row that a position shows, or of none where that is not in the image."""
-    if PADDING == SYMMETRIC:
-        row = _shown(row, height)
-    return image + row.to(tl.int64) * strides[2]
-
-
-@triton.jit
-def _next_address(image, address, strides, row, height, PADDING: tl.constexpr):
-    """`_row_address` of ``row``, where ``address`` is that of the row before: a step unless it is
-    mirrored.
-    """
-    if PADDING == SYMMETRIC:
-        address = _row_address(image, strides, row, height, PADDING)
-    else:
-        address += strides[2]
-    return address
+    return Levels(level_d, (zero - 2 * low) - 2 * tl.fma(root, 0.5 * zero, off) / root, off)
 
 
 @triton.constexpr_function
@@ -188,11 +300,11 @@ def _scratch(memory, SIZE: tl.constexpr, SHARED: tl.constexpr):
 
 
 @triton.jit
-def _separate(values, COLUMNS: tl.constexpr):
+def _separate(values):
     """Each of a thread's neighbouring columns by itself."""
-    if COLUMNS == 1:
+    if values.shape[1] == 1:
         columns = (tl.reshape(values, (values.shape[0],)),)
-    elif COLUMNS == 2:
+    elif values.shape[1] == 2:
         a, b = tl.split(values)
         columns = (a, b)
     else:
@@ -204,11 +316,11 @@ def _separate(values, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _together(columns, COLUMNS: tl.constexpr):
+def _together(columns):
     """What `_separate` takes apart."""
-    if COLUMNS == 1:
+    if len(columns) == 1:
         values = columns[0][:, None]
-    elif COLUMNS == 2:
+    elif len(columns) == 2:
         values = tl.join(columns[0], columns[1])
     else:
         values = tl.join(tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3]))
@@ -217,43 +329,39 @@ def _together(columns, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _write(row, OFFSET: tl.constexpr, columns, first, COLUMNS: tl.constexpr, SHARED: tl.constexpr):
+def _write(row, OFFSET: tl.constexpr, columns, first, K: tl.constexpr):
     """Writes neighbouring columns to scratch memory, from ``OFFSET`` + ``first`` on."""
-    if not SHARED:
-        places = first[:, None] + tl.arange(0, COLUMNS)[None, :]
-        tl.store(row + OFFSET + places, _together(columns, COLUMNS))
+    if not K.SHARED:
+        places = first[:, None] + tl.arange(0, len(columns))[None, :]
+        tl.store(row + OFFSET + places, _together(columns))
     else:
         place = row + 4 * first
-        if COLUMNS == 1:
+        if len(columns) == 1:
             kinds: tl.constexpr = "=r,r,f"
             operands = [place, columns[0]]
-        elif COLUMNS == 2:
+        elif len(columns) == 2:
             kinds: tl.constexpr = "=r,r,f,f"
             operands = [place, columns[0], columns[1]]
         else:
             kinds: tl.constexpr = "=r,r,f,f,f,f"
             operands = [place, columns[0], columns[1], columns[2], columns[3]]
         tl.inline_asm_elementwise(
-            *(_writing(OFFSET, COLUMNS), kinds, operands), dtype=tl.int32, is_pure=False, pack=1
+            *(_writing(OFFSET, len(columns)), kinds, operands),
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
         )
 
 
 @triton.jit
-def _read(
-    row,
-    OFFSET: tl.constexpr,
-    first,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    SHARED: tl.constexpr,
-):
+def _read(row, OFFSET: tl.constexpr, first, TAPS: tl.constexpr, K: tl.constexpr):
     """The columns under each thread's windows, from scratch memory."""
-    if not SHARED:
-        values = _side_by_side(_windows(row + OFFSET, first, COLUMNS), COLUMNS, TAPS)
+    if not K.SHARED:
+        values = _side_by_side(_windows(row + OFFSET, first, K), TAPS, K)
     else:
         values = ()
-        for k in tl.static_range(0, COLUMNS + TAPS - 1, COLUMNS):
-            values = values + _read_columns(row + 4 * first, OFFSET + k, COLUMNS)
+        for k in tl.static_range(0, K.COLUMNS + TAPS - 1, K.COLUMNS):
+            values = values + _read_columns(row + 4 * first, OFFSET + k, K.COLUMNS)
     return values
 
 
@@ -284,9 +392,9 @@ def _read_columns(place, OFFSET: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _windows(row, first, COLUMNS: tl.constexpr):
+def _windows(row, first, K: tl.constexpr):
     """Where in a row of memory each thread's windows begin; two columns at once where it can."""
-    if COLUMNS == 1:
+    if K.COLUMNS == 1:
         windows = row + first.to(tl.int64)
     else:
         windows = row + first.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :]
@@ -294,58 +402,45 @@ def _windows(row, first, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _side_by_side(windows, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+def _side_by_side(windows, TAPS: tl.constexpr, K: tl.constexpr):
     """The columns under the windows of each thread."""
     values = ()
-    if COLUMNS == 1:
+    if K.COLUMNS == 1:
         for k in tl.static_range(TAPS):
             values = values + (tl.load(windows + k),)
     else:
-        for k in tl.static_range(0, COLUMNS + TAPS - 1, 2):
+        for k in tl.static_range(0, K.COLUMNS + TAPS - 1, 2):
             left, right = tl.split(tl.load(windows + k))
             values = values + (left, right)
     return values
 
 
 @triton.jit
-def _columns(left, LANES: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+def _columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
     """Those of each thread, from ``left`` on, and those behind the tile that its windows cover."""
-    own = tl.arange(0, LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    beside = LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(TAPS - 1, 2)))
+    own = tl.arange(0, K.LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    beside = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.TAPS - 1, 2)))
     return left + own, left + beside
 
 
 @triton.jit
-def _inside(row, column, height, width):
-    return ((column >= 0) & (column < width)) & ((row >= 0) & (row < height))
+def _inside(row, column, size):
+    return ((column >= 0) & (column < size[1])) & ((row >= 0) & (row < size[0]))
 
 
 @triton.jit
-def _pixel(address, step, row, column, height, width, PADDING: tl.constexpr):
+def _pixel(address, step, row, column, size, K: tl.constexpr):
     """Pixels of a row, as they are."""
-    if PADDING == SYMMETRIC:
-        found = tl.load(address + _shown(column, width).to(tl.int64) * step)
+    if K.PADDING == SYMMETRIC:
+        found = tl.load(address + _shown(column, size[1]).to(tl.int64) * step)
     else:
-        inside = _inside(row, column, height, width)
+        inside = _inside(row, column, size)
         found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
     return found
 
 
 @triton.jit
-def _pixels(
-    address,
-    step,
-    row,
-    left,
-    height,
-    width,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-):
+def _pixels(address, step, row, left, size, K: tl.constexpr):
     """A row in `_columns`.
 
     A thread's columns are loaded at once if ``DENSE``, else one by one, as where they are mirrored:
@@ -353,20 +448,20 @@ def _pixels(
     them after. Pairs of bfloat16 that are both inside the image or both outside stay pairs until
     `_floats`: the compiler would take them apart here, into registers of their own.
     """
-    own, beside = _columns(left, LANES, COLUMNS, TAPS)
-    if DENSE and PADDING != SYMMETRIC:
-        if WHOLE and COLUMNS > 1 and address.dtype.element_ty == tl.bfloat16:
+    own, beside = _columns(left, K.COLUMNS, K)
+    if K.DENSE and K.PADDING != SYMMETRIC:
+        if K.WHOLE and K.COLUMNS > 1 and address.dtype.element_ty == tl.bfloat16:
             pairs = address.to(tl.pointer_type(tl.int32), bitcast=True)
-            pair = _columns(left // 2, LANES, COLUMNS // 2, TAPS)[0]
-            found = _pixel(pairs, 1, row, pair, height, width // 2, PADDING)
+            pair = _columns(left // 2, K.COLUMNS // 2, K)[0]
+            found = _pixel(pairs, 1, row, pair, (size[0], size[1] // 2), K)
         else:
-            found = _pixel(address, step, row, own, height, width, PADDING)
+            found = _pixel(address, step, row, own, size, K)
     else:
-        columns, pixels = _separate(own, COLUMNS), ()
-        for e in tl.static_range(COLUMNS):
-            pixels = pixels + (_pixel(address, step, row, columns[e], height, width, PADDING),)
-        found = _together(pixels, COLUMNS)
-    return found, _pixel(address, step, row, beside, height, width, PADDING)
+        columns, pixels = _separate(own), ()
+        for e in tl.static_range(K.COLUMNS):
+            pixels = pixels + (_pixel(address, step, row, columns[e], size, K),)
+        found = _together(pixels)
+    return found, _pixel(address, step, row, beside, size, K)
 
 
 @triton.jit
@@ -382,41 +477,29 @@ def _floats(pixels):
 
 
 @triton.jit
-def _next_pixels(
-    x,
-    y,
-    x_next,
-    y_next,
-    x_strides,
-    y_strides,
-    row,
-    left,
-    height,
-    width,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-):
-    """The addresses of a row in both images, from those of the row before, and its pixels."""
-    x_next = _next_address(x, x_next, x_strides, row, height, PADDING)
-    y_next = _next_address(y, y_next, y_strides, row, height, PADDING)
-    place = row, left, height, width
-    a = _pixels(x_next, x_strides[3], *place, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING)
-    b = _pixels(y_next, y_strides[3], *place, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING)
-    return x_next, y_next, a, b
+def _next_row(x, y, before, row, left, size, K: tl.constexpr):
+    """Loads a row of both images, which follows ``before``."""
+    x_address = _next_address(x, before.x, row, size[0], K)
+    y_address = _next_address(y, before.y, row, size[0], K)
+    a = _pixels(x_address, x.strides[3], row, left, size, K)
+    b = _pixels(y_address, y.strides[3], row, left, size, K)
+    return Row(x_address, y_address, a, b)
 
 
 @triton.jit
-def _contrasts(a, b, root, level_d, off, MIXED: tl.constexpr):
+def _first_row(x, y, row, left, size, K: tl.constexpr):
+    before = _row_address(x, row - 1, size[0], K), _row_address(y, row - 1, size[0], K)
+    return _next_row(x, y, Row(before[0], before[1], (), ()), row, left, size, K)
+
+
+@triton.jit
+def _contrasts(a, b, root, levels, MIXED: tl.constexpr):
     """Difference and total of pixels, less their levels, times ``root``; with ``MIXED`` so that the
     difference is that of equal pixels for them alone.
     """
     # What is far from zero and close to each other loses no digits in one rounding.
-    total = tl.fma(a, root, off) + tl.fma(b, root, off)
-    equal = -level_d * root
+    total = tl.fma(a, root, levels.off) + tl.fma(b, root, levels.off)
+    equal = -levels.d * root
     difference = tl.fma(a - b, root, equal)
     if MIXED:
         bit = 2**-23 * tl.abs(equal)
@@ -426,43 +509,24 @@ def _contrasts(a, b, root, level_d, off, MIXED: tl.constexpr):
 
 
 @triton.jit
-def _keep_pixels(
-    pixels_x,
-    pixels_y,
-    scratch_row,
-    row,
-    left,
-    height,
-    width,
-    root,
-    low,
-    level_d,
-    off,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
-    MIXED: tl.constexpr,
-    SHARED: tl.constexpr,
-):
-    """Writes difference and total of a row of `_pixels`."""
+def _store_pixels(pixels, scratch_row, row, left, size, levels, root, low, K: tl.constexpr):
+    """Writes difference and total of a `Row` to scratch memory."""
     for k in tl.static_range(2):
         # Here and not where they are loaded, which would wait for them.
-        a, b = _floats(pixels_x[k]), _floats(pixels_y[k])
-        if PADDING == ZEROS:
-            inside = _inside(row, _columns(left, LANES, COLUMNS, TAPS)[k], height, width)
+        a, b = _floats(pixels.a[k]), _floats(pixels.b[k])
+        if K.PADDING == ZEROS:
+            inside = _inside(row, _columns(left, K.COLUMNS, K)[k], size)
             a, b = tl.where(inside, a, low), tl.where(inside, b, low)
         # Those beside the tile are in windows alone.
-        difference, total = _contrasts(a, b, root, level_d, off, MIXED and k == 0)
+        difference, total = _contrasts(a, b, root, levels, K.MIXED and k == 0)
         if k == 0:
-            first = tl.arange(0, LANES) * COLUMNS
-            _write(scratch_row, 0, _separate(difference, COLUMNS), first, COLUMNS, SHARED)
-            _write(scratch_row, PITCH, _separate(total, COLUMNS), first, COLUMNS, SHARED)
+            first = tl.arange(0, K.LANES) * K.COLUMNS
+            _write(scratch_row, 0, _separate(difference), first, K)
+            _write(scratch_row, K.PITCH, _separate(total), first, K)
         else:
-            beside = _columns(0, LANES, COLUMNS, TAPS)[1]
-            _write(scratch_row, 0, (difference,), beside, 1, SHARED)
-            _write(scratch_row, PITCH, (total,), beside, 1, SHARED)
+            beside = _columns(0, K.COLUMNS, K)[1]
+            _write(scratch_row, 0, (difference,), beside, K)
+            _write(scratch_row, K.PITCH, (total,), beside, K)
 
 
 @triton.jit
@@ -471,7 +535,7 @@ def _further(apart, a, b, row, begin, end, height):
     from ``begin`` on, before ``end`` and in the image.
     """
     counted = (row >= tl.maximum(begin, 0)) & (row < tl.minimum(end, height))
-    distances = _separate(tl.abs(_floats(a) - _floats(b)), len(apart))
+    distances = _separate(tl.abs(_floats(a) - _floats(b)))
     further = ()
     for e in tl.static_range(len(apart)):
         further = further + (apart[e] + tl.where(counted, distances[e], 0.0),)
@@ -480,49 +544,13 @@ def _further(apart, a, b, row, begin, end, height):
 
 @triton.jit
 def _advance(
-    pixels_x,
-    pixels_y,
-    apart,
-    scratch_row,
-    x,
-    y,
-    x_next,
-    y_next,
-    x_strides,
-    y_strides,
-    row,
-    left,
-    begin,
-    end,
-    height,
-    width,
-    root,
-    low,
-    level_d,
-    off,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
-    DISTANCE: tl.constexpr,
-    MIXED: tl.constexpr,
-    SHARED: tl.constexpr,
+    pixels, apart, scratch_row, x, y, row, left, own, size, levels, root, low, K: tl.constexpr
 ):
-    """Keeps a row of `_pixels`, adds their distances if wanted, and loads the next row."""
-    if DISTANCE:
-        apart = _further(apart, pixels_x[0], pixels_y[0], row, begin, end, height)
-    _keep_pixels(
-        *(pixels_x, pixels_y, scratch_row, row, left, height, width),
-        *(root, low, level_d, off, LANES, COLUMNS, TAPS, PITCH, PADDING, MIXED, SHARED),
-    )
-    x_next, y_next, pixels_x, pixels_y = _next_pixels(
-        *(x, y, x_next, y_next, x_strides, y_strides, row + 1, left),
-        *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
-    )
-    return apart, x_next, y_next, pixels_x, pixels_y
+    """Stores a `Row`, adds its distances if it is among the ``own`` rows, and loads the next."""
+    if K.DISTANCE:
+        apart = _further(apart, pixels.a[0], pixels.b[0], row, own[0], own[1], size[0])
+    _store_pixels(pixels, scratch_row, row, left, size, levels, root, low, K)
+    return apart, _next_row(x, y, pixels, row + 1, left, size, K)
 
 
 @triton.jit
@@ -534,53 +562,43 @@ def _squares(values):
 
 
 @triton.jit
-def _add_row(sums, values, across, down, COLUMNS: tl.constexpr, TAPS: tl.constexpr):
+def _add_row(sums, values, window, K: tl.constexpr):
     """Adds a row to the sums in flight: ``TAPS`` of each column, the first of them complete then.
 
-    ``across`` and ``down`` are the half of the taps that the other half mirrors. The sums move up
-    by one with each row: a multiply-add has its own destination, so that moving costs next to
-    nothing, and the loop over the rows needs no copies of its body.
+    The sums move up by one with each row: a multiply-add has its own destination, so that moving
+    costs next to nothing, and the loop over the rows needs no copies of its body.
     """
     moved = ()
-    for e in tl.static_range(COLUMNS):
-        row = across[TAPS // 2] * values[e + TAPS // 2]
-        for k in tl.static_range(TAPS // 2):
-            row += across[k] * (values[e + k] + values[e + TAPS - 1 - k])
-        for k in tl.static_range(TAPS - 1):
-            moved = moved + (sums[e * TAPS + k + 1] + down[min(k, TAPS - 1 - k)] * row,)
-        moved = moved + (down[0] * row,)
+    for e in tl.static_range(K.COLUMNS):
+        row = window.across[K.TAPS // 2] * values[e + K.TAPS // 2]
+        for k in tl.static_range(K.TAPS // 2):
+            row += window.across[k] * (values[e + k] + values[e + K.TAPS - 1 - k])
+        for k in tl.static_range(K.TAPS - 1):
+            tap = window.down[min(k, K.TAPS - 1 - k)]
+            moved = moved + (sums[e * K.TAPS + k + 1] + tap * row,)
+        moved = moved + (window.down[0] * row,)
     return moved
 
 
 @triton.jit
-def _add_moments(
-    sums,
-    row,
-    first,
-    across,
-    down,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    SHARED: tl.constexpr,
-):
+def _add_moments(sums, row, first, window, K: tl.constexpr):
     """Adds a row of pixels from scratch memory to the sums of d, d^2, t and t^2."""
     added = ()
     for k in tl.static_range(2):
-        values = _read(row, k * PITCH, first, COLUMNS, TAPS, SHARED)
+        values = _read(row, k * K.PITCH, first, K.TAPS, K)
         added = added + (
-            _add_row(sums[2 * k], values, across, down, COLUMNS, TAPS),
-            _add_row(sums[2 * k + 1], _squares(values), across, down, COLUMNS, TAPS),
+            _add_row(sums[2 * k], values, window, K),
+            _add_row(sums[2 * k + 1], _squares(values), window, K),
         )
     return added
 
 
 @triton.jit
-def _inverse(values, ASSEMBLY: tl.constexpr):
+def _inverse(values, FAST: tl.constexpr):
     """1 / values, which are positive, to 2 ulp: in PTX one instruction, to which what is beyond
     2^126 is infinite.
     """
-    if ASSEMBLY:
+    if FAST:
         inverse = tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [values], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -592,52 +610,32 @@ def _inverse(values, ASSEMBLY: tl.constexpr):
 
 @triton.jit
 def _derivatives(
-    d,
-    t,
-    e_dd,
-    e_tt,
-    root,
-    level_d,
-    level_t,
-    c1,
-    c2,
-    row,
-    column,
-    height,
-    width,
-    weight,
-    weight_strides,
-    PADDING: tl.constexpr,
-    WANT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
+    d, t, e_dd, e_tt, root, levels, numbers, row, column, size, weight, K: tl.constexpr
 ):
     """Half of 1 - S of a row of the map, and M_d, M_t, V_d and V_t, the last two over ``root``,
     zero beside the map; all times their weight.
 
     ``d`` and ``t`` are means over ``root``: as the pixels are times ``root``, their squares are
-    right.
-
-    With an infinite ``c1`` the luminance is 1, and its derivatives are 0.
-
-    ``row`` and ``column`` are those of the map, ``height`` and ``width`` its size.
+    right. With an infinite C1 the luminance is 1, and its derivatives are 0. ``row``, ``column``
+    and ``size`` are the map's.
     """
-    inside = _inside(row, column, height, width)
+    inside = _inside(row, column, size)
     # Whether what follows has to be zero beside the map.
-    MASKED: tl.constexpr = WANT > 0 and PADDING != SYMMETRIC
+    MASKED: tl.constexpr = K.WANT > 0 and K.PADDING != SYMMETRIC
     square = root * root
     mu_d, mu_t = square * d, square * t
     var_d = e_dd - mu_d * d
     var_t = e_tt - mu_t * t
     # But for roundings they are not negative.
-    steep = _inverse(tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * c2, ASSEMBLY)
+    steep = tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * numbers.c2
+    steep = _inverse(steep, K.FAST)
     if MASKED:
         steep = tl.where(inside, steep, 0.0)
     b = var_d * steep
     value = 1 - 2 * b
-    full_d, full_t = root * d + level_d, root * t + level_t
+    full_d, full_t = root * d + levels.d, root * t + levels.t
     dd = full_d * full_d
-    inverse = _inverse(full_t * full_t + dd + 2 * c1, ASSEMBLY)
+    inverse = _inverse(full_t * full_t + dd + 2 * numbers.c1, K.FAST)
     if MASKED:
         inverse = tl.where(inside, inverse, 0.0)
     a = dd * inverse
@@ -651,12 +649,13 @@ def _derivatives(
     m_t -= mu_t * v_t
     deficit = b + a * value
 
-    if PADDING == SYMMETRIC:
-        row, column = _shown(row, height), _shown(column, width)
-    if WEIGHTED:
-        address = weight + row.to(tl.int64) * weight_strides[2]
-        address += column.to(tl.int64) * weight_strides[3]
-        here = tl.load(address) if PADDING == SYMMETRIC else tl.load(address, mask=inside, other=0)
+    if K.PADDING == SYMMETRIC:
+        row, column = _shown(row, size[0]), _shown(column, size[1])
+    if K.WEIGHTED:
+        address = weight.address + row.to(tl.int64) * weight.strides[2]
+        address += column.to(tl.int64) * weight.strides[3]
+        mirrored: tl.constexpr = K.PADDING == SYMMETRIC
+        here = tl.load(address) if mirrored else tl.load(address, mask=inside, other=0)
         deficit *= here
         m_d *= here
         m_t *= here
@@ -667,46 +666,24 @@ def _derivatives(
 
 @triton.jit
 def _row_of_map(
-    moments,
-    total,
-    counted,
-    root,
-    level_d,
-    level_t,
-    c1,
-    c2,
-    row,
-    left,
-    height,
-    width,
-    weight,
-    weight_strides,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    PADDING: tl.constexpr,
-    WANT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
+    moments, total, counted, root, levels, numbers, row, left, size, weight, K: tl.constexpr
 ):
     """What complete moments give: half the sums of 1 - S, a row longer where ``counted``, and M
     (M_t if both gradients are wanted), V_d, V_t and then M_d, of each column.
 
-    ``row`` and ``left`` are in the map, of which ``height`` and ``width`` are the size.
+    ``row``, ``left`` and ``size`` are the map's.
     """
-    first = tl.arange(0, LANES) * COLUMNS
+    first = tl.arange(0, K.LANES) * K.COLUMNS
     totals, of_m, of_v_d, of_v_t, of_m_d = (), (), (), (), ()
-    for e in tl.static_range(COLUMNS):
+    for e in tl.static_range(K.COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
-            *(moments[0][e * TAPS], moments[2][e * TAPS]),
-            *(moments[1][e * TAPS], moments[3][e * TAPS]),
-            *(root, level_d, level_t, c1, c2),
-            *(row, left + first + e, height, width, weight, weight_strides),
-            *(PADDING, WANT, WEIGHTED, ASSEMBLY),
+            *(moments[0][e * K.TAPS], moments[2][e * K.TAPS]),
+            *(moments[1][e * K.TAPS], moments[3][e * K.TAPS]),
+            *(root, levels, numbers, row, left + first + e, size, weight, K),
         )
-        longer = counted & (row >= 0) & (row < height)
+        longer = counted & (row >= 0) & (row < size[0])
         totals = totals + (tl.where(longer, total[e] + deficit, total[e]),)
-        of_m = of_m + (m_t if WANT == 3 else m_t + m_d,)
+        of_m = of_m + (m_t if K.WANT == 3 else m_t + m_d,)
         of_v_d, of_v_t, of_m_d = of_v_d + (v_d,), of_v_t + (v_t,), of_m_d + (m_d,)
     return totals, (of_m, of_v_d, of_v_t, of_m_d)
 
@@ -829,70 +806,54 @@ def _add_up(
 
 
 @triton.jit
-def _load(row, step, column, inside, COLUMNS: tl.constexpr, DENSE: tl.constexpr):
+def _load(row, step, column, inside, K: tl.constexpr):
     """The columns of each thread, zero where not ``inside``; as `_pixels` does."""
     column = column.to(tl.int64)
-    if DENSE:
+    if K.DENSE:
         values = tl.load(row + column * step, mask=inside, other=0)
     else:
-        columns, masks, found = _separate(column, COLUMNS), _separate(inside, COLUMNS), ()
-        for e in tl.static_range(COLUMNS):
+        columns, masks, found = _separate(column), _separate(inside), ()
+        for e in tl.static_range(K.COLUMNS):
             found = found + (tl.load(row + columns[e] * step, mask=masks[e], other=0),)
-        values = _together(found, COLUMNS)
+        values = _together(found)
     return values
 
 
 @triton.jit
-def _store(row, step, column, values, inside, COLUMNS: tl.constexpr, DENSE: tl.constexpr):
+def _store(row, step, column, values, inside, K: tl.constexpr):
     """Writes the columns of each thread, as `_load` reads them."""
     column = column.to(tl.int64)
     kind = row.dtype.element_ty
-    if DENSE:
-        tl.store(row + column * step, _together(values, COLUMNS).to(kind), mask=inside)
+    if K.DENSE:
+        tl.store(row + column * step, _together(values).to(kind), mask=inside)
     else:
-        columns, masks = _separate(column, COLUMNS), _separate(inside, COLUMNS)
-        for e in tl.static_range(COLUMNS):
+        columns, masks = _separate(column), _separate(inside)
+        for e in tl.static_range(K.COLUMNS):
             tl.store(row + columns[e] * step, values[e].to(kind), mask=masks[e])
 
 
 @triton.jit
 def _finish(
-    d,
-    t,
-    gradient_row,
-    other_row,
-    gradient_strides,
-    other_strides,
-    column,
-    inside,
-    sums,
-    share,
-    apart,
-    equal,
-    COLUMNS: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    WANT: tl.constexpr,
-    MIXED: tl.constexpr,
+    d, t, of_x, of_y, x_step, y_step, column, inside, sums, share, apart, equal, K: tl.constexpr
 ):
     """Writes a row of the gradients from `_contrasts`, of which ``equal`` is the difference of
     equal pixels, and filtered derivatives.
     """
-    of_x, of_y = (), ()
-    for e in tl.static_range(COLUMNS):
-        alike = sums[0][e * TAPS] + t[e] * sums[2][e * TAPS]
-        opposed = d[e] * sums[1][e * TAPS]
-        if WANT == 3:
-            opposed += sums[3][e * TAPS]
+    to_x, to_y = (), ()
+    for e in tl.static_range(K.COLUMNS):
+        alike = sums[0][e * K.TAPS] + t[e] * sums[2][e * K.TAPS]
+        opposed = d[e] * sums[1][e * K.TAPS]
+        if K.WANT == 3:
+            opposed += sums[3][e * K.TAPS]
         more = 4 * share * (alike + opposed)
         less = 4 * share * (alike - opposed)
-        if MIXED:
+        if K.MIXED:
             sign = tl.where(d[e] > equal, apart, tl.where(d[e] < equal, -apart, 0.0))
             more, less = more + sign, less - sign
-        of_x, of_y = of_x + (more,), of_y + (less,)
-    _store(gradient_row, gradient_strides[3], column, of_x, inside, COLUMNS, DENSE)
-    if WANT == 3:
-        _store(other_row, other_strides[3], column, of_y, inside, COLUMNS, DENSE)
+        to_x, to_y = to_x + (more,), to_y + (less,)
+    _store(of_x, x_step, column, to_x, inside, K)
+    if K.WANT == 3:
+        _store(of_y, y_step, column, to_y, inside, K)
 
 
 @triton.jit(
@@ -913,11 +874,6 @@ def march(
     distances,
     result,
     arrived,
-    x_strides,
-    y_strides,
-    weight_strides,
-    gradient_strides,
-    other_strides,
     sums_stride,
     begin,
     strips,
@@ -929,153 +885,110 @@ def march(
     across,
     down,
     root,
-    low,
-    c1,
-    c2,
+    numbers,
     share,
     apart_share,
     whole,
     all_tiles,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TURN: tl.constexpr,
-    LATE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
-    WANT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    DISTANCE: tl.constexpr,
-    MIXED: tl.constexpr,
-    SHARED: tl.constexpr,
-    ADDED: tl.constexpr,
-    LOSS: tl.constexpr,
+    K: tl.constexpr,
 ):
     """The gradients of a tile, and the sum of 1 - S over the positions that it owns.
 
-    ``WANT`` is 1 for the gradient with respect to x, 3 for that with respect to y in ``other`` too.
-    ``begin`` is the number of the first program.
-    With ``LATE`` a turn keeps its pixels after it has read derivatives, else before.
-    With ``DISTANCE`` |x - y| is summed over the plane in ``distances`` as well, and if ``MIXED``
-    each pixel's is in what the gradients are of, ``apart_share`` times.
-    If ``ADDED`` the last program goes on with `_add_up`.
+    The gradient to y, if wanted, goes to ``other``. ``begin`` is the number of the first program.
+    If distances are mixed, each pixel's is in what the gradients are of, ``apart_share`` times.
     """
-    REACH: tl.constexpr = TAPS - 1
-    INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
-    OWN: tl.constexpr = LANES * COLUMNS - REACH
-    MAPS: tl.constexpr = 4 if WANT == 3 else 3
-    width = _known(width, COLUMNS, WHOLE)
+    COLUMNS: tl.constexpr = K.COLUMNS
+    REACH: tl.constexpr = K.TAPS - 1
+    INSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    OWN: tl.constexpr = K.LANES * K.COLUMNS - REACH
+    MAPS: tl.constexpr = 4 if K.WANT == 3 else 3
+    size = height, _known(width, K)
     strip, band, plane = _place(tl.program_id(0) - begin, strips, bands)
-    top = band * rows
-    bottom = tl.minimum(top + rows, height)
+    own = band * rows, tl.minimum(band * rows + rows, height)
+    top, bottom = own
     left = strip * OWN
-    x = _plane(x, x_strides, plane, channels)
-    y = _plane(y, y_strides, plane, channels)
-    gradient = _plane(gradient, gradient_strides, plane, channels)
-    other = _plane(other, other_strides, plane, channels)
-    weight += (plane // channels).to(tl.int64) * weight_strides[0]
+    x, y = _plane(x, plane, channels), _plane(y, plane, channels)
+    gradient, other = _plane(gradient, plane, channels), _plane(other, plane, channels)
+    weight = _plane(weight, plane // channels * channels, channels)
     # Rows of pixels, one after the other until the gradient is complete there, and then two of
     # derivatives.
-    PIXELS: tl.constexpr = 2 * PITCH
-    BEHIND: tl.constexpr = (TAPS + 2) * PIXELS
-    HALF: tl.constexpr = MAPS * PITCH
-    scratch = _scratch(scratch, BEHIND + 2 * HALF, SHARED)
-    UNIT: tl.constexpr = 4 if SHARED else 1
-    map_height = height + 2 * INSET - REACH
-    map_width = width + 2 * INSET - REACH
-    level_d, level_t, off = _levels(
-        *(x, y, x_strides, y_strides, top, left, bottom - top, tl.minimum(OWN, width - left)),
-        *(root, low),
-    )
+    PIXELS: tl.constexpr = 2 * K.PITCH
+    BEHIND: tl.constexpr = (K.TAPS + 2) * PIXELS
+    HALF: tl.constexpr = MAPS * K.PITCH
+    scratch = _scratch(scratch, BEHIND + 2 * HALF, K.SHARED)
+    UNIT: tl.constexpr = 4 if K.SHARED else 1
+    map_size = size[0] + 2 * INSET - REACH, size[1] + 2 * INSET - REACH
+    window, low = Window(across, down, root), numbers.low
+    columns = tl.minimum(OWN, size[1] - left)
+    levels = _levels(x, y, top, left, bottom - top, columns, root, low)
 
-    first = tl.arange(0, LANES) * COLUMNS
-    local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
-    none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
+    first = tl.arange(0, K.LANES) * K.COLUMNS
+    local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
+    none = (_zero(K),) * (COLUMNS * K.TAPS)
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
-    total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
-    apart = (tl.zeros((LANES,), tl.float32),) * COLUMNS
+    total = (_zero(K),) * COLUMNS
+    apart = (_zero(K),) * COLUMNS
     # Before the first row the memory holds anything. That only gets into rows of the map before
     # the first that has a use.
-    x_next = _row_address(x, x_strides, top - TAPS, height, PADDING)
-    y_next = _row_address(y, y_strides, top - TAPS, height, PADDING)
-    x_next, y_next, a, b = _next_pixels(
-        *(x, y, x_next, y_next, x_strides, y_strides, top - REACH, left - REACH),
-        *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
-    )
+    pixels = _first_row(x, y, top - REACH, left - REACH, size, K)
     current, newest = 0, UNIT * PIXELS
-    for ahead in range(TAPS):
+    for ahead in range(K.TAPS):
         tl.debug_barrier()
-        apart, x_next, y_next, a, b = _advance(
-            *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
-            *(top - REACH + ahead, left - REACH, top, bottom, height, width),
-            *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-            *(PADDING, DISTANCE, MIXED, SHARED),
+        apart, pixels = _advance(
+            *(pixels, apart, scratch + newest, x, y, top - REACH + ahead, left - REACH),
+            *(own, size, levels, root, low, K),
         )
-        moments = _add_moments(
-            moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
-        )
+        moments = _add_moments(moments, scratch + current, first, window, K)
         current, newest = newest, newest + UNIT * PIXELS
     row = top
     slot = 0
     # The row of the gradient that is complete is one behind that of the map.
     behind = (top - REACH - 2).to(tl.int64)
-    gradient_row = gradient + behind * gradient_strides[2]
-    other_row = other + behind * other_strides[2]
-    owned = (local < OWN) & (left + local < width)
+    gradient_row = gradient.address + behind * gradient.strides[2]
+    other_row = other.address + behind * other.strides[2]
+    owned = (local < OWN) & (left + local < size[1])
     while row <= bottom + REACH:
-        for _ in tl.static_range(TURN):
+        for _ in tl.static_range(K.TURN):
             here = row - REACH
             tl.debug_barrier()
             # The row of the gradient's pixels, and the next turn's newest.
             oldest = tl.where(newest == UNIT * (BEHIND - PIXELS), 0, newest + UNIT * PIXELS)
             other_slot = UNIT * HALF - slot
-            if not LATE:
-                apart, x_next, y_next, a, b = _advance(
-                    *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
-                    *(row + 1, left - REACH, top, bottom, height, width),
-                    *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                    *(PADDING, DISTANCE, MIXED, SHARED),
+            if not K.LATE:
+                apart, pixels = _advance(
+                    *(pixels, apart, scratch + newest, x, y, row + 1, left - REACH),
+                    *(own, size, levels, root, low, K),
                 )
             added = ()
             for k in tl.static_range(MAPS):
-                values = _read(scratch + slot, BEHIND + k * PITCH, first, COLUMNS, TAPS, SHARED)
-                added = added + (_add_row(filtered[k], values, across, down, COLUMNS, TAPS),)
+                values = _read(scratch + slot, BEHIND + k * K.PITCH, first, K.TAPS, K)
+                added = added + (_add_row(filtered[k], values, window, K),)
             filtered = added
-            if LATE:
-                apart, x_next, y_next, a, b = _advance(
-                    *(a, b, apart, scratch + newest, x, y, x_next, y_next, x_strides, y_strides),
-                    *(row + 1, left - REACH, top, bottom, height, width),
-                    *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                    *(PADDING, DISTANCE, MIXED, SHARED),
+            if K.LATE:
+                apart, pixels = _advance(
+                    *(pixels, apart, scratch + newest, x, y, row + 1, left - REACH),
+                    *(own, size, levels, root, low, K),
                 )
-                moments = _add_moments(
-                    moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
-                )
-            gradient_row += gradient_strides[2]
-            other_row += other_strides[2]
-            d = _read(scratch + oldest, REACH, first, COLUMNS, 1, SHARED)
-            t = _read(scratch + oldest, PITCH + REACH, first, COLUMNS, 1, SHARED)
+                moments = _add_moments(moments, scratch + current, first, window, K)
+            gradient_row += gradient.strides[2]
+            other_row += other.strides[2]
+            d = _read(scratch + oldest, REACH, first, 1, K)
+            t = _read(scratch + oldest, K.PITCH + REACH, first, 1, K)
             _finish(
-                *(d, t, gradient_row, other_row, gradient_strides, other_strides),
+                *(d, t, gradient_row, other_row, gradient.strides[3], other.strides[3]),
                 *(left + local, owned & (here > top) & (here <= bottom), filtered),
-                *(share, apart_share, -level_d * root, COLUMNS, DENSE, TAPS, WANT, MIXED),
+                *(share, apart_share, -levels.d * root, K),
             )
-            if not LATE:
-                moments = _add_moments(
-                    moments, scratch + current, first, across, down, COLUMNS, TAPS, PITCH, SHARED
-                )
+            if not K.LATE:
+                moments = _add_moments(moments, scratch + current, first, window, K)
             counted = ((here >= top) | (band == 0)) & (here < bottom)
             total, maps = _row_of_map(
-                *(moments, total, counted, root, level_d, level_t, c1, c2),
-                *(here + INSET, left - REACH + INSET, map_height, map_width),
-                *(weight, weight_strides),
-                *(LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED, SHARED),
+                *(moments, total, counted, root, levels, numbers),
+                *(here + INSET, left - REACH + INSET, map_size, weight, K),
             )
             for k in tl.static_range(MAPS):
-                _write(scratch + other_slot, BEHIND + k * PITCH, maps[k], first, COLUMNS, SHARED)
+                _write(scratch + other_slot, BEHIND + k * K.PITCH, maps[k], first, K)
             slot = other_slot
             current, newest = newest, oldest
             row += 1
@@ -1083,14 +996,14 @@ def march(
     # Others are a neighbour's, or beside the map.
     column = left - REACH + INSET
     begin = tl.maximum(tl.where(strip == 0, 0, REACH), -column)
-    total = _chosen(total, first, begin, map_width - column)
+    total = _chosen(total, first, begin, map_size[1] - column)
     _keep(total, sums + place, None, whole, True)
-    if DISTANCE:
-        pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
-        apart = _chosen(apart, first, REACH, width - left + REACH)
-        _keep(apart, distances + place, None, pixels, False)
-    if ADDED:
-        _add_up(sums, distances, result, arrived, all_tiles, LANES, LOSS, DISTANCE)
+    if K.DISTANCE:
+        count = tl.where(whole == 0, 0.0, 1.0 * height * size[1])
+        apart = _chosen(apart, first, REACH, size[1] - left + REACH)
+        _keep(apart, distances + place, None, count, False)
+    if K.ADDED:
+        _add_up(sums, distances, result, arrived, all_tiles, K.LANES, K.LOSS, K.DISTANCE)
 
 
 @triton.jit(
@@ -1110,9 +1023,6 @@ def derive(
     distances,
     result,
     arrived,
-    x_strides,
-    y_strides,
-    weight_strides,
     sums_stride,
     pitch,
     begin,
@@ -1130,52 +1040,35 @@ def derive(
     across,
     down,
     root,
-    low,
-    c1,
-    c2,
+    numbers,
     whole,
     all_tiles,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TURN: tl.constexpr,
-    LATE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
-    WANT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    DISTANCE: tl.constexpr,
-    SHARED: tl.constexpr,
-    ADDED: tl.constexpr,
-    LOSS: tl.constexpr,
+    K: tl.constexpr,
 ):
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
     ``begin`` is the number of the first program.
-    With ``LATE`` a turn keeps its pixels last, else first.
     ``maps`` holds them for each plane of the slab: M (M_t if both gradients are wanted), V_d, V_t
     and then M_d, all from ``TAPS - 1`` columns before the image on, in rows of ``pitch`` values.
-    With ``DISTANCE`` |x - y| is summed over the plane in ``distances``, each pixel by the program
-    that is at its row of the map, or would be where the map is smaller, and loads its column.
-    If ``ADDED`` the last program goes on with `_add_up`.
+    A distance is summed by the program that is at its row of the map, or would be where the map is
+    smaller, and loads its column.
     """
-    REACH: tl.constexpr = TAPS - 1
-    INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
+    COLUMNS: tl.constexpr = K.COLUMNS
+    REACH: tl.constexpr = K.TAPS - 1
+    INSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
     # Without a gradient as few columns before the image as the map has, in threads' columns.
-    BEFORE: tl.constexpr = (INSET + COLUMNS - 1) // COLUMNS * COLUMNS
-    LEFT: tl.constexpr = 1 - TAPS if WANT > 0 else -BEFORE
-    MAPS: tl.constexpr = 4 if WANT == 3 else 3
-    width = _known(width, COLUMNS, WHOLE)
-    HALF: tl.constexpr = 2 * PITCH
-    scratch = _scratch(scratch, 2 * HALF, SHARED)
-    UNIT: tl.constexpr = 4 if SHARED else 1
-    map_height = height + 2 * INSET - REACH
-    map_width = width + 2 * INSET - REACH
-    first = tl.arange(0, LANES) * COLUMNS
-    local = first[:, None] + tl.arange(0, COLUMNS)[None, :]
-    none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
+    BEFORE: tl.constexpr = (INSET + K.COLUMNS - 1) // K.COLUMNS * K.COLUMNS
+    LEFT: tl.constexpr = 1 - K.TAPS if K.WANT > 0 else -BEFORE
+    MAPS: tl.constexpr = 4 if K.WANT == 3 else 3
+    size = height, _known(width, K)
+    HALF: tl.constexpr = 2 * K.PITCH
+    scratch = _scratch(scratch, 2 * HALF, K.SHARED)
+    UNIT: tl.constexpr = 4 if K.SHARED else 1
+    map_size = size[0] + 2 * INSET - REACH, size[1] + 2 * INSET - REACH
+    window, low = Window(across, down, root), numbers.low
+    first = tl.arange(0, K.LANES) * K.COLUMNS
+    local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
+    none = (_zero(K),) * (COLUMNS * K.TAPS)
     slab_height = slab_bottom - slab_top
     program = tl.program_id(0) - begin
     line = program.to(lines.dtype) * rows
@@ -1186,85 +1079,64 @@ def derive(
         )
         top, bottom = slab_top + top, slab_top + bottom
         plane = first_plane + slab_plane
-        x = _plane(x_all, x_strides, plane, channels)
-        y = _plane(y_all, y_strides, plane, channels)
-        weight = weight_all + (plane // channels).to(tl.int64) * weight_strides[0]
+        x, y = _plane(x_all, plane, channels), _plane(y_all, plane, channels)
+        weight = _plane(weight_all, plane // channels * channels, channels)
         # The same for the whole plane, because programs filter each other's derivatives.
-        level_d, level_t, off = _levels(
-            *(x, y, x_strides, y_strides, 0, 0, height, width), *(root, low)
-        )
-        left = LEFT + strip * (LANES * COLUMNS)
+        levels = _levels(x, y, 0, 0, size[0], size[1], root, low)
+        left = LEFT + strip * (K.LANES * K.COLUMNS)
         moments = (none, none, none, none)
-        total = (tl.zeros((LANES,), tl.float32),) * COLUMNS
-        apart = (tl.zeros((LANES,), tl.float32),) * COLUMNS
+        total = (_zero(K),) * COLUMNS
+        apart = (_zero(K),) * COLUMNS
         # The rows before the first complete one are no loop of their own: the time to compile
         # grows with the square of the loads in the code. The first turn adds what the memory holds
         # by chance, as in `march`.
         here = top - REACH - 1
-        x_next = _row_address(x, x_strides, here + REACH, height, PADDING)
-        y_next = _row_address(y, y_strides, here + REACH, height, PADDING)
-        x_next, y_next, a, b = _next_pixels(
-            *(x, y, x_next, y_next, x_strides, y_strides, here + TAPS, left),
-            *(height, width, LANES, COLUMNS, WHOLE, DENSE, TAPS, PADDING),
-        )
+        pixels = _first_row(x, y, here + K.TAPS, left, size, K)
         slot = 0
         while here < bottom:
-            for _ in tl.static_range(TURN):
+            for _ in tl.static_range(K.TURN):
                 tl.debug_barrier()
                 other_slot = UNIT * HALF - slot
                 begin = tl.maximum(top, own_top)
-                if not LATE:
-                    apart, x_next, y_next, a, b = _advance(
-                        *(a, b, apart, scratch + other_slot, x, y, x_next, y_next),
-                        *(x_strides, y_strides, here + TAPS, left),
-                        *(begin + INSET, bottom + INSET, height, width),
-                        *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                        *(PADDING, DISTANCE, False, SHARED),
+                own = begin + INSET, bottom + INSET
+                if not K.LATE:
+                    apart, pixels = _advance(
+                        *(pixels, apart, scratch + other_slot, x, y, here + K.TAPS, left),
+                        *(own, size, levels, root, low, K),
                     )
-                moments = _add_moments(
-                    moments, scratch + slot, first, across, down, COLUMNS, TAPS, PITCH, SHARED
-                )
+                moments = _add_moments(moments, scratch + slot, first, window, K)
                 # Rows before the first complete one too: a branch around this takes moves of all
                 # sums.
                 counted = (here >= begin) & (here < bottom)
                 total, derivatives = _row_of_map(
-                    *(moments, total, counted, root, level_d, level_t, c1, c2),
-                    *(here + INSET, left + INSET, map_height, map_width),
-                    *(weight, weight_strides),
-                    *(LANES, COLUMNS, TAPS, PADDING, WANT, WEIGHTED),
-                    # With all derivatives, of the largest windows, it takes one register too many.
-                    SHARED and WANT == 0,
+                    *(moments, total, counted, root, levels, numbers),
+                    *(here + INSET, left + INSET, map_size, weight, K),
                 )
-                if WANT > 0:
+                if K.WANT > 0:
                     kept = (here >= top) & (here < bottom)
                     map_row = slab_plane * MAPS * slab_height.to(tl.int64) + (here - slab_top)
                     target = maps + map_row * pitch + (left - LEFT + local)
                     for k in tl.static_range(MAPS):
-                        values = _together(derivatives[k], COLUMNS)
+                        values = _together(derivatives[k])
                         tl.store(target + k * slab_height.to(tl.int64) * pitch, values, mask=kept)
-                if LATE:
-                    apart, x_next, y_next, a, b = _advance(
-                        *(a, b, apart, scratch + other_slot, x, y, x_next, y_next),
-                        *(x_strides, y_strides, here + TAPS, left),
-                        *(begin + INSET, bottom + INSET, height, width),
-                        *(root, low, level_d, off, LANES, COLUMNS, WHOLE, DENSE, TAPS, PITCH),
-                        *(PADDING, DISTANCE, False, SHARED),
+                if K.LATE:
+                    apart, pixels = _advance(
+                        *(pixels, apart, scratch + other_slot, x, y, here + K.TAPS, left),
+                        *(own, size, levels, root, low, K),
                     )
                 slot = other_slot
                 here += 1
         place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
         last = (bottom == slab_bottom) & (part + 1 < parts)
-        total = _chosen(total, first, -(left + INSET), map_width - (left + INSET))
+        total = _chosen(total, first, -(left + INSET), map_size[1] - (left + INSET))
         _keep(total, sums + place, last, whole, True)
-        if DISTANCE:
-            pixels = tl.where(whole == 0, 0.0, 1.0 * height * width)
-            _keep(
-                _chosen(apart, first, -left, width - left), distances + place, last, pixels, False
-            )
-
+        if K.DISTANCE:
+            count = tl.where(whole == 0, 0.0, 1.0 * height * size[1])
+            apart = _chosen(apart, first, -left, size[1] - left)
+            _keep(apart, distances + place, last, count, False)
         line += bottom - top
-    if ADDED:
-        _add_up(sums, distances, result, arrived, all_tiles, LANES, LOSS, DISTANCE)
+    if K.ADDED:
+        _add_up(sums, distances, result, arrived, all_tiles, K.LANES, K.LOSS, K.DISTANCE)
 
 
 @triton.jit(
@@ -1279,10 +1151,6 @@ def gather(
     gradient,
     other,
     maps,
-    x_strides,
-    y_strides,
-    gradient_strides,
-    other_strides,
     pitch,
     strips,
     bands,
@@ -1296,66 +1164,59 @@ def gather(
     across,
     down,
     root,
-    low,
+    numbers,
     share,
     apart_share,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TURN: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DENSE: tl.constexpr,
-    TAPS: tl.constexpr,
-    WANT: tl.constexpr,
-    MIXED: tl.constexpr,
+    K: tl.constexpr,
 ):
     """The gradients of a tile from what `derive` left for a slab of rows of the image."""
-    REACH: tl.constexpr = TAPS - 1
-    MAPS: tl.constexpr = 4 if WANT == 3 else 3
-    width = _known(width, COLUMNS, WHOLE)
+    COLUMNS: tl.constexpr = K.COLUMNS
+    REACH: tl.constexpr = K.TAPS - 1
+    MAPS: tl.constexpr = 4 if K.WANT == 3 else 3
+    width = _known(width, K)
+    window = Window(across, down, root)
     strip, band, slab_plane = _place(tl.program_id(0), strips, bands)
     plane = first_plane + slab_plane
     top = slab_top + band * rows
     bottom = tl.minimum(top + rows, slab_bottom)
-    x = _plane(x, x_strides, plane, channels)
-    y = _plane(y, y_strides, plane, channels)
-    gradient = _plane(gradient, gradient_strides, plane, channels)
-    other = _plane(other, other_strides, plane, channels)
-    level_d, _level_t, off = _levels(x, y, x_strides, y_strides, 0, 0, height, width, root, low)
+    x, y = _plane(x, plane, channels), _plane(y, plane, channels)
+    gradient, other = _plane(gradient, plane, channels), _plane(other, plane, channels)
+    levels = _levels(x, y, 0, 0, height, width, root, numbers.low)
 
-    first = strip * (LANES * COLUMNS) + tl.arange(0, LANES) * COLUMNS
-    column = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+    first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
+    column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
     step = (slab_bottom - slab_top + REACH).to(tl.int64) * pitch
     maps += slab_plane * MAPS * step
-    none = (tl.zeros((LANES,), tl.float32),) * (COLUMNS * TAPS)
+    none = (_zero(K),) * (COLUMNS * K.TAPS)
     sums = (none,) * MAPS
     # One loop, as in `derive`.
     row = top - REACH
     source = maps + (row - slab_top + REACH).to(tl.int64) * pitch
-    x_row, y_row = x + row.to(tl.int64) * x_strides[2], y + row.to(tl.int64) * y_strides[2]
-    gradient_row = gradient + row.to(tl.int64) * gradient_strides[2]
-    other_row = other + row.to(tl.int64) * other_strides[2]
+    x_row = x.address + row.to(tl.int64) * x.strides[2]
+    y_row = y.address + row.to(tl.int64) * y.strides[2]
+    gradient_row = gradient.address + row.to(tl.int64) * gradient.strides[2]
+    other_row = other.address + row.to(tl.int64) * other.strides[2]
     while row < bottom:
-        for _ in tl.static_range(TURN):
+        for _ in tl.static_range(K.TURN):
             added = ()
             for k in tl.static_range(MAPS):
-                windows = _windows(source + k * step, first, COLUMNS)
-                values = _side_by_side(windows, COLUMNS, TAPS)
-                added = added + (_add_row(sums[k], values, across, down, COLUMNS, TAPS),)
+                values = _side_by_side(_windows(source + k * step, first, K), K.TAPS, K)
+                added = added + (_add_row(sums[k], values, window, K),)
             sums = added
             inside = (row >= top) & (row < bottom) & (column < width)
-            a = _load(x_row, x_strides[3], column, inside, COLUMNS, DENSE)
-            b = _load(y_row, y_strides[3], column, inside, COLUMNS, DENSE)
-            d, t = _contrasts(a.to(tl.float32), b.to(tl.float32), root, level_d, off, MIXED)
+            a = _load(x_row, x.strides[3], column, inside, K).to(tl.float32)
+            b = _load(y_row, y.strides[3], column, inside, K).to(tl.float32)
+            d, t = _contrasts(a, b, root, levels, K.MIXED)
             _finish(
-                *(_separate(d, COLUMNS), _separate(t, COLUMNS), gradient_row, other_row),
-                *(gradient_strides, other_strides, column, inside, sums, share, apart_share),
-                *(-level_d * root, COLUMNS, DENSE, TAPS, WANT, MIXED),
+                *(_separate(d), _separate(t), gradient_row, other_row),
+                *(gradient.strides[3], other.strides[3], column, inside, sums),
+                *(share, apart_share, -levels.d * root, K),
             )
             row += 1
             source += pitch
-            x_row, y_row = x_row + x_strides[2], y_row + y_strides[2]
-            gradient_row += gradient_strides[2]
-            other_row += other_strides[2]
+            x_row, y_row = x_row + x.strides[2], y_row + y.strides[2]
+            gradient_row += gradient.strides[2]
+            other_row += other.strides[2]
 
 
 @triton.jit(do_not_specialize=["planes", "pitch"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, NamedTuple
@@ -197,32 +197,53 @@ class Step:
         else:
             places = {name: memory[name].data_ptr() for name in self.names}
             arguments = self.known.copy()
-            for index, at in self.moving:
-                arguments[index] = places[at.name] + 4 * at.offset
-            for index, several in self.nested:
-                arguments[index] = tuple([places[at.name] + 4 * at.offset for at in several])
+            for index, address in self.moving:
+                arguments[index] = address(places)
             self.again(*arguments)
         for name in self.last:
             del memory[name]
 
     def _first(self, memory: dict[str, Tensor]) -> None:
-        arguments = list(self.arguments)
-        moving = [(i, at) for i, at in enumerate(arguments) if isinstance(at, At)]
-        nested = [(i, at) for i, at in enumerate(arguments) if _nested(at)]
-        for i, at in moving:
-            arguments[i] = at.tensor(memory)
-        for i, several in nested:
-            arguments[i] = tuple(at.tensor(memory) for at in several)
+        arguments = [_filled(argument, lambda at: at.tensor(memory)) for argument in self.arguments]
         compiled = launch(self.kernel, self.programs, self.warps, *arguments, **self.constants)
         device = next(iter(memory.values())).device
         if takes_addresses(device):
             names = self.kernel.arg_names[len(arguments) :]
-            constants = (self.constants[name] for name in names)
-            self.known = [*self.arguments, *constants]
-            self.moving, self.nested = moving, nested
-            everywhere = [*(at for _, at in moving), *(at for _, ats in nested for at in ats)]
-            self.names = {at.name for at in everywhere}
+            self.known = [*self.arguments, *(self.constants[name] for name in names)]
+            places = [(i, list(_places(argument))) for i, argument in enumerate(self.arguments)]
+            self.moving = [(i, _addresses(self.arguments[i])) for i, ats in places if ats]
+            self.names = {at.name for _, ats in places for at in ats}
             self.again = _launcher(compiled, self.programs, device)
+
+
+def _filled(argument: Any, place: Callable[[At], Any]) -> Any:
+    """An argument with a place for each `At` in it."""
+    if isinstance(argument, At):
+        return place(argument)
+    if not isinstance(argument, tuple):
+        return argument
+    parts = [_filled(part, place) for part in argument]
+    return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+
+
+def _addresses(argument: Any) -> Callable[[dict[str, int]], Any]:
+    """Gives an argument with addresses for each `At` in it, from those of the tensors by name."""
+    if isinstance(argument, At):
+        name, offset = argument.name, 4 * argument.offset
+        return lambda places: places[name] + offset
+    if all(isinstance(part, At) for part in argument):
+        ats = [(at.name, 4 * at.offset) for at in argument]
+        return lambda places: tuple([places[name] + offset for name, offset in ats])
+    first, rest = _addresses(argument[0]), tuple(argument[1:])
+    return lambda places: (first(places), *rest)
+
+
+def _places(argument: Any) -> Iterator[At]:
+    if isinstance(argument, At):
+        yield argument
+    elif isinstance(argument, tuple):
+        for part in argument:
+            yield from _places(part)
 
 
 def _launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..., None]:
@@ -250,10 +271,6 @@ def _launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..
             run(*grid, stream(device.index), *kernel, *arguments)
 
     return launcher
-
-
-def _nested(argument: Any) -> bool:
-    return isinstance(argument, tuple) and bool(argument) and isinstance(argument[0], At)
 
 
 def takes_addresses(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ launch, the product of the levels' means and the sum of their gradients.
 import triton
 import triton.language as tl
 
-from .gpu_kernels import VALID, _known, _place, _plane, derive, march
+from .gpu_kernels import VALID, Constants, Image, _place, _plane, derive, march
 
 FLOOR = tl.constexpr(0)
 RELU = tl.constexpr(1)
@@ -89,8 +89,6 @@ def product(
             whole *= factors[j]
         if TOTAL:
             total += tl.where(inside, whole, 0.0)
-        else:
-            tl.store(value + plane, whole, mask=inside)
         for j in tl.static_range(len(exponents)):
             # Not the whole product divided by the factor, which can be zero.
             derivative = slopes[j]
@@ -102,8 +100,13 @@ def product(
             tl.store(derivatives + j * planes + plane, derivative, mask=inside)
         if MIXED:
             last_row = len(exponents) * planes + plane
-            apart += tl.load(means + last_row, mask=inside, other=0)
-            tl.store(derivatives + last_row, l1 / planes.to(tl.float32), mask=inside)
+            distance = tl.load(means + last_row, mask=inside, other=0)
+            apart += distance
+            share = l1 / planes.to(tl.float32) if TOTAL else l1
+            tl.store(derivatives + last_row, tl.zeros_like(apart) + share, mask=inside)
+            whole = structural * (1 - whole) + l1 * distance
+        if not TOTAL:
+            tl.store(value + plane, whole, mask=inside)
         first += LANES * tl.num_programs(0)
     if TOTAL:
         found = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
@@ -137,13 +140,21 @@ def pyramid(
     ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
     values as ``pitches`` has. Rows are ``WHOLE`` if they are made of `AT_ONCE` columns.
     """
-    width = _known(width, AT_ONCE, WHOLE)
+    width = width // AT_ONCE * AT_ONCE if WHOLE else width
     strip, band, plane = _place(tl.program_id(0), strips, bands)
     row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
     inside = (row < height) & (column < width)
-    a = _plane(x, x_strides, plane, channels) + row * x_strides[2] + column * x_strides[3]
-    b = _plane(y, y_strides, plane, channels) + row * y_strides[2] + column * y_strides[3]
+    a = (
+        _plane(Image(x, x_strides), plane, channels).address
+        + row * x_strides[2]
+        + column * x_strides[3]
+    )
+    b = (
+        _plane(Image(y, y_strides), plane, channels).address
+        + row * y_strides[2]
+        + column * y_strides[3]
+    )
     a = tl.load(a, mask=inside, other=0).to(tl.float32)
     b = tl.load(b, mask=inside, other=0).to(tl.float32)
     for j in tl.static_range(len(pitches)):
@@ -173,26 +184,16 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
 
 
 @triton.jit
-def _shares(
-    planes,
-    rows,
-    height,
-    width,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
-    INSET: tl.constexpr,
-    WANT: tl.constexpr,
-):
+def _shares(planes, rows, height, width, INSET: tl.constexpr, K: tl.constexpr):
     """Of a level its strips, their rows, those of a program, and how many programs it has."""
-    REACH: tl.constexpr = TAPS - 1
-    if WANT > 0:
-        strips = tl.cdiv(width, LANES * COLUMNS - REACH)
+    REACH: tl.constexpr = K.TAPS - 1
+    if K.WANT > 0:
+        strips = tl.cdiv(width, K.LANES * K.COLUMNS - REACH)
         programs = planes * strips * tl.cdiv(height, rows)
     else:
         # The map's, and what `derive` has before it.
-        BEFORE: tl.constexpr = (INSET + COLUMNS - 1) // COLUMNS * COLUMNS
-        strips = tl.cdiv(width + INSET - REACH + BEFORE, LANES * COLUMNS)
+        BEFORE: tl.constexpr = (INSET + K.COLUMNS - 1) // K.COLUMNS * K.COLUMNS
+        strips = tl.cdiv(width + INSET - REACH + BEFORE, K.LANES * K.COLUMNS)
         height += 2 * INSET - REACH
         rows = tl.minimum(rows, height)
         programs = tl.cdiv(planes * strips * height, rows)
@@ -221,21 +222,10 @@ def coarser(
     across,
     down,
     root,
-    low,
-    c1,
-    c2,
+    numbers,
     shares,
     wholes,
-    LANES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TURN: tl.constexpr,
-    WHOLE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PITCH: tl.constexpr,
-    PADDING: tl.constexpr,
-    WANT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    SHARED: tl.constexpr,
+    K: tl.constexpr,
 ):
     """`march` of all levels but the finest, or `derive` of their sums, each by its own programs.
 
@@ -244,13 +234,13 @@ def coarser(
     A level's programs follow from its size: numbers of them in a tuple, which are integers, would
     be cases for the compiler.
     """
-    INSET: tl.constexpr = 0 if PADDING == VALID else TAPS // 2
+    INSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
     program = tl.program_id(0)
     x, y, weight, gradient, other = x_levels[0], y_levels[0], weights[0], gradients[0], others[0]
     share, whole, weight_strides = shares[0], wholes[0], weights_strides[0]
     begin, level = 0, 0
     tall, wide = height, width
-    end = _shares(planes, rows, tall, wide, LANES, COLUMNS, TAPS, INSET, WANT)[3]
+    end = _shares(planes, rows, tall, wide, INSET, K)[3]
     for j in tl.static_range(1, len(x_levels)):
         further = program >= end
         tall, wide = (tall + 1) // 2, (wide + 1) // 2
@@ -260,39 +250,50 @@ def coarser(
         gradient = tl.where(further, gradients[j], gradient)
         other = tl.where(further, others[j], other)
         share, whole = tl.where(further, shares[j], share), tl.where(further, wholes[j], whole)
-        if WEIGHTED:
+        if K.WEIGHTED:
             weight = tl.where(further, weights[j], weight)
             found = ()
             for k in tl.static_range(4):
                 found = found + (tl.where(further, weights_strides[j][k], weight_strides[k]),)
             weight_strides = found
-        end += _shares(planes, rows, tall, wide, LANES, COLUMNS, TAPS, INSET, WANT)[3]
+        end += _shares(planes, rows, tall, wide, INSET, K)[3]
     pitch = (width + 15) // 16 * 16
     plane = height.to(tl.int64) * pitch
     strides = channels * plane, plane, pitch, 1
+    x, y, weight = Image(x, strides), Image(y, strides), Image(weight, weight_strides)
+    gradient, other = Image(gradient, strides), Image(other, strides)
     # Infinite where the luminance is 1.
-    c1 = tl.where(level + 1 == len(x_levels), c1, float("inf"))
+    c1 = tl.where(level + 1 == len(x_levels), numbers.c1, float("inf"))
+    numbers = Constants(numbers.low, c1, numbers.c2)
     place = sums + tl.cast(level, tl.int64) * planes * sums_stride
-    strips, tall, rows, _ = _shares(planes, rows, height, width, LANES, COLUMNS, TAPS, INSET, WANT)
+    strips, tall, rows, _ = _shares(planes, rows, height, width, INSET, K)
     parts = tl.cdiv(tall, rows)
-    if WANT > 0:
+    if K.WANT > 0:
         march(
-            *(x, y, weight, gradient, other, scratch, place, place, place, place, strides, strides),
-            *(weight_strides, strides, strides, sums_stride, begin, strips, parts, rows),
-            *(channels, height, width, across, down, root, low, c1, c2, share, 0.0, whole, ()),
-            *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
-            *(PADDING, WANT, WEIGHTED, False, False, SHARED, False, False),
+            *(x, y, weight, gradient, other, scratch, place, place, place, place, sums_stride),
+            *(begin, strips, parts, rows, channels, height, width, across, down, root, numbers),
+            *(share, 0.0, whole, (), K),
         )
     else:
         # One more where programs end in a strip that others begin in.
         parts += (tall % rows > 0).to(tl.int32)
         derive(
-            *(x, y, weight, x, scratch, place, place, place, place, strides, strides),
-            *(weight_strides, sums_stride, 0, begin, strips, parts, rows),
-            *(planes * strips * tall, 0, -INSET, tall - INSET, -INSET),
-            *(channels, height, width, across, down, root, low, c1, c2, whole, ()),
-            *(LANES, COLUMNS, TURN, False, WHOLE, True, TAPS, PITCH),
-            *(PADDING, WANT, WEIGHTED, False, SHARED, False, False),
+            *(x, y, weight, x.address, scratch, place, place, place, place, sums_stride, 0),
+            *(begin, strips, parts, rows, planes * strips * tall),
+            *(
+                0,
+                -INSET,
+                tall - INSET,
+                -INSET,
+                channels,
+                height,
+                width,
+                across,
+                down,
+                root,
+                numbers,
+            ),
+            *(whole, (), K),
         )
 
 
@@ -343,13 +344,13 @@ def sweep(
     has. For a ``PRODUCT`` of the means ``scale`` is that of it, to be multiplied with its
     ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| is the last of them.
     """
-    width = _known(width, AT_ONCE, WHOLE)
+    width = width // AT_ONCE * AT_ONCE if WHOLE else width
     strip, band, plane = _place(tl.program_id(0), strips, bands)
     n, c = plane // channels, plane % channels
     scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
-    gradient = _plane(gradient, strides, plane, channels)
-    x = _plane(x, x_strides, plane, channels)
-    y = _plane(y, y_strides, plane, channels)
+    gradient = _plane(Image(gradient, strides), plane, channels).address
+    x = _plane(Image(x, x_strides), plane, channels).address
+    y = _plane(Image(y, y_strides), plane, channels).address
     of_mean = _scale(scale, scale_strides[0], derivatives, planes, plane, 0, PRODUCT)
     factor, factors = of_mean / usual, ()
     for j in tl.static_range(COARSE):
