@@ -226,10 +226,8 @@ def sizes(x: Tensor, side: int | None = None) -> str:
     return "x".join(str(length if side is None else side) for length in x.shape[2:])
 
 
-def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor | None:
+def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
-    if mask is None:
-        return None
     plain("mask", mask)
     shape = (x.shape[0], 1, *x.shape[2:])
     try:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from . import _arguments, _ssim
 from .structural import (
-    MS_SSIM_WEIGHTS,
+    MultiScaleLoss,
     StructuralLoss,
-    ms_ssim_settings,
-    reduce,
-    terms,
     value,
 )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class L1SSIMLoss(StructuralLoss):
     r"""``(1 - weight) * L1 + weight * (1 - SSIM)``: 0 for identical images; falls in training.
 
@@ -50,40 +48,18 @@ class L1SSIMLoss(StructuralLoss):
         0.0
     """
 
-    def __init__(
-        self,
-        weight: float = 0.2,
-        *,
-        data_range: float | tuple[float, float] = 1.0,
-        window_size: int = 11,
-        sigma: float = 1.5,
-        k1: float = 0.01,
-        k2: float = 0.03,
-        padding: str = "valid",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            data_range=data_range,
-            window_size=window_size,
-            sigma=sigma,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-            reduction=reduction,
-            backend=backend,
-        )
-        _arguments.settings(**self.options)
-        self.weight = _share(weight)
+    weight: float = field(default=0.2, kw_only=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weight = _share(self.weight)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return _mix(self, x, y, mask)
 
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}, {super().extra_repr()}"
 
-
-class L1MSSSIMLoss(StructuralLoss):
+@dataclass(kw_only=True, eq=False, repr=False)
+class L1MSSSIMLoss(MultiScaleLoss):
     r"""``(1 - weight) * L1 + weight * (1 - MS-SSIM)``: 0 for identical images; falls in training.
 
     The L1 term is the mean of $|x - y| / L$, in units of the data range. The default
@@ -113,47 +89,14 @@ class L1MSSSIMLoss(StructuralLoss):
         0.0
     """
 
-    weights: Sequence[float]
-    levels: int | str
-    normalize: str | None
+    weight: float = field(default=0.84, kw_only=False)
 
-    def __init__(
-        self,
-        weight: float = 0.84,
-        *,
-        data_range: float | tuple[float, float] = 1.0,
-        window_size: int = 11,
-        sigma: float = 1.5,
-        k1: float = 0.01,
-        k2: float = 0.03,
-        padding: str = "valid",
-        weights: Sequence[float] = MS_SSIM_WEIGHTS,
-        levels: int | str = "auto",
-        normalize: str | None = "floor",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            data_range=data_range,
-            window_size=window_size,
-            sigma=sigma,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-            weights=weights,
-            levels=levels,
-            normalize=normalize,
-            reduction=reduction,
-            backend=backend,
-        )
-        _, self.weights = ms_ssim_settings(**self.options)
-        self.weight = _share(weight)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weight = _share(self.weight)
 
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return _mix(self, x, y, mask)
-
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}, {super().extra_repr()}"
 
 
 def _share(weight: float) -> float:
@@ -165,22 +108,21 @@ def _share(weight: float) -> float:
 
 def _mix(loss: L1SSIMLoss | L1MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     weight, options = _share(loss.weight), loss.options
-    if mask is None and loss.reduction == "mean":
+    if mask is None:
         return value(x, y, None, weight=weight, **options)
-    # Without a mask, both terms in one pass over the images.
-    similarity, *fused = terms(x, y, mask, options, distance=mask is None)
-    weights = _arguments.mask_weights(mask, x, y)
-    distance = fused[0] if weights is None else _weighted_distance(x, y, weights)
+    structural = value(x, y, mask, loss=True, **options)
+    distance = _weighted_distance(x, y, mask)
     _, length = _arguments.low_and_length(options["data_range"])
-    distance, similarity = (reduce(values, loss.reduction) for values in (distance, similarity))
-    return torch.lerp(distance / length, 1 - similarity, weight)
+    distance = distance if loss.reduction == "none" else distance.mean()
+    return torch.lerp(distance / length, structural, weight)
 
 
-def _weighted_distance(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of ``|x - y|`` for each image, ``(N, 1)``."""
+def _weighted_distance(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Weighted mean of ``|x - y|`` for each image, ``(N,)``."""
     dtype = _ssim.compute_dtype(x, y)
     distance = (x.to(dtype) - y.to(dtype)).abs().mean(1, keepdim=True)
+    weights = _arguments.mask_weights(mask, x, y)
     total = weights.flatten(1).sum(1)
     _arguments.check_total(total)
     total = total.clamp(min=torch.finfo(weights.dtype).tiny)
-    return ((distance * weights).flatten(1).sum(1) / total)[:, None]
+    return (distance * weights).flatten(1).sum(1) / total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -264,9 +265,9 @@ def _fit(
     if exponents:
         levels, window_size = options["levels"], options["window_size"]
         exponents = _arguments.fit_levels(exponents, levels, x, window_size)
-    pixel_weights = _arguments.mask_weights(mask, x, y)
     map_weights: list[Tensor] = []
-    if pixel_weights is not None:
+    if mask is not None:
+        pixel_weights = _arguments.mask_weights(mask, x, y)
         map_weights.append(_normalized(pixel_weights, definition))
         while len(map_weights) < len(exponents):
             pixel_weights = _ssim.halve(pixel_weights)
@@ -286,44 +287,32 @@ def value(
     """The similarity, or the ``loss`` that is 1 less that; or without a mask the mean of that with
     this ``weight``, and of L1 with the rest.
     """
-    if options["reduction"] != "mean":
-        (similarity,) = terms(x, y, mask, options)
-        similarity = reduce(similarity, options["reduction"])
-        return 1 - similarity if loss else similarity
     definition, exponents = _definition(options)
-    kind, normalize = "loss" if loss else "mean", options.get("normalize")
+    normalize, single = options.get("normalize"), options["reduction"] == "mean"
+    kind = ("loss" if loss else "mean") if single else "none"
     mix: tuple[float, ...] = ()
     if weight is not None:
         _, length = _arguments.low_and_length(options["data_range"])
-        kind, mix = "loss", (weight, (1 - weight) / length)
+        kind, mix = "loss" if single else "none", (weight, (1 - weight) / length)
     result = _ssim.Result(kind, exponents, normalize, mix)
     levels, backend = options.get("levels"), options["backend"]
     known = _ssim.known(x, y, definition, result, levels, backend) if mask is None else None
     if known:
-        return known[0](x, y)
-    exponents, map_weights = _fit(x, y, mask, definition, exponents, options)
-    if levels == "auto" and exponents != result.exponents:
-        # Each such call warns.
-        known = None
-    result = _ssim.Result(kind, exponents, normalize, mix)
-    return _ssim.reduced(x, y, definition, map_weights, result=result, backend=backend, known=known)
-
-
-def terms(
-    x: Tensor, y: Tensor, mask: Tensor | None, options: dict[str, Any], *, distance: bool = False
-) -> tuple[Tensor, ...]:
-    """SSIM, or MS-SSIM if the options have its weights, and in the same pass the mean of
-    ``|x - y|`` if asked for; each ``(N, C)``.
-    """
-    definition, exponents = _definition(options)
-    exponents, map_weights = _fit(x, y, mask, definition, exponents, options)
-    return _ssim.products(
-        *(x, y, definition, map_weights),
-        exponents=exponents,
-        normalize=options.get("normalize"),
-        distance=distance,
-        backend=options["backend"],
-    )
+        found = known[0](x, y)
+    else:
+        exponents, map_weights = _fit(x, y, mask, definition, exponents, options)
+        if levels == "auto" and exponents != result.exponents:
+            # Each such call warns.
+            known = None
+        result = result._replace(exponents=exponents)
+        found = _ssim.reduced(
+            x, y, definition, map_weights, result=result, backend=backend, known=known
+        )
+    if single:
+        return found
+    # Of each image.
+    found = found.mean(1)
+    return 1 - found if loss and not mix else found
 
 
 def ms_ssim_settings(
@@ -337,31 +326,44 @@ def ms_ssim_settings(
     return definition, exponents
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class StructuralLoss(nn.Module):
     """A loss whose options are attributes, which may change between calls."""
 
-    data_range: float | tuple[float, float]
-    window_size: int
-    sigma: float
-    k1: float
-    k2: float
-    padding: str
-    reduction: str
-    backend: str
+    data_range: float | tuple[float, float] = 1.0
+    window_size: int = 11
+    sigma: float = 1.5
+    k1: float = 0.01
+    k2: float = 0.03
+    padding: str = "valid"
+    reduction: str = "mean"
+    backend: str = "auto"
 
-    def __init__(self, **options: Any) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        self._names = tuple(options)
-        for name, value in options.items():
-            setattr(self, name, value)
+        _definition(self.options)
 
     @property
     def options(self) -> dict[str, Any]:
         """What they are now, by name."""
-        return {name: getattr(self, name) for name in self._names}
+        names = (field.name for field in fields(self) if field.name != "weight")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MultiScaleLoss(StructuralLoss):
+    """The same for several levels."""
+
+    weights: Sequence[float] = MS_SSIM_WEIGHTS
+    levels: int | str = "auto"
+    normalize: str | None = "floor"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.weights = tuple(map(float, self.weights))
 
 
 class SSIMLoss(StructuralLoss):
@@ -383,35 +385,11 @@ class SSIMLoss(StructuralLoss):
         True
     """
 
-    def __init__(
-        self,
-        *,
-        data_range: float | tuple[float, float] = 1.0,
-        window_size: int = 11,
-        sigma: float = 1.5,
-        k1: float = 0.01,
-        k2: float = 0.03,
-        padding: str = "valid",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            data_range=data_range,
-            window_size=window_size,
-            sigma=sigma,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-            reduction=reduction,
-            backend=backend,
-        )
-        _arguments.settings(**self.options)
-
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return value(x, y, mask, loss=True, **self.options)
 
 
-class MSSSIMLoss(StructuralLoss):
+class MSSSIMLoss(MultiScaleLoss):
     """``1 - ms_ssim(x, y)``: 0 for identical images, at most 1; falls while training.
 
     The options are those of `ms_ssim`, and attributes of the same names, which may change between
@@ -430,40 +408,6 @@ class MSSSIMLoss(StructuralLoss):
         True
     """
 
-    weights: Sequence[float]
-    levels: int | str
-    normalize: str | None
-
-    def __init__(
-        self,
-        *,
-        data_range: float | tuple[float, float] = 1.0,
-        window_size: int = 11,
-        sigma: float = 1.5,
-        k1: float = 0.01,
-        k2: float = 0.03,
-        padding: str = "valid",
-        weights: Sequence[float] = MS_SSIM_WEIGHTS,
-        levels: int | str = "auto",
-        normalize: str | None = "floor",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            data_range=data_range,
-            window_size=window_size,
-            sigma=sigma,
-            k1=k1,
-            k2=k2,
-            padding=padding,
-            weights=weights,
-            levels=levels,
-            normalize=normalize,
-            reduction=reduction,
-            backend=backend,
-        )
-        _, self.weights = ms_ssim_settings(**self.options)
-
     def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return value(x, y, mask, loss=True, **self.options)
 
@@ -478,8 +422,3 @@ def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:
     total = pixel_weights.sum(tuple(range(1, pixel_weights.dim())), keepdim=True)
     _arguments.check_total(total)
     return pixel_weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-
-
-def reduce(values: Tensor, reduction: str) -> Tensor:
-    """Over channels, and over images if asked for."""
-    return values.mean(1) if reduction == "none" else values.mean()

@@ -23,43 +23,11 @@ __all__ = [
     "compute_dtype",
     "halve",
     "known",
-    "means",
-    "products",
     "reduced",
     "similarity_map",
 ]
 
 BACKENDS = ("auto", "reference", "numba", "triton")
-
-
-def means(
-    x: Tensor,
-    y: Tensor,
-    settings: Settings,
-    weights: Sequence[Tensor],
-    *,
-    levels: int,
-    distance: bool = False,
-    backend: str,
-) -> Tensor:
-    """The mean over each plane of the SSIM map at one level, or of its factors at several.
-
-    Args:
-        x: images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)`` of any real dtype and layout.
-        y: same shape and device.
-        settings: what is computed.
-        weights: for each level one weight for each map value, ``(N, 1, H', W')``, summing to one
-            for each image; empty for the plain mean.
-        levels: how many. Each has `halve` of the images of the one before.
-        distance: whether the mean over each plane of ``|x - y|`` follows.
-        backend: one of `BACKENDS`.
-
-    Returns:
-        ``(levels, N, C)``: the mean of the contrast-structure factor, but at the last level that
-        of SSIM; and with ``distance`` one more, that of ``|x - y|``. In `compute_dtype` and
-        differentiable with respect to ``x`` and ``y``.
-    """
-    return _means(x, y, settings, weights, levels, distance, _path(x, y, settings, backend))
 
 
 def known(
@@ -98,71 +66,36 @@ def reduced(
     backend: str,
     known: list[Callable[[Tensor, Tensor], Tensor]] | None = None,
 ) -> Tensor:
-    """The ``result`` of `means`, in one operation where it can be; the next one is `known`."""
+    """Two images' similarity or loss: the mean over each plane of the SSIM map, or the product over
+    the levels of its contrast-structure factor's and at the last one SSIM's; and what ``result``
+    makes of those.
+
+    Args:
+        x: images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)`` of any real dtype and layout.
+        y: same shape and device.
+        settings: what is computed.
+        weights: for each level one weight for each map value, ``(N, 1, H', W')``, summing to one
+            for each image; empty for the plain mean.
+        result: ``(N, C)`` or a scalar.
+        backend: one of `BACKENDS`.
+        known: where the next such call finds what gives its result.
+
+    Returns:
+        The result in `compute_dtype`, differentiable with respect to ``x`` and ``y``.
+    """
     path, levels = _path(x, y, settings, backend), max(1, len(result.exponents))
     # Not bool(), which torch.compile does not trace of tuples.
     distance = len(result.mix) > 0
-    if path == "reference" or torch.compiler.is_compiling():
-        found = _means(x, y, settings, weights, levels, distance, path)
+    if path == "reference":
+        found = reference.means(x, y, settings, weights, levels, distance)
+        return reference.reduced(found, result)
+    if torch.compiler.is_compiling():
+        found = op.means(x, y, settings, weights, levels, distance, path, None)
         return reference.reduced(found, result)
     found = op.means(x, y, settings, weights, levels, distance, path, result)
     if known is not None and path == "triton":
         known.append(op.again(x, y, settings, levels, result))
     return found
-
-
-def products(
-    x: Tensor,
-    y: Tensor,
-    settings: Settings,
-    weights: Sequence[Tensor],
-    *,
-    exponents: Sequence[float],
-    normalize: str | None,
-    distance: bool = False,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    """The product of the levels' means, each to its power, or the means of one level.
-
-    Args:
-        x: as for `means`, as are ``y``, ``settings``, ``weights``, ``distance`` and ``backend``.
-        y: the other images.
-        settings: what is computed.
-        weights: for each level, or none.
-        exponents: of as many levels, or none.
-        normalize: what becomes of a mean before the power: ``"floor"``, ``"relu"``, ``"simple"`` or
-            ``None``.
-        distance: whether the mean of ``|x - y|`` follows.
-        backend: one of `BACKENDS`.
-
-    Returns:
-        ``(N, C)``, and with ``distance`` another.
-    """
-    path = _path(x, y, settings, backend)
-    found = _means(x, y, settings, weights, max(1, len(exponents)), distance, path)
-    if not exponents:
-        return found.unbind()
-    # As a split, whose gradient is one operation.
-    means, *rest = found.split([len(exponents), 1] if distance else [len(exponents)])
-    if path == "reference":
-        product = reference.product(means, exponents, normalize)
-    else:
-        product = op.product(means, exponents, normalize, path)
-    return product, *(row.squeeze(0) for row in rest)
-
-
-def _means(
-    x: Tensor,
-    y: Tensor,
-    settings: Settings,
-    weights: Sequence[Tensor],
-    levels: int,
-    distance: bool,
-    path: str,
-) -> Tensor:
-    if path == "reference":
-        return reference.means(x, y, settings, weights, levels, distance)
-    return op.means(x, y, settings, weights, levels, distance, path)
 
 
 def similarity_map(x: Tensor, y: Tensor, settings: Settings, backend: str) -> Tensor:

@@ -38,8 +38,7 @@ class Result(NamedTuple):
 
     Attributes:
         reduction: ``"none"``, ``"mean"`` over them, or ``"loss"``, which is 1 less that.
-        exponents: of the levels' means, which are multiplied before; or none. Means of several
-            levels that are not multiplied are not reduced.
+        exponents: of the levels' means, which are multiplied before; or none, of one level.
         normalize: what becomes of a mean before the power.
         mix: what a loss and the mean of ``|x - y|`` are multiplied with before they are added; or
             none.
@@ -50,20 +49,21 @@ class Result(NamedTuple):
     normalize: str | None = None
     mix: tuple[float, ...] = ()
 
+    def of(self, values: Tensor, distances: Tensor | None) -> Tensor:
+        """From the planes' similarities, and their distances in a mix."""
+        if self.reduction != "none":
+            values = values.mean()
+        if distances is None:
+            return 1 - values if self.reduction == "loss" else values
+        structural, l1 = self.mix
+        distances = distances if self.reduction == "none" else distances.mean()
+        return structural * (1 - values) + l1 * distances
 
-def reduce_planes(
-    values: Tensor, reduction: str, mix: Sequence[float] = (), distances: Tensor | None = None
-) -> Tensor:
-    """A `Result`'s reduction of the planes' values, and of their distances in a mix."""
-    if reduction == "none":
-        return values
-    if reduction == "mean":
-        return values.mean()
-    loss = 1 - values.mean()
-    if distances is None:
-        return loss
-    structural, l1 = mix
-    return structural * loss + l1 * distances.mean()
+    def usual_scale(self, shape: Sequence[int]) -> float:
+        """Of the result, if the gradients of the means have `usual_scale`."""
+        if self.reduction == "none":
+            return -usual_scale(shape) if self.mix else usual_scale(shape)
+        return 1.0 if self.reduction == "loss" else -1.0
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

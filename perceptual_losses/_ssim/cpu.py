@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._threads import cut, in_threads
-from .contract import FLOOR, Settings, X, Y, halved, reduce_planes, spread, usual_scale
+from .contract import FLOOR, Result, Settings, X, Y, halved, spread, usual_scale
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -105,11 +105,11 @@ def means(
         found.append(mean)
     if not mix:
         last_row = [_distance(kernels, x, y)] if distance else []
-        value = reduce_planes(torch.stack(found[::-1] + last_row), reduction)
+        value = Result(reduction).of(torch.stack(found[::-1] + last_row), None)
         return value, grad_x[::-1], grad_y[::-1]
     if distances is None:
         distances = _distance(kernels, x, y)
-    return reduce_planes(found[0], reduction, mix, distances), grad_x, grad_y
+    return Result(reduction, mix=tuple(mix)).of(found[0], distances), grad_x, grad_y
 
 
 def _march(
@@ -232,7 +232,7 @@ def sweep(
 ) -> None:
     for derivative in derivatives:
         scale = scale * derivative
-    if not scale.dim():
+    if scale.dim() < 3:
         scale = scale.expand(1, *gradients[0].shape[:2])
     factors = scale / usual
     if len(gradients) > 1 or (scale[0] != usual).any():
@@ -279,12 +279,13 @@ def product(
     each = np.arange(levels)
     others[each, each] = derivatives
     products, by_means = torch.from_numpy(factors.prod(0)), torch.from_numpy(others.prod(1))
+    result = Result(reduction, mix=tuple(mix))
     if not mix:
-        return reduce_planes(products, reduction), by_means
+        return result.of(products, None), by_means
     structural, l1 = mix
-    last_row = torch.full_like(means[levels:], l1 / products.numel())
-    value = reduce_planes(products, reduction, mix, means[levels])
-    return value, torch.cat([structural * by_means, last_row])
+    share = l1 if reduction == "none" else l1 / products.numel()
+    last_row = torch.full_like(means[levels:], share)
+    return result.of(products, means[levels]), torch.cat([structural * by_means, last_row])
 
 
 def _add_sign(gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> None:

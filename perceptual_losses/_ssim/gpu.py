@@ -211,8 +211,9 @@ class Reduction:
         with on(self.device):
             for step in self.steps:
                 step(memory)
+        value = memory[self.value]
         return (
-            memory[self.value],
+            value.squeeze(0) if value.dim() == 3 else value,
             [memory[name] for name in self.gradients],
             [memory[name] for name in self.derivatives],
         )
@@ -294,7 +295,7 @@ def _steps(
     plans: list[Plan] = []
     for j in range(levels):
         # A launch adds up all levels' sums, or none.
-        added = reduction != "none" or any(plan.sums > 1 for plan in plans[:1])
+        added = reduction != "none" or bool(mix) or any(plan.sums > 1 for plan in plans[:1])
         how = settings.padding, want, bool(weights), distance and j == 0, added
         plans.append(plan_level(shapes, j, taps, *how, machine))
     counts = [plan.sums for plan in plans] + [plans[0].sums] * distance
@@ -304,9 +305,10 @@ def _steps(
     wholes += [pixels] * distance
     structural, l1 = mix or (1.0, 0.0)
     most = max(counts)
-    means = New("means", (len(counts), *x.shape[:2]) if reduction == "none" else ())
+    shape = x.shape[:2] if mix else (len(counts), *x.shape[:2])
+    means = New("means", shape if reduction == "none" else ())
     # Where tiles are whole planes, their programs write the planes' means themselves.
-    alone = most == 1 and reduction == "none"
+    alone = most == 1 and reduction == "none" and not mix
     sums = means if alone else New("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
     # Where there is none, what is no other case for the compiler.
@@ -352,7 +354,7 @@ def _steps(
         steps[-1].new += means, Counter(total.arrived.name)
         steps[-1].last += sums.name, total.arrived.name
     elif not alone:
-        programs, warps = len(counts) * planes, 1
+        programs, warps = (1 if mix else len(counts)) * planes, 1
         if reduction != "none":
             programs, warps = 1, 4
             counts = [planes * most] * len(counts)
@@ -364,7 +366,7 @@ def _steps(
                 *(tuple(map(float, counts)), tuple(wholes), planes, pitch, structural, l1),
                 LANES=warps * TILES,
                 DISTANCE=distance,
-                LOSS=reduction == "loss",
+                LOSS=reduction == "loss" or bool(mix),
                 MIXED=bool(mix),
                 new=(means,),
                 last=(sums.name,),
@@ -688,7 +690,7 @@ def _sweep(
         tuple(At(f"level{j}") for j in range(1, len(gradients))) or (At("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), At("scale")),
         *(At("derivatives" if product else "scale"), x[0], y[0]),
-        *(fine.strides, scale.strides or (0, 0, 0), x[1], y[1]),
+        *(fine.strides, (0, 0, 0, *scale.strides)[-3:], x[1], y[1]),
         *(strips, bands, rows, n * c, c, height, width, usual),
         COARSE=len(coarse),
         PRODUCT=product,

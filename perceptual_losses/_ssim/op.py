@@ -57,7 +57,6 @@ torch.library.define(
 torch.library.define(SCALE, "(Tensor scale, Tensor[] images) -> Tensor")
 
 PATHS = {"numba": cpu, "triton": gpu}
-UNREDUCED = Result()
 
 
 def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
@@ -116,7 +115,8 @@ def _fake_means(
                     if path == "triton"
                     else image.new_empty(shape, dtype=dtype)
                 )
-    shape = [levels + distance, *x.shape[:2]] if reduction == "none" else []
+    shape = [*x.shape[:2]] if mix else [levels + distance, *x.shape[:2]]
+    shape = shape if reduction == "none" else []
     return x.new_empty(shape, dtype=dtype), gradients
 
 
@@ -147,7 +147,7 @@ class Call(NamedTuple):
         distance: whether the mean of ``|x - y|`` follows.
         want: which gradients.
         path: ``"numba"`` or ``"triton"``.
-        result: of the means.
+        result: of the means, or ``None`` for themselves.
     """
 
     settings: Settings
@@ -155,7 +155,7 @@ class Call(NamedTuple):
     distance: bool
     want: int
     path: str
-    result: Result
+    result: Result | None
 
 
 def means(
@@ -166,9 +166,9 @@ def means(
     levels: int,
     distance: bool,
     path: str,
-    result: Result = UNREDUCED,
+    result: Result | None,
 ) -> Tensor:
-    """The contract's `means`, on a fast path; or the ``result`` of them, in one operation."""
+    """The reference's `means` on a fast path, or the ``result`` of them in one operation."""
     if path == "numba" or not _of_floats(x, y):
         dtype = compute_dtype(x, y)
         x, y = x.to(dtype), y.to(dtype)
@@ -224,7 +224,7 @@ def _run(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The result, the gradients of the means, and the derivatives of a product by them."""
     window, low, c1, c2, padding = call.settings
-    reduction, exponents, _, mix = call.result
+    reduction, exponents, _, mix = call.result or Result()
     run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
     found, gradients = run(
         *(x, y, list(weights), list(window), low, c1, c2, padding),
@@ -232,8 +232,9 @@ def _run(
         *(("none", []) if exponents else (reduction, list(mix))),
         call.path,
     )
-    if not exponents:
-        return found, gradients, []
+    if call.result is None or not exponents:
+        squeezed = call.result is not None and found.dim() == 3
+        return found.squeeze(0) if squeezed else found, gradients, []
     found, derivatives = _run_product(found, call.result, call.path)
     return found, gradients, [derivatives]
 
@@ -287,20 +288,16 @@ class _Means(torch.autograd.Function):
         if compiling:
             images = [image for image, bit in ((x, X), (y, Y)) if want & bit]
             scale = torch.ops.perceptual_losses.ssim_scale(scale, images)
-        usual = usual_scale(x.shape)
-        if result.reduction != "none":
-            # Each plane's scale times their number.
-            usual = 1.0 if result.reduction == "loss" else -1.0
-        products = bool(result.exponents)
+        usual = result.usual_scale(x.shape) if result else usual_scale(x.shape)
+        products = bool(result and result.exponents)
         derivatives, gradients = saved[:products], saved[products:]
         if ctx.spent:
             # A second backward through the same graph: the first has swept them in place.
-            result = UNREDUCED if products else result
-            same = Call(call.settings, call.levels, bool(result.mix), want, path, result)
+            same = call._replace(result=None, distance=False) if products else call
             _, gradients, _ = _run(x, y, same, weights)
         ctx.spent = not compiling
         # A mix of one level's means is in its gradients already.
-        pair = [x, y] if call.distance and (products or not result.mix) else []
+        pair = [x, y] if call.distance and (products or not result) else []
         of_x, of_y = None, None
         if want & X:
             of_x = _sweep(gradients[:of_one], scale, derivatives, pair, usual, path).to(x.dtype)
@@ -361,42 +358,12 @@ def _swept(
     return total.to(gradients[0].dtype)
 
 
-def product(means: Tensor, exponents: Sequence[float], normalize: str | None, path: str) -> Tensor:
-    """The reference's `product` in one operation, and a multiplication backward."""
-    if torch.compiler.is_compiling():
-        # The compiler fuses the formula.
-        return reference.product(means, exponents, normalize)
-    out: Tensor = _Product.apply(means, exponents, normalize, path)  # type: ignore[no-untyped-call]
-    return out
-
-
 def _run_product(means: Tensor, result: Result, path: str) -> tuple[Tensor, Tensor]:
     reduction, exponents, normalize, mix = result
     dispatched = _dispatched(means)
     run = torch.ops.perceptual_losses.ms_ssim_product if dispatched else _product
     out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, reduction, list(mix), path)
     return out
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, means: Tensor, exponents: Sequence[float], normalize: str | None, path: str
-    ) -> Tensor:
-        unreduced = Result(exponents=tuple(exponents), normalize=normalize)
-        found, derivatives = _run_product(means, unreduced, path)
-        ctx.save_for_backward(means, derivatives)
-        ctx.options = exponents, normalize
-        out: Tensor = found
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        means, derivatives = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            found = reference.product(means, *ctx.options)
-            return *torch.autograd.grad(found, means, grad, create_graph=True), None, None, None
-        return grad * derivatives, None, None, None
 
 
 def _reference_gradients(
@@ -407,7 +374,8 @@ def _reference_gradients(
         # Views, so that an image compared with itself stays two inputs.
         x, y = x.view_as(x), y.view_as(y)
         found = reference.means(x, y, call.settings, weights, call.levels, call.distance)
-        found = reference.reduced(found, call.result)
+        if call.result is not None:
+            found = reference.reduced(found, call.result)
     want = call.want
     wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
     gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=again))

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import FLOOR, Result, Settings, compute_dtype, exporting, reduce_planes
+from .contract import FLOOR, Result, Settings, compute_dtype, exporting
 
 
 def means(
@@ -170,12 +170,10 @@ class _Correlate(torch.autograd.Function):
 
 def reduced(means: Tensor, result: Result) -> Tensor:
     """The result of the means ``(levels, N, C)``, or of one more in a mix."""
-    distances = None
-    if result.mix:
-        means, distances = means[:-1], means[-1]
-    if result.exponents:
-        means = product(means, result.exponents, result.normalize)
-    return reduce_planes(means, result.reduction, result.mix, distances)
+    means, distances = (means[:-1], means[-1]) if result.mix else (means, None)
+    if not result.exponents:
+        return result.of(means.squeeze(0), distances)
+    return result.of(product(means, result.exponents, result.normalize), distances)
 
 
 def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
