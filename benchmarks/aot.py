@@ -19,9 +19,10 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
-from perceptual_losses._ssim.contract import X, Y
-from perceptual_losses._ssim.window import gaussian
+from perceptual_losses._ssim.definition import X, Y, gaussian
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import launch as gpu_launch
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 CAPABILITIES = {80: 108, 90: 132}
 """With the multiprocessors of the largest GPU of each, an A100 and an H200."""

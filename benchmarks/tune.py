@@ -1,7 +1,7 @@
 """Times the Triton kernels with each launch setting on this machine's GPU.
 
 ``python -m benchmarks.tune`` writes ``benchmarks/tuning/<device>.json``: for windows of each size
-in the table of ``perceptual_losses/_ssim/gpu_tiles.py``, for the value alone and for the value with
+in the table of ``perceptual_losses/_ssim/gpu/tiles.py``, for the value alone and for the value with
 its gradient, the time of each setting at several image sizes. The table has the settings that are
 fastest there, and a test compares.
 """
@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from perceptual_losses import ssim
-from perceptual_losses._ssim import gpu, gpu_tiles
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 from . import measure
 from .cases import images

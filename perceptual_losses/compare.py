@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import __version__, _arguments
+from . import __version__, _validation
 from .structural import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def levels(x: Tensor) -> int:
     """How many of MS-SSIM's levels fit, as ``levels="auto"`` has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return len(_arguments.fit_levels(MS_SSIM_WEIGHTS, "auto", x, WINDOW))
+        return len(_validation.fit_levels(MS_SSIM_WEIGHTS, "auto", x, WINDOW))
 
 
 def of_scikit_image(a: Picture, b: Picture) -> float:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import _arguments
+from . import _validation
 from ._features.backbone import BACKBONES, Extractor, Weights, frozen, read_file, without_autocast
-from ._features.calibrated import calibrated_distance
+from ._features.lpips import calibrated_distance
 
 Features = dict[str, Tensor]
 
@@ -145,7 +145,7 @@ class _FeatureLoss(nn.Module):
 
     def __init__(self, extractor: Extractor, reduction: str) -> None:
         super().__init__()
-        _arguments.choice("reduction", reduction, _arguments.REDUCTIONS)
+        _validation.choice("reduction", reduction, _validation.REDUCTIONS)
         self.extractor, self.reduction = extractor, reduction
 
     def load(self) -> None:
@@ -160,7 +160,7 @@ class _FeatureLoss(nn.Module):
         return self._compared(self.extractor(y))
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _arguments.choice("reduction", self.reduction, _arguments.REDUCTIONS)
+        _validation.choice("reduction", self.reduction, _validation.REDUCTIONS)
         known = self.extractor.layers
         if self.layers is not None and self.layers.keys() != set(known):
             raise ValueError(
@@ -183,7 +183,7 @@ class _FeatureLoss(nn.Module):
                 f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
             )
         for name, shape in self._shapes(x).items():
-            _arguments.plain(f"y[{name!r}]", y[name])
+            _validation.plain(f"y[{name!r}]", y[name])
             if tuple(y[name].shape) != shape:
                 raise ValueError(
                     f"the features {name} of x have shape {shape} and those of y "
@@ -278,7 +278,7 @@ class VGGLoss(_FeatureLoss):
         reduction: str = "mean",
     ) -> None:
         chosen = _chosen(layers, VGG_PRESETS, backbone, distance, "l1")
-        _arguments.choice("distance", chosen.distance, DISTANCES)
+        _validation.choice("distance", chosen.distance, DISTANCES)
         extractor = Extractor(
             list(chosen.layers),
             backbone=chosen.backbone,
@@ -291,7 +291,7 @@ class VGGLoss(_FeatureLoss):
         self.layers, self.distance = chosen.layers, chosen.distance
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _arguments.choice("distance", self.distance, DISTANCES)
+        _validation.choice("distance", self.distance, DISTANCES)
         return super().forward(x, y)
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -436,7 +436,7 @@ class LPIPSLoss(_FeatureLoss):
         checkpointing: bool = False,
         reduction: str = "mean",
     ) -> None:
-        _arguments.choice("backbone", backbone, tuple(LPIPS_LAYERS))
+        _validation.choice("backbone", backbone, tuple(LPIPS_LAYERS))
         found = _linear(linear, backbone)
         extractor = Extractor(
             LPIPS_LAYERS[backbone],
@@ -485,7 +485,7 @@ def _chosen(
             f"layers is of type {type(layers).__name__}: pass weights by names of layers such as "
             f"{{'relu2_2': 1.0}}, or one of {tuple(presets)}"
         )
-    weights = {name: _arguments.number(f"layers[{name!r}]", w) for name, w in layers.items()}
+    weights = {name: _validation.number(f"layers[{name!r}]", w) for name, w in layers.items()}
     if any(weight < 0 for weight in weights.values()):
         raise ValueError(f"layers={weights}: pass weights that are not negative")
     return Preset(backbone or "vgg16", distance or default_distance, weights)

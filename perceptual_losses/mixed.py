@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import _arguments, _ssim
+from . import _ssim, _validation
 from .structural import (
     MultiScaleLoss,
     StructuralLoss,
@@ -100,7 +100,7 @@ class L1MSSSIMLoss(MultiScaleLoss):
 
 
 def _share(weight: float) -> float:
-    weight = _arguments.number("weight", weight)
+    weight = _validation.number("weight", weight)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight={weight}: pass the share of the structural term, from 0 to 1")
     return weight
@@ -112,7 +112,7 @@ def _mix(loss: L1SSIMLoss | L1MSSSIMLoss, x: Tensor, y: Tensor, mask: Tensor | N
         return value(x, y, None, weight=weight, **options)
     structural = value(x, y, mask, loss=True, **options)
     distance = _weighted_distance(x, y, mask)
-    _, length = _arguments.low_and_length(options["data_range"])
+    _, length = _validation.low_and_length(options["data_range"])
     distance = distance if loss.reduction == "none" else distance.mean()
     return torch.lerp(distance / length, structural, weight)
 
@@ -121,8 +121,8 @@ def _weighted_distance(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Weighted mean of ``|x - y|`` for each image, ``(N,)``."""
     dtype = _ssim.compute_dtype(x, y)
     distance = (x.to(dtype) - y.to(dtype)).abs().mean(1, keepdim=True)
-    weights = _arguments.mask_weights(mask, x, y)
+    weights = _validation.mask_weights(mask, x, y)
     total = weights.flatten(1).sum(1)
-    _arguments.check_total(total)
+    _validation.check_total(total)
     total = total.clamp(min=torch.finfo(weights.dtype).tiny)
     return (distance * weights).flatten(1).sum(1) / total

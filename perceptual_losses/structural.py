@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _arguments, _ssim
+from . import _ssim, _validation
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
@@ -135,7 +135,7 @@ def ssim_map(
         >>> ssim_map(x, x, padding="symmetric").mean().item()
         1.0
     """
-    definition = _arguments.settings(
+    definition = _validation.settings(
         data_range=data_range,
         window_size=window_size,
         sigma=sigma,
@@ -144,7 +144,7 @@ def ssim_map(
         padding=padding,
         backend=backend,
     )
-    _arguments.images(x, y, definition, data_range)
+    _validation.images(x, y, definition, data_range)
     return _ssim.similarity_map(x, y, definition, backend)
 
 
@@ -247,7 +247,7 @@ def _definition(options: dict[str, Any]) -> tuple[_ssim.Settings, tuple[float, .
     """What the options spell, each of them checked; with the exponents of MS-SSIM's levels."""
     if "weights" in options:
         return ms_ssim_settings(**options)
-    return _arguments.settings(**options), ()
+    return _validation.settings(**options), ()
 
 
 def _fit(
@@ -261,13 +261,13 @@ def _fit(
     """The exponents of the levels that the images have, and the weights of each level's map, or
     none.
     """
-    _arguments.images(x, y, definition, options["data_range"])
+    _validation.images(x, y, definition, options["data_range"])
     if exponents:
         levels, window_size = options["levels"], options["window_size"]
-        exponents = _arguments.fit_levels(exponents, levels, x, window_size)
+        exponents = _validation.fit_levels(exponents, levels, x, window_size)
     map_weights: list[Tensor] = []
     if mask is not None:
-        pixel_weights = _arguments.mask_weights(mask, x, y)
+        pixel_weights = _validation.mask_weights(mask, x, y)
         map_weights.append(_normalized(pixel_weights, definition))
         while len(map_weights) < len(exponents):
             pixel_weights = _ssim.halve(pixel_weights)
@@ -292,7 +292,7 @@ def value(
     kind = ("loss" if loss else "mean") if single else "none"
     mix: tuple[float, ...] = ()
     if weight is not None:
-        _, length = _arguments.low_and_length(options["data_range"])
+        _, length = _validation.low_and_length(options["data_range"])
         kind, mix = "loss" if single else "none", (weight, (1 - weight) / length)
     result = _ssim.Result(kind, exponents, normalize, mix)
     levels, backend = options.get("levels"), options["backend"]
@@ -319,10 +319,10 @@ def ms_ssim_settings(
     *, weights: Any, levels: Any, normalize: Any, **options: Any
 ) -> tuple[_ssim.Settings, tuple[float, ...]]:
     """The definition that the options spell and the weights, each of them checked."""
-    definition = _arguments.settings(**options)
-    exponents = _arguments.level_weights(weights)
-    _arguments.levels(levels, len(exponents))
-    _arguments.choice("normalize", normalize, NORMALIZATIONS)
+    definition = _validation.settings(**options)
+    exponents = _validation.level_weights(weights)
+    _validation.levels(levels, len(exponents))
+    _validation.choice("normalize", normalize, NORMALIZATIONS)
     return definition, exponents
 
 
@@ -420,5 +420,5 @@ def _normalized(pixel_weights: Tensor, definition: _ssim.Settings) -> Tensor:
             length = pixel_weights.shape[dim] - 2 * radius
             pixel_weights = pixel_weights.narrow(dim, radius, length)
     total = pixel_weights.sum(tuple(range(1, pixel_weights.dim())), keepdim=True)
-    _arguments.check_total(total)
+    _validation.check_total(total)
     return pixel_weights / total.clamp(min=torch.finfo(total.dtype).tiny)

@@ -10,7 +10,8 @@ import pytest
 import skimage.data
 import torch
 
-from perceptual_losses._ssim import gpu, gpu_tiles
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 # Triton's interpreter has to be switched on before Triton is imported: the triton path's properties
 # run in a process of their own, which tests/test_gpu_path.py starts.

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from perceptual_losses import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
-from perceptual_losses._features import convolution
+from perceptual_losses._features import winograd as convolution
 from perceptual_losses._features.backbone import BACKBONES
 from perceptual_losses.features import LPIPS_LAYERS, STYLE_PRESETS, VGG_PRESETS
 

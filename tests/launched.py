@@ -16,7 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
-from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import launch as gpu_launch
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 CAPABILITY = int(sys.argv[1])
 KERNELS = "march", "coarser", "derive", "gather", "mean"

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from benchmarks import aot
-from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import launch as gpu_launch
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 KINDS = {
     **{f"u{bits}": np.dtype(f"u{bits // 8}") for bits in (16, 32, 64)},

@@ -29,7 +29,7 @@ FOLDERS = ("benchmarks/", "docs/", "perceptual_losses/", "tests/")
 DANGEROUS = re.compile(r"\bpickle\b|weights_only=False|(?<!\.)\b(eval|exec)\(|os\.system")
 """What has no place in the package, but for `CACHE`."""
 
-CACHE = "perceptual_losses/_numba.py"
+CACHE = "perceptual_losses/_runtime/numba_kernels.py"
 """Numba keeps compiled kernels as pickles, in a folder of the user's own."""
 
 SMOKE = """

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim
-from perceptual_losses._ssim import gpu, gpu_tiles
-from perceptual_losses._ssim.contract import X, Y
+from perceptual_losses._ssim.definition import X, Y
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 MISSING = gpu.missing(torch.device("cpu"))
 pytestmark = [

@@ -27,8 +27,9 @@ from perceptual_losses import (
     VGGLoss,
     ssim,
 )
-from perceptual_losses._numba import entry
-from perceptual_losses._ssim import gpu, gpu_launch
+from perceptual_losses._runtime.numba_kernels import entry
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import launch as gpu_launch
 
 LIMIT = 300
 """Seconds until what does not end counts as deadlocked."""
@@ -211,7 +212,7 @@ import os, signal, threading, warnings
 import numpy as np
 from numba import njit
 from numba.core import event
-from perceptual_losses._numba import entry
+from perceptual_losses._runtime.numba_kernels import entry
 
 warnings.simplefilter("ignore")
 compiling = threading.Event()
@@ -276,12 +277,12 @@ BEGIN = """
 import threading
 import torch
 import perceptual_losses
-from perceptual_losses import _threads
+from perceptual_losses._runtime import threads
 torch.set_num_threads(2)
 loss = perceptual_losses.SSIMLoss()
 y = torch.rand(2, 3, 128, 128, requires_grad=True)
 """
-POOL = "_threads._forked = True\n"
+POOL = "threads._forked = True\n"
 either_pool = pytest.mark.parametrize("threads", ["", POOL], ids=["OpenMP", "pool"])
 
 DESTRUCTOR = """
@@ -335,7 +336,7 @@ import torch
 from perceptual_losses import ssim
 x = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
 print(ssim(x, x.square(), backend="numba").item().hex())
-from perceptual_losses._ssim import cpu_kernels
+from perceptual_losses._ssim.cpu import kernels as cpu_kernels
 print(sum(cpu_kernels.march.stats.cache_hits.values()))
 """
 

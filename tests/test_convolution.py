@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from torch.nn import functional
 
 from perceptual_losses import LPIPSLoss, VGGLoss, vgg_features
-from perceptual_losses._features.convolution import BASES, at_points, convolution, suits
+from perceptual_losses._features.winograd import BASES, at_points, convolution, suits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the features of")
 

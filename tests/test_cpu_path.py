@@ -19,7 +19,8 @@ from perceptual_losses import (
     ms_ssim,
     ssim,
 )
-from perceptual_losses._ssim import contract, cpu
+from perceptual_losses._ssim import definition as contract
+from perceptual_losses._ssim.cpu import backend as cpu
 
 
 def pair(*shape, seed=0, dtype=torch.float32):

@@ -24,7 +24,7 @@ from perceptual_losses import (
     ssim_map,
     vgg_features,
 )
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim.gpu import backend as gpu
 
 pytestmark = pytest.mark.large
 

@@ -16,7 +16,7 @@ from torch import nn
 import perceptual_losses
 from perceptual_losses import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
 from perceptual_losses._features import backbone as backbones
-from perceptual_losses._features.calibrated import _formula, calibrated_distance
+from perceptual_losses._features.lpips import _formula, calibrated_distance
 from perceptual_losses.features import (
     LPIPS_LAYERS,
     STYLE_PRESETS,

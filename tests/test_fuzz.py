@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings, strategies
 
 from perceptual_losses import VGGLoss
-from perceptual_losses._features import calibrated, convolution
+from perceptual_losses._features import lpips as calibrated
+from perceptual_losses._features import winograd as convolution
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Those of the GPU path run with the others that take the interpreter.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
-from perceptual_losses._ssim import gpu_launch
+from perceptual_losses._ssim.gpu import launch as gpu_launch
 
 pytestmark = [
     pytest.mark.gpu,

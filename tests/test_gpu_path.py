@@ -28,14 +28,17 @@ from perceptual_losses import (
     L1SSIMLoss,
     MSSSIMLoss,
     SSIMLoss,
-    _arguments,
     _ssim,
+    _validation,
     ms_ssim,
     ssim,
 )
-from perceptual_losses._ssim import gpu, gpu_launch, gpu_tiles, op, reference
-from perceptual_losses._ssim.contract import Settings, X, Y, halved, usual_scale
-from perceptual_losses._ssim.window import gaussian
+from perceptual_losses._ssim import autograd, reference
+from perceptual_losses._ssim.definition import Settings, X, Y, gaussian, usual_scale
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import launch as gpu_launch
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.pyramid import halved
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MISSING = gpu.missing(torch.device("cpu"))
@@ -70,7 +73,7 @@ def test_in_the_interpreter(chosen):
 
 
 def test_triton_is_imported_with_the_first_launch():
-    code = "import sys, perceptual_losses._ssim.gpu; print('triton' in sys.modules)"
+    code = "import sys, perceptual_losses._ssim.gpu.backend; print('triton' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "False\n"
 
@@ -452,7 +455,7 @@ def check_the_sweep(tiles, shape, levels):
     gpu.sweep([fine, *gradients[1:]], factor, [derivatives], [], usual_scale(shape))
     assert (fine - exact).norm() < 1e-6 * exact.norm()
     # And as the compiler gets it.
-    fused = op._swept(gradients, factor, [derivatives], [], usual_scale(shape))
+    fused = autograd._swept(gradients, factor, [derivatives], [], usual_scale(shape))
     assert (fused - exact).norm() < 1e-6 * exact.norm()
 
 
@@ -562,7 +565,7 @@ def check_known_calls(tiles, monkeypatch, loss, wanted):
     new = step(0)
     gpu.forget()
     step(1)
-    for module, name in ((_arguments, "images"), (_ssim, "_path")):
+    for module, name in ((_validation, "images"), (_ssim, "_path")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is known"))
     for value, known in zip(new, step(0), strict=True):
         assert torch.equal(value, known)
@@ -770,7 +773,7 @@ def check_the_sweep_adds_the_sign(tiles, levels, kind):
     gradients = [torch.rand(2, 2, *shape) for shape in shapes]
     scale = torch.rand(levels + 1, 2, 2)
     doubles = [gradient.double() for gradient in gradients]
-    exact = op._swept(doubles, scale.double(), [], [x, y], -0.25)
+    exact = autograd._swept(doubles, scale.double(), [], [x, y], -0.25)
     fine = gradients[0].to(kind)
     gpu.sweep([fine, *gradients[1:]], scale, [], [x, y], -0.25)
     assert (fine - exact).norm() < (1e-6 if kind == torch.float32 else 0.01) * exact.norm()

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss
-from perceptual_losses._ssim import gpu
+from perceptual_losses._ssim.gpu import backend as gpu
 
 COMPILER = shutil.which("cc")
 MISSING = gpu.missing(torch.device("cpu"))

@@ -7,7 +7,7 @@ import torch
 from conftest import BACKENDS
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
-from perceptual_losses._ssim import op, reference
+from perceptual_losses._ssim import autograd, reference
 
 
 def pair(*shape, dtype=torch.float64):
@@ -155,7 +155,7 @@ def product(backend):
     """Of the levels' means, as the path computes it."""
     if backend == "reference":
         return reference.product
-    return lambda *arguments: op.product(*arguments, backend)
+    return lambda *arguments: autograd.product(*arguments, backend)
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
@@ -223,7 +223,7 @@ def test_the_product_in_autograd(product, precision):
 @pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 def test_the_mean_of_the_products(backend, planes):
     means = torch.rand(3, *planes, generator=torch.Generator().manual_seed(0))
-    path = op.PATHS[backend]
+    path = autograd.PATHS[backend]
     values, expected = path.product(means, [0.2, 0.3, 0.5], "floor", "none", ())
     mean, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "mean", ())
     assert mean == pytest.approx(values.double().mean().item(), abs=1e-7)

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from perceptual_losses import _threads as threads
+from perceptual_losses._runtime import threads
 
 MANY = 10**9
 """Pixels enough for all threads."""

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import _arguments
-from .._warnings import warn
-from .convolution import at_points, convolution, suits
+from .. import _validation
+from .._runtime.warnings import warn
+from .winograd import at_points, convolution, suits
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | None
 
@@ -119,7 +119,7 @@ class Extractor(nn.Module):
         checkpointing: bool,
     ) -> None:
         super().__init__()
-        _arguments.choice("backbone", backbone, tuple(BACKBONES))
+        _validation.choice("backbone", backbone, tuple(BACKBONES))
         plan = BACKBONES[backbone]
         names = [layer.name for layer in plan]
         if not isinstance(layers, (list, tuple)) or not layers:
@@ -138,7 +138,7 @@ class Extractor(nn.Module):
         self._plan = plan[: deepest + 1]
         self._blocks, self._smallest = _blocks(self._plan), _smallest(self._plan)
 
-        low, length = _arguments.low_and_length(data_range)
+        low, length = _validation.low_and_length(data_range)
         scale = torch.tensor([1 / (length * deviation) for deviation in DEVIATION])
         shift = torch.tensor(
             [-low / (length * s) - m / s for m, s in zip(MEAN, DEVIATION, strict=True)]
@@ -202,7 +202,7 @@ class Extractor(nn.Module):
 
     def check(self, name: str, image: Any) -> None:
         """Refuses what is no batch of images for the network."""
-        _arguments.colour_images(name, image, self.data_range)
+        _validation.colour_images(name, image, self.data_range)
         if min(image.shape[2:]) < self._smallest:
             raise ValueError(
                 f"{name} has shape {tuple(image.shape)}, too small for {self._plan[-1].name} of "

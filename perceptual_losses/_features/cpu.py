@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ssim.contract import batched, transform
-from .._ssim.cpu import missing
+from .._runtime.tracing import batched, transform
+from .._ssim.cpu.backend import missing
 
 
 def runs(*tensors: Tensor) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .._numba import OPTIONS, entry
+from .._runtime.numba_kernels import OPTIONS, entry
 
 # Channels at a time: the values of a tile for so many stay in a core's first-level cache.
 CHANNELS = C = 64

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .._warnings import warn
-from . import cpu, gpu, op, reference
-from .contract import Result, Settings, compute_dtype, transform
+from .._runtime.tracing import transform
+from .._runtime.warnings import warn
+from . import autograd, reference
+from .cpu import backend as cpu
+from .definition import Result, Settings, compute_dtype
+from .gpu import backend as gpu
 from .reference import halve
 
 __all__ = [
@@ -51,9 +54,9 @@ def known(
         backend: one of `BACKENDS`.
     """
     on_gpu = backend == "auto" and isinstance(x, Tensor) and x.is_cuda
-    if not (on_gpu or backend == "triton") or not op.ordinary(x, y) or sys.is_finalizing():
+    if not (on_gpu or backend == "triton") or not autograd.ordinary(x, y) or sys.is_finalizing():
         return None
-    return gpu.known(*op.kind(x, y), settings, result, levels, backend)
+    return gpu.known(*autograd.kind(x, y), settings, result, levels, backend)
 
 
 def reduced(
@@ -90,11 +93,11 @@ def reduced(
         found = reference.means(x, y, settings, weights, levels, distance)
         return reference.reduced(found, result)
     if torch.compiler.is_compiling():
-        found = op.means(x, y, settings, weights, levels, distance, path, None)
+        found = autograd.means(x, y, settings, weights, levels, distance, path, None)
         return reference.reduced(found, result)
-    found = op.means(x, y, settings, weights, levels, distance, path, result)
+    found = autograd.means(x, y, settings, weights, levels, distance, path, result)
     if known is not None and path == "triton":
-        known.append(op.again(x, y, settings, levels, result))
+        known.append(autograd.again(x, y, settings, levels, result))
     return found
 
 

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import FLOOR, Result, Settings, compute_dtype, exporting
+from .._runtime.tracing import exporting
+from .definition import FLOOR, Result, Settings, compute_dtype
 
 
 def means(

@@ -19,8 +19,8 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from .. import _arguments, structural
-from .._warnings import warn
+from .. import _validation, structural
+from .._runtime.warnings import warn
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
@@ -128,13 +128,13 @@ def ms_ssim(
     k1, k2 = _pair(K)
     if weights is None:
         weights = structural.MS_SSIM_WEIGHTS
-    weights = _arguments.level_weights(weights)
+    weights = _validation.level_weights(weights)
     if isinstance(win_size, int):
-        side = _arguments.least(len(weights), win_size)
+        side = _validation.least(len(weights), win_size)
         if side > min(X.shape[2:]):
             raise ValueError(
                 f"{len(weights)} levels with win_size={win_size} need images of at least "
-                f"{_arguments.sizes(X, side)}, and these are {_arguments.sizes(X)}: pass fewer "
+                f"{_validation.sizes(X, side)}, and these are {_validation.sizes(X)}: pass fewer "
                 "weights or a smaller win_size"
             )
     return structural.ms_ssim(
@@ -252,7 +252,7 @@ def _said(data_range: float) -> float:
 def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """A volume with a side of one voxel is an image, as in pytorch-msssim."""
     for name, image in (("X", X), ("Y", Y)):
-        _arguments.plain(name, image)
+        _validation.plain(name, image)
     if X.shape != Y.shape or X.dim() not in (4, 5):
         raise ValueError(
             f"X has shape {tuple(X.shape)} and Y {tuple(Y.shape)}: pass images (N, C, H, W) or "

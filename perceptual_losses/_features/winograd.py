@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._threads import in_threads
+from .._runtime.threads import in_threads
 from . import cpu
 
 # Tiles at a time: their values at the points stay in the caches between the steps.

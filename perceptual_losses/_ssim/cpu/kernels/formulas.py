@@ -1,6 +1,6 @@
 """SSIM and its derivatives of a row, its mask, and the gradients of pixels."""
 
-from ..._numba import inlined, kernel, ordered
+from ...._runtime.numba_kernels import inlined, kernel, ordered
 from .images import _place
 
 

@@ -1,10 +1,14 @@
 """What every path is told, the precision it computes in, and how levels lie on each other."""
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+SMALLEST_FLOAT = sys.float_info.min
 
 # What a fast path is asked for: the gradient with respect to either image, or their sum for both.
 X, Y = 1, 2
@@ -72,30 +76,6 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def exporting() -> bool:
-    """Whether a graph is made to be kept, without the autograd that kernels have around them."""
-    if torch.compiler.is_compiling():
-        # Not is_exporting(), which torch.compile takes to be true of itself.
-        return torch.compiler._is_exporting_flag
-    return torch._C._get_tracing_state() is not None
-
-
-def transform() -> str | None:
-    """What is active that differentiates or batches in a way that kernels do not know, if any."""
-    if exporting():
-        return "an export"
-    if torch._C._are_functorch_transforms_active():
-        return "a torch.func transform"
-    # Where dual tensors are made, whose tangents a kernel would drop.
-    forward = torch.autograd.forward_ad._current_level >= 0
-    return "forward-mode differentiation" if forward else None
-
-
-def batched(tensor: Tensor) -> bool:
-    """Whether it stands for a batch of gradients, as ``is_grads_batched=True`` makes them."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
-
-
 def usual_scale(shape: Sequence[int]) -> float:
     """What a loss that falls with the mean of all planes' means scales each one's gradient with.
 
@@ -105,17 +85,15 @@ def usual_scale(shape: Sequence[int]) -> float:
     return -1 / (shape[0] * shape[1])
 
 
-def halved(shape: Sequence[int]) -> list[int]:
-    """Shape of the images of the next coarser level."""
-    return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]
+def gaussian(size: int, sigma: float) -> tuple[float, ...]:
+    """Taps of the one-dimensional window ``exp(-i^2 / (2 sigma^2))``, divided by their sum.
 
-
-def spread(coarse: Tensor, shape: Sequence[int]) -> Tensor:
-    """The transpose of halving images of this shape."""
-    for dim, side in enumerate(shape[2:], start=2):
-        share = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
-        if side % 2:
-            share = torch.cat([share[1:], torch.ones_like(share[:1])])
-        coarse = coarse * share.reshape([-1 if d == dim else 1 for d in range(len(shape))])
-        coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
-    return coarse
+    Python floats: every path hands them to its kernels as arguments, so there is no window
+    tensor to copy to a device, to keep in a checkpoint or to cache.
+    """
+    radius = size // 2
+    # Below it the centre is left alone, as it is far above.
+    spread = max(2 * sigma * sigma, SMALLEST_FLOAT)
+    taps = [math.exp(-i * i / spread) for i in range(-radius, radius + 1)]
+    total = sum(taps)
+    return tuple(tap / total for tap in taps)

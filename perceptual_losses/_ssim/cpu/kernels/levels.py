@@ -1,6 +1,6 @@
 """Halved images, the sum of the levels' gradients, and the mean of |x - y|."""
 
-from ..._numba import entry, kernel
+from ...._runtime.numba_kernels import entry, kernel
 from .formulas import _add_signs, _signed
 from .images import _gather, _place, _store
 

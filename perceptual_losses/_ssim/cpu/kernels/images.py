@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..._numba import inlined, kernel, ordered
+from ...._runtime.numba_kernels import inlined, kernel, ordered
 from .constants import SYMMETRIC
 
 

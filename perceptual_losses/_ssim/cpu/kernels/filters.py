@@ -1,6 +1,6 @@
 """Sums under the window: along a row, and down the rows of a ring."""
 
-from ..._numba import kernel
+from ...._runtime.numba_kernels import kernel
 from .constants import SYMMETRIC
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contract import FLOOR, Result, Settings, X, Y, halved, usual_scale
-from .gpu_launch import (
+from ..definition import FLOOR, Result, Settings, X, Y, usual_scale
+from ..pyramid import halved
+from .launch import (
     At,
     Counter,
     Image,
@@ -26,7 +27,7 @@ from .gpu_launch import (
     strides_in_rows,
     unscaled,
 )
-from .gpu_tiles import LARGEST_WINDOW, Cover, Machine, Plan, ceil_div, plan_level
+from .tiles import LARGEST_WINDOW, Cover, Machine, Plan, ceil_div, plan_level
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -93,16 +94,16 @@ def _too_old(device: torch.device) -> str | None:
 
 @functools.cache
 def _kernels() -> Any:
-    from . import gpu_kernels
+    from .kernels import fused
 
-    return gpu_kernels
+    return fused
 
 
 @functools.cache
 def _level_kernels() -> Any:
-    from . import gpu_level_kernels
+    from .kernels import levels
 
-    return gpu_level_kernels
+    return levels
 
 
 def means(

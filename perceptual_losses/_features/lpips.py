@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._ssim.contract import transform
-from .._threads import in_threads
+from .._runtime.threads import in_threads
+from .._runtime.tracing import transform
 from . import cpu
 
 OFFSET = 1e-10

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._threads import cut, in_threads
-from .contract import FLOOR, Result, Settings, X, Y, halved, spread, usual_scale
+from ..._runtime.threads import cut, in_threads
+from ..definition import FLOOR, Result, Settings, X, Y, usual_scale
+from ..pyramid import halved, spread
 
 INSTALLED = importlib.util.find_spec("numba") is not None
 
@@ -33,9 +34,9 @@ _own = threading.local()
 
 @functools.cache
 def _kernels() -> Any:
-    from . import cpu_kernels
+    from . import kernels
 
-    return cpu_kernels
+    return kernels
 
 
 def refuses(x: Tensor, y: Tensor, settings: Settings) -> str | None:

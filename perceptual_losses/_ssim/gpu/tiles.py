@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .contract import X, Y
+from ..definition import X, Y
 
 
 class Tile(NamedTuple):

@@ -8,7 +8,7 @@ launch, the product of the levels' means and the sum of their gradients.
 import triton
 import triton.language as tl
 
-from .gpu_kernels import VALID, Constants, Image, _place, _plane, derive, march
+from .fused import VALID, Constants, Image, _place, _plane, derive, march
 
 FLOOR = tl.constexpr(0)
 RELU = tl.constexpr(1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gpu_tiles import ceil_div
+from .tiles import ceil_div
 
 # The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
 OPTIONS = {"enable_fp_fusion": True}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._runtime.warnings import warn
 from ._ssim import BACKENDS, Settings, compute_dtype
-from ._ssim.window import gaussian
-from ._warnings import warn
+from ._ssim.definition import gaussian
 
 PADDINGS = ("valid", "zeros", "symmetric")
 REDUCTIONS = ("mean", "none")

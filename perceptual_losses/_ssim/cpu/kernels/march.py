@@ -20,7 +20,7 @@ change with it, means add it back), and the formulas of the reference path,
 
 """
 
-from ..._numba import entry
+from ...._runtime.numba_kernels import entry
 from .constants import VALID, X, Y
 from .filters import (
     _add_images,

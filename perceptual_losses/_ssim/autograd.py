@@ -15,20 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import cpu, gpu, gpu_launch, reference
-from .contract import (
-    Result,
-    Settings,
-    X,
-    Y,
-    batched,
-    compute_dtype,
-    halved,
-    spread,
-    transform,
-    usual_scale,
-)
-from .gpu_launch import layout_of
+from .._runtime.tracing import batched, transform
+from . import reference
+from .cpu import backend as cpu
+from .definition import Result, Settings, X, Y, compute_dtype, usual_scale
+from .gpu import backend as gpu
+from .gpu import launch as gpu_launch
+from .gpu.launch import layout_of
+from .pyramid import halved, spread
 
 MEANS = "perceptual_losses::ssim_means"
 SWEEP = "perceptual_losses::ssim_sweep"

@@ -1,6 +1,6 @@
 """`march` for volumes."""
 
-from ..._numba import entry, kernel
+from ...._runtime.numba_kernels import entry, kernel
 from .constants import SYMMETRIC, VALID, X, Y
 from .filters import (
     _add_images,

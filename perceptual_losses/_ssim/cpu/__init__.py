@@ -1,0 +1,1 @@
+"""The CPU path: Numba kernels on the threads that torch would use."""
