@@ -1,8 +1,16 @@
 """Differentiable perceptual losses for PyTorch."""
 
 from .features import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
-from .mixed import L1MSSSIMLoss, L1SSIMLoss
-from .structural import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
+from .structural import (
+    MS_SSIM_WEIGHTS,
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
 
 __version__ = "0.1.0.dev0"
 

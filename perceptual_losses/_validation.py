@@ -6,7 +6,6 @@ range is normal while training. Each error says what was given, what is allowed 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -15,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._runtime.warnings import warn
-from ._ssim import BACKENDS, Settings, compute_dtype
-from ._ssim.definition import gaussian
+from ._ssim import BACKENDS, Definition, compute_dtype, gaussian
 
 PADDINGS = ("valid", "zeros", "symmetric")
 REDUCTIONS = ("mean", "none")
+NORMALIZATIONS = ("floor", "relu", "simple", None)
 
 
 def number(name: str, value: Any) -> float:
@@ -46,6 +44,14 @@ def positive(name: str, value: Any) -> float:
     return as_float
 
 
+def share(value: Any) -> float:
+    """The weight of the structural term of a mix, as a float from 0 to 1."""
+    weight = number("weight", value)
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight={value}: pass the share of the structural term, from 0 to 1")
+    return weight
+
+
 def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
     """Refuses a ``value`` that is not one of ``allowed``."""
     # An array is compared element by element.
@@ -63,35 +69,8 @@ def settings(
     padding: str,
     reduction: str = "mean",
     backend: str,
-) -> Settings:
+) -> Definition:
     """The definition that the options spell, each of them checked."""
-    options = data_range, window_size, sigma, k1, k2, padding, reduction, backend
-    if torch.compiler.is_compiling():
-        return _settings(*options)
-    # True is no number, but equal to one.
-    bounds = tuple(map(type, data_range)) if isinstance(data_range, tuple) else None
-    try:
-        return _known_settings(*options, bounds)
-    except TypeError:
-        # Not accepted, or accepted and not hashable.
-        return _settings(*options)
-
-
-@functools.lru_cache(maxsize=256, typed=True)
-def _known_settings(*options: Any) -> Settings:
-    return _settings(*options[:-1])
-
-
-def _settings(
-    data_range: float | tuple[float, float],
-    window_size: int,
-    sigma: float,
-    k1: float,
-    k2: float,
-    padding: str,
-    reduction: str,
-    backend: str,
-) -> Settings:
     low, length = low_and_length(data_range)
     if isinstance(window_size, bool) or not isinstance(window_size, int):
         raise TypeError(f"window_size is {_describe(window_size)}: pass an odd int, such as 11")
@@ -101,7 +80,7 @@ def _settings(
     choice("reduction", reduction, REDUCTIONS)
     choice("backend", backend, BACKENDS)
     root_1, root_2 = positive("k1", k1) * length, positive("k2", k2) * length
-    return Settings(
+    return Definition(
         window=gaussian(window_size, positive("sigma", sigma)),
         low=low,
         # Not as a power, which raises where a product is infinite: `images` refuses that.
@@ -134,7 +113,7 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
     return 0.0, length
 
 
-def images(x: Any, y: Any, definition: Settings, data_range: float | tuple[float, float]) -> None:
+def images(x: Any, y: Any, definition: Definition, data_range: float | tuple[float, float]) -> None:
     """Refuses two images that the definition does not fit."""
     for name, image in (("x", x), ("y", y)):
         plain(name, image)
@@ -215,6 +194,13 @@ def plain(name: str, values: Any) -> None:
         raise TypeError(
             f"{name} is {kind}: pass a plain tensor, such as its to_dense() or dequantize()"
         )
+
+
+def check_differentiable(name: str, image: Any) -> None:
+    """Refuses an image that has no gradient."""
+    plain(name, image)
+    if not image.is_floating_point():
+        raise TypeError(f"{name} is {image.dtype} and has no gradient: pass {name}.float()")
 
 
 def _counts(image: Tensor) -> bool:
@@ -309,15 +295,15 @@ def least(levels: int, window_size: int) -> int:
 
 def fit_levels(
     weights: tuple[float, ...], levels: int | str, x: Tensor, window_size: int
-) -> tuple[float, ...]:
-    """The weights of the levels that are used, as many as there are levels."""
-    smallest = min(x.shape[2:])
+) -> tuple[tuple[float, ...], str | None]:
+    """The weights of the levels that are used, and a warning if ``"auto"`` leaves some out."""
+    smallest, notice = min(x.shape[2:]), None
     if levels == "auto":
         count = sum(
             1 for level in range(1, len(weights) + 1) if least(level, window_size) <= smallest
         )
         if count < len(weights):
-            warn(
+            notice = (
                 f"{sizes(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
                 f"window_size={window_size}: the weights of those levels are used, scaled to the "
                 f"same sum. Pass levels={count} to choose this, or images of at least "
@@ -335,14 +321,14 @@ def fit_levels(
                 f"levels='auto' or window_size={side - 1 + side % 2}"
             )
     if count == len(weights):
-        return weights
+        return weights, notice
     if sum(weights[:count]) <= 0:
         raise ValueError(
             f"weights={weights} leave no weight to the {count} levels that are used: pass weights "
             "with a positive one among the first"
         )
     scale = sum(weights) / sum(weights[:count])
-    return tuple(weight * scale for weight in weights[:count])
+    return tuple(weight * scale for weight in weights[:count]), notice
 
 
 def _describe(value: Any) -> str:

@@ -350,7 +350,7 @@ def levels(x: Tensor) -> int:
     """How many of MS-SSIM's levels fit, as ``levels="auto"`` has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return len(_validation.fit_levels(MS_SSIM_WEIGHTS, "auto", x, WINDOW))
+        return len(_validation.fit_levels(MS_SSIM_WEIGHTS, "auto", x, WINDOW)[0])
 
 
 def of_scikit_image(a: Picture, b: Picture) -> float:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime.tracing import batched, transform
-from .._ssim.cpu.backend import missing
+from .._runtime.tracing import active_transform, batched
+from .._ssim.cpu.backend import unavailable
 
 
 def runs(*tensors: Tensor) -> bool:
@@ -15,9 +15,9 @@ def runs(*tensors: Tensor) -> bool:
     return (
         all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
         and not torch.compiler.is_compiling()
-        and transform() is None
+        and active_transform() is None
         and not any(map(batched, tensors))
-        and missing(torch.device("cpu")) is None
+        and unavailable(torch.device("cpu")) is None
     )
 
 

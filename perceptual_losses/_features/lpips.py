@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.threads import in_threads
-from .._runtime.tracing import transform
+from .._runtime.tracing import active_transform
 from . import cpu
 
 OFFSET = 1e-10
@@ -24,7 +24,7 @@ def calibrated_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         b: the same.
         weight: ``(C,)``.
     """
-    if torch.compiler.is_compiling() or transform() is not None:
+    if torch.compiler.is_compiling() or active_transform() is not None:
         return _formula(a, b, weight)
     out: Tensor = _Calibrated.apply(a, b, weight)  # type: ignore[no-untyped-call]
     return out

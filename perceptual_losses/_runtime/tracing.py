@@ -1,28 +1,48 @@
-"""Who is watching torch: compilers, exports, transforms and batched gradients."""
+"""Questions about who observes torch's operations: compilers, exports, transforms and modes."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.nn import Parameter
 
 
 def exporting() -> bool:
-    """Whether a graph is made to be kept, without the autograd that kernels have around them."""
+    """Whether a graph is recorded to be stored, without the autograd that surrounds kernels."""
     if torch.compiler.is_compiling():
         # Not is_exporting(), which torch.compile takes to be true of itself.
         return torch.compiler._is_exporting_flag
     return torch._C._get_tracing_state() is not None
 
 
-def transform() -> str | None:
-    """What is active that differentiates or batches in a way that kernels do not know, if any."""
+def active_transform() -> str | None:
+    """The name of whatever differentiates or batches in a way that kernels do not support."""
     if exporting():
         return "an export"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform"
-    # Where dual tensors are made, whose tangents a kernel would drop.
-    forward = torch.autograd.forward_ad._current_level >= 0
+    # Dual tensors may exist here, and a kernel would drop their tangents.
+    forward = forward_ad._current_level >= 0
     return "forward-mode differentiation" if forward else None
 
 
 def batched(tensor: Tensor) -> bool:
-    """Whether it stands for a batch of gradients, as ``is_grads_batched=True`` makes them."""
+    """Whether a tensor stands for a batch of gradients, as ``is_grads_batched=True`` makes them."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def observed(*tensors: Any) -> bool:
+    """Whether kernels must be called through torch's dispatcher, which costs as much as a launch.
+
+    torch.compile, a dispatch mode or a tensor subclass has to see the operators, and only the
+    dispatcher resolves a lazy negative bit.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+        or any(tensor.is_neg() for tensor in tensors)
+    )

@@ -1,87 +1,211 @@
-"""The means as an operation with its gradient, the same for every fast path.
+"""Gradients of a fast backend: one autograd function for eager calls, one for observed ones.
 
-The kernels give the means and their derivatives in one pass, so that the backward is a
-multiplication, or nothing where the scale is the usual one. Second derivatives are those of the
-reference path.
+Both take the first image as the one that has a gradient. SSIM and L1 are symmetric, so a caller
+that wants the gradient of the second image only swaps the two. Second derivatives are those of the
+reference.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from .._runtime.tracing import batched, transform
+from .._runtime.tracing import batched, observed
 from . import reference
+from .backend import Backend, Plan, gradient_memory, layout_of
 from .cpu import backend as cpu
-from .definition import Result, Settings, X, Y, compute_dtype, usual_scale
+from .definition import Definition, Request, compute_dtype, plane_gradient
 from .gpu import backend as gpu
-from .gpu import launch as gpu_launch
-from .gpu.launch import layout_of
-from .pyramid import halved, spread
+from .pyramid import halved_shape, upsample_adjoint
 
-MEANS = "perceptual_losses::ssim_means"
-SWEEP = "perceptual_losses::ssim_sweep"
-PRODUCT = "perceptual_losses::ms_ssim_product"
-SCALE = "perceptual_losses::ssim_scale"
+BACKENDS: dict[str, Backend] = {"numba": cpu, "triton": gpu}
 
 torch.library.define(
-    MEANS,
+    "perceptual_losses::ssim_level_means",
     "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, bool distance, int want, str reduction, float[] mix, str path) "
+    "str padding, int levels, bool l1, int gradients, str backend) "
     "-> (Tensor means, Tensor[] gradients)",
 )
-# In place, because the gradient is the only thing of an image's size that a step keeps.
+# Makes a compiled backward depend on the images. AOTAutograd then raises on double backward;
+# without this operator it would silently return zeros.
 torch.library.define(
-    SWEEP,
-    "(Tensor(a!)[] gradients, Tensor scale, Tensor[] derivatives, Tensor[] images, float usual, "
-    "str path) -> ()",
+    "perceptual_losses::ssim_depends_on", "(Tensor grad, Tensor[] images) -> Tensor"
 )
-torch.library.define(
-    PRODUCT,
-    "(Tensor means, float[] exponents, str? normalize, str reduction, float[] mix, str path) "
-    "-> (Tensor product, Tensor derivatives)",
-)
-# Of a compiled backward torch refuses second derivatives if it keeps what has a gradient. With this
-# operation it keeps the images; without, they would be zero.
-torch.library.define(SCALE, "(Tensor scale, Tensor[] images) -> Tensor")
-
-PATHS = {"numba": cpu, "triton": gpu}
 
 
-def _means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
-    found, grad_x, grad_y = PATHS[arguments[-1]].means(*arguments[:-1])
-    return found, [*grad_x, *grad_y]
+def planned(x: Tensor, y: Tensor, weights: Sequence[Tensor], plan: Plan, backend: str) -> Tensor:
+    """The value of a plan, differentiable with respect to as many images as it has gradients."""
+    if plan.request.gradients:
+        # Not Function.apply, which first looks for torch.func transforms: there are none here.
+        value: Tensor = _apply(x, y, plan, backend, *weights)
+        return value
+    return plan.forward(x, y, weights).value
 
 
-def _sweep_in_place(
-    gradients: list[Tensor],
-    scale: Tensor,
-    derivatives: list[Tensor],
-    images: list[Tensor],
-    usual: float,
-    path: str,
-) -> None:
-    PATHS[path].sweep(gradients, scale, derivatives, images, usual)
+class _Planned(torch.autograd.Function):
+    """A plan with its backward pass, for eager calls."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, plan: Plan, backend: str, *weights: Tensor
+    ) -> Tensor:
+        value, saved = plan.forward(x, y, weights)
+        ctx.save_for_backward(x, y, *weights, *saved)
+        ctx.plan, ctx.backend, ctx.num_weights = plan, backend, len(weights)
+        ctx.consumed = False
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        plan, request = ctx.plan, ctx.plan.request
+        x, y, *saved = ctx.saved_tensors
+        weights, saved = saved[: ctx.num_weights], saved[ctx.num_weights :]
+        unused = (None,) * (4 - request.gradients + len(weights))
+        if torch.is_grad_enabled() or batched(grad) or observed(grad):
+            return *_reference_gradients(x, y, weights, request, grad), *unused
+        if ctx.consumed:
+            # An earlier backward through the same graph has scaled the saved gradients in place.
+            # What hooks on saved tensors give back may lie otherwise than the plan knows.
+            plan = make_plan(x, y, weights, request, ctx.backend)
+            saved = plan.forward(x, y, weights).saved
+        ctx.consumed = True
+        gradients = plan.backward(saved, grad, x, y)
+        # Detached by `data`, so that a caller may change its gradient and still go back again.
+        return *(g.to(i.dtype).data for g, i in zip(gradients, (x, y), strict=False)), *unused
 
 
-def _product(*arguments: Any) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = PATHS[arguments[-1]].product(*arguments[:-1])
+_apply: Any = super(torch.autograd.Function, _Planned).apply
+
+
+def make_plan(
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, backend: str
+) -> Plan:
+    """The plan of a fast backend for these images, the first of which has the gradient if any."""
+    layouts = layout_of(x), layout_of(y), tuple(map(layout_of, weights))
+    return BACKENDS[backend].plan(*layouts, request, x.device)
+
+
+def observed_level_means(
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, backend: str
+) -> Tensor:
+    """The means of each level through torch's dispatcher, differentiable by the formulas of torch.
+
+    The caller combines them with the reference's formulas, which a compiler can fuse.
+    """
+    if request.gradients:
+        apply: Any = _Observed.apply
+        means: Tensor = apply(x, y, request, backend, *weights)
+        return means
+    return _run_level_means(x, y, weights, request, backend)[0]
+
+
+class _Observed(torch.autograd.Function):
+    """The operator with its backward pass, for torch.compile, modes and tensor subclasses."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, request: Request, backend: str, *weights: Tensor
+    ) -> Tensor:
+        means, gradients = _run_level_means(x, y, weights, request, backend)
+        if torch.compiler.is_compiling():
+            # torch 2.7 takes elements of a list for others that are named alike in the backward.
+            gradients = [gradient.view_as(gradient) for gradient in gradients]
+        ctx.save_for_backward(x, y, *weights, *gradients)
+        ctx.request = request
+        # A length, not derived from the levels: torch.compile(dynamic=True) makes these symbols.
+        ctx.num_weights = len(weights)
+        return means
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        request: Request = ctx.request
+        x, y, *saved = ctx.saved_tensors
+        weights, saved = saved[: ctx.num_weights], saved[ctx.num_weights :]
+        unused = (None,) * (4 - request.gradients + len(weights))
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (torch.is_grad_enabled() or batched(grad)):
+            level_request = request._replace(reduction="levels")
+            return *_reference_gradients(x, y, weights, level_request, grad), *unused
+        if compiling:
+            images = [x, y][: request.gradients]
+            grad = torch.ops.perceptual_losses.ssim_depends_on(grad, images)
+        per_image = len(saved) // request.gradients
+        gradients = [
+            _add_up_levels(saved[k * per_image : (k + 1) * per_image], grad, pair, request)
+            for k, pair in enumerate(((x, y), (y, x))[: request.gradients])
+        ]
+        return *gradients, *unused
+
+
+def _run_level_means(
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, backend: str
+) -> tuple[Tensor, list[Tensor]]:
+    window, low, c1, c2, padding = request.definition
+    out: tuple[Tensor, list[Tensor]] = torch.ops.perceptual_losses.ssim_level_means(
+        *(x, y, list(weights), list(window), low, c1, c2, padding),
+        *(request.levels, request.mix is not None, request.gradients, backend),
+    )
     return out
 
 
-# By name and not by device: in Triton's interpreter CPU tensors have two paths.
-torch.library.impl(MEANS, "CompositeExplicitAutograd", _means)
-torch.library.impl(SWEEP, "CompositeExplicitAutograd", _sweep_in_place)
-torch.library.impl(PRODUCT, "CompositeExplicitAutograd", _product)
-torch.library.impl(SCALE, "CompositeExplicitAutograd", lambda scale, images: scale.clone())
+def _add_up_levels(
+    gradients: Sequence[Tensor], grad: Tensor, images: tuple[Tensor, Tensor], request: Request
+) -> Tensor:
+    """The gradient of the first of two images from those of each level's means."""
+    first, second = images
+    grad = grad.reshape(*grad.shape, *[1] * (first.dim() - 2))
+    factors = grad / plane_gradient(first.shape)
+    levels = len(gradients)
+    total = gradients[-1] * factors[levels - 1]
+    for level in reversed(range(levels - 1)):
+        fine = gradients[level]
+        total = fine * factors[level] + upsample_adjoint(total, fine.shape)
+    if request.mix is not None:
+        pixels = math.prod(first.shape[2:])
+        sign = (first.to(grad.dtype) - second.to(grad.dtype)).sign()
+        total = total + sign * (grad[-1] / pixels)
+    return total.to(first.dtype)
 
 
-def _fake_means(
+def _reference_gradients(
+    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, grad: Tensor
+) -> Sequence[Tensor]:
+    """The gradients of the reference, differentiable once more if a graph is being created."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that an image compared with itself stays two inputs.
+        x, y = x.view_as(x), y.view_as(y)
+        value = reference.evaluate(x, y, weights, request)
+    inputs = [x, y][: request.gradients]
+    return torch.autograd.grad(value, inputs, grad, create_graph=create_graph)
+
+
+def _level_means(
+    x: Tensor,
+    y: Tensor,
+    weights: list[Tensor],
+    window: list[float],
+    low: float,
+    c1: float,
+    c2: float,
+    padding: str,
+    levels: int,
+    l1: bool,
+    gradients: int,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    definition = Definition(tuple(window), low, c1, c2, padding)
+    exponents, mix = (1.0,) * levels if levels > 1 else (), (1.0, 1.0) if l1 else None
+    request = Request(definition, exponents, None, mix, "levels", gradients)
+    value, saved = make_plan(x, y, weights, request, backend).forward(x, y, weights)
+    return value, list(saved)
+
+
+def _fake_level_means(
     x: Tensor,
     y: Tensor,
     weights: Sequence[Tensor],
@@ -91,286 +215,27 @@ def _fake_means(
     c2: float,
     padding: str,
     levels: int,
-    distance: bool,
-    want: int,
-    reduction: str,
-    mix: Sequence[float],
-    path: str,
+    l1: bool,
+    gradients: int,
+    backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    dtype = compute_dtype(x, y)
-    gradients = []
-    for image, bit in ((x, X), (y, Y)):
-        if want & bit:
-            gradients.append(gpu_launch.unscaled(image))
-            for _ in range(levels - 1):
-                shape = halved(gradients[-1].shape)
-                gradients.append(
-                    gpu_launch.in_rows(image, shape)
-                    if path == "triton"
-                    else image.new_empty(shape, dtype=dtype)
-                )
-    shape = [*x.shape[:2]] if mix else [levels + distance, *x.shape[:2]]
-    shape = shape if reduction == "none" else []
-    return x.new_empty(shape, dtype=dtype), gradients
+    saved = []
+    for image in (x, y)[:gradients]:
+        saved.append(gradient_memory(image))
+        for _ in range(levels - 1):
+            shape = halved_shape(saved[-1].shape)
+            saved.append(BACKENDS[backend].coarse_gradient(image, shape))
+    return x.new_empty([levels + l1, *x.shape[:2]], dtype=compute_dtype(x, y)), saved
 
 
-def _fake_product(
-    means: Tensor,
-    exponents: Sequence[float],
-    normalize: str | None,
-    reduction: str,
-    mix: Sequence[float],
-    path: str,
-) -> tuple[Tensor, Tensor]:
-    shape = means.shape[1:] if reduction == "none" else []
-    return means.new_empty(shape), means.new_empty(means.shape)
-
-
-torch.library.register_fake(MEANS, _fake_means)
-torch.library.register_fake(SWEEP, lambda *_: None)
-torch.library.register_fake(PRODUCT, _fake_product)
-torch.library.register_fake(SCALE, lambda scale, images: torch.empty_like(scale))
-
-
-class Call(NamedTuple):
-    """What is computed of two images.
-
-    Attributes:
-        settings: of each level.
-        levels: how many.
-        distance: whether the mean of ``|x - y|`` follows.
-        want: which gradients.
-        path: ``"numba"`` or ``"triton"``.
-        result: of the means, or ``None`` for themselves.
-    """
-
-    settings: Settings
-    levels: int
-    distance: bool
-    want: int
-    path: str
-    result: Result | None
-
-
-def means(
-    x: Tensor,
-    y: Tensor,
-    settings: Settings,
-    weights: Sequence[Tensor],
-    levels: int,
-    distance: bool,
-    path: str,
-    result: Result | None,
-) -> Tensor:
-    """The reference's `means` on a fast path, or the ``result`` of them in one operation."""
-    if path == "numba" or not _of_floats(x, y):
-        dtype = compute_dtype(x, y)
-        x, y = x.to(dtype), y.to(dtype)
-    call = Call(settings, levels, distance, _wanted(x, y), path, result)
-    if call.want:
-        out: Tensor = _Means.apply(x, y, call, None, *weights)  # type: ignore[no-untyped-call]
-        return out
-    return _run(x, y, call, weights)[0]
-
-
-def ordinary(x: Any, y: Any) -> bool:
-    """Whether two images are tensors of which the kind decides what is done, and nothing has to see
-    an operation.
-    """
-    return (
-        not _dispatched(x, y)
-        and x.layout == y.layout == torch.strided
-        and not (x.is_nested or y.is_nested)
-        and _of_floats(x, y)
-        and transform() is None
-    )
-
-
-def kind(x: Tensor, y: Tensor) -> tuple[Any, ...]:
-    """Of two `ordinary` images, whatever decides what is done."""
-    return layout_of(x), x.device, layout_of(y), y.device, _wanted(x, y)
-
-
-def again(
-    x: Tensor, y: Tensor, settings: Settings, levels: int, result: Result
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """What gives the ``result`` of plain means on a GPU to images of the same `kind`."""
-    want = _wanted(x, y)
-    launches = gpu.Reduction(x, y, settings, levels, want, result)
-    if not want:
-        return lambda x, y: launches(x, y)[0]
-    call = Call(settings, levels, bool(result.mix), want, "triton", result)
-    return lambda x, y: _Means.apply(x, y, call, launches)  # type: ignore[no-untyped-call]
-
-
-def _of_floats(x: Tensor, y: Tensor) -> bool:
-    return x.is_floating_point() and y.is_floating_point()
-
-
-def _wanted(x: Tensor, y: Tensor) -> int:
-    if not torch.is_grad_enabled():
-        return 0
-    return X * x.requires_grad + Y * y.requires_grad
-
-
-def _run(
-    x: Tensor, y: Tensor, call: Call, weights: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The result, the gradients of the means, and the derivatives of a product by them."""
-    window, low, c1, c2, padding = call.settings
-    reduction, exponents, _, mix = call.result or Result()
-    run = torch.ops.perceptual_losses.ssim_means if _dispatched(x, y, *weights) else _means
-    found, gradients = run(
-        *(x, y, list(weights), list(window), low, c1, c2, padding),
-        *(call.levels, call.distance, call.want),
-        *(("none", []) if exponents else (reduction, list(mix))),
-        call.path,
-    )
-    if call.result is None or not exponents:
-        squeezed = call.result is not None and found.dim() == 3
-        return found.squeeze(0) if squeezed else found, gradients, []
-    found, derivatives = _run_product(found, call.result, call.path)
-    return found, gradients, [derivatives]
-
-
-def _dispatched(*tensors: Tensor) -> bool:
-    """Whether anything has to see an operation, or to negate first what a tensor's memory has with
-    the other sign. If not, torch's way to it is spared, which takes as long as the launch.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
-        or any(tensor.is_neg() for tensor in tensors)
-    )
-
-
-class _Means(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        call: Call,
-        launches: gpu.Reduction | None,
-        *weights: Tensor,
-    ) -> Tensor:
-        found, gradients, derivatives = (
-            launches(x, y) if launches is not None else _run(x, y, call, weights)
-        )
-        if torch.compiler.is_compiling():
-            # torch 2.7 takes elements of a list for others that are named alike in the backward.
-            gradients = [gradient.view_as(gradient) for gradient in gradients]
-        ctx.save_for_backward(x, y, *weights, *derivatives, *gradients)
-        ctx.call = call
-        # As lengths and not from the levels, which are a symbol under torch.compile(dynamic=True).
-        ctx.counts = len(weights), len(gradients) // 2 if call.want == X + Y else len(gradients)
-        ctx.spent = False
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> Any:
-        call: Call = ctx.call
-        want, path, result = call.want, call.path, call.result
-        x, y, *saved = ctx.saved_tensors
-        masks, of_one = ctx.counts
-        weights, saved = saved[:masks], saved[masks:]
-        nothing = (None,) * (2 + len(weights))
-        compiling = torch.compiler.is_compiling()
-        if not compiling and (torch.is_grad_enabled() or batched(scale)):
-            return *_reference_gradients(x, y, call, weights, scale), *nothing
-        if compiling:
-            images = [image for image, bit in ((x, X), (y, Y)) if want & bit]
-            scale = torch.ops.perceptual_losses.ssim_scale(scale, images)
-        usual = result.usual_scale(x.shape) if result else usual_scale(x.shape)
-        products = bool(result and result.exponents)
-        derivatives, gradients = saved[:products], saved[products:]
-        if ctx.spent:
-            # A second backward through the same graph: the first has swept them in place.
-            same = call._replace(result=None, distance=False) if products else call
-            _, gradients, _ = _run(x, y, same, weights)
-        ctx.spent = not compiling
-        # A mix of one level's means is in its gradients already.
-        pair = [x, y] if call.distance and (products or not result) else []
-        of_x, of_y = None, None
-        if want & X:
-            of_x = _sweep(gradients[:of_one], scale, derivatives, pair, usual, path).to(x.dtype)
-        if want & Y:
-            pair = pair[::-1]
-            of_y = _sweep(gradients[-of_one:], scale, derivatives, pair, usual, path).to(y.dtype)
-        return of_x, of_y, *nothing
-
-
-def _sweep(
-    gradients: list[Tensor],
-    scale: Tensor,
-    derivatives: list[Tensor],
-    images: list[Tensor],
-    usual: float,
-    path: str,
-) -> Tensor:
-    """The gradient of the finest image, from those of the levels' means by their own images.
-
-    Args:
-        gradients: of each level.
-        scale: of the means, or of all planes' product of means.
-        derivatives: of the products by the means, or none.
-        images: of which the gradient is that of the first, where the mean of their distance has a
-            scale too; or none.
-        usual: the scale that the gradients have already.
-        path: ``"numba"`` or ``"triton"``.
-    """
-    if torch.compiler.is_compiling():
-        return _swept(gradients, scale, derivatives, images, usual)
-    dispatched = _dispatched(scale, *images)
-    sweep = torch.ops.perceptual_losses.ssim_sweep if dispatched else _sweep_in_place
-    sweep(gradients, scale, derivatives, images, usual, path)
-    # The caller's own to change: a second backward reads what was saved, but computes it again.
-    return gradients[0].data
-
-
-def _swept(
-    gradients: list[Tensor],
-    scale: Tensor,
-    derivatives: list[Tensor],
-    images: list[Tensor],
-    usual: float,
-) -> Tensor:
-    """What the kernel does in place, for the compiler to fuse."""
-    for derivative in derivatives:
-        scale = scale * derivative
-    scale = scale.reshape(*scale.shape, *[1] * (gradients[0].dim() - 2))
-    factors = scale / usual
-    levels = len(gradients)
-    total = gradients[-1] * factors[levels - 1]
-    for level in reversed(range(levels - 1)):
-        total = gradients[level] * factors[level] + spread(total, gradients[level].shape)
-    if images:
-        x, y = images
-        pixels = math.prod(x.shape[2:])
-        total = total + (x.to(scale.dtype) - y.to(scale.dtype)).sign() * (scale[-1] / pixels)
-    return total.to(gradients[0].dtype)
-
-
-def _run_product(means: Tensor, result: Result, path: str) -> tuple[Tensor, Tensor]:
-    reduction, exponents, normalize, mix = result
-    dispatched = _dispatched(means)
-    run = torch.ops.perceptual_losses.ms_ssim_product if dispatched else _product
-    out: tuple[Tensor, Tensor] = run(means, list(exponents), normalize, reduction, list(mix), path)
-    return out
-
-
-def _reference_gradients(
-    x: Tensor, y: Tensor, call: Call, weights: Sequence[Tensor], scale: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, so that an image compared with itself stays two inputs.
-        x, y = x.view_as(x), y.view_as(y)
-        found = reference.means(x, y, call.settings, weights, call.levels, call.distance)
-        if call.result is not None:
-            found = reference.reduced(found, call.result)
-    want = call.want
-    wanted = [image for image, bit in ((x, X), (y, Y)) if want & bit]
-    gradients = iter(torch.autograd.grad(found, wanted, scale, create_graph=again))
-    return next(gradients) if want & X else None, next(gradients) if want & Y else None
+# By name and not by device: in Triton's interpreter CPU tensors have two backends.
+torch.library.impl("perceptual_losses::ssim_level_means", "CompositeExplicitAutograd", _level_means)
+torch.library.register_fake("perceptual_losses::ssim_level_means", _fake_level_means)
+torch.library.impl(
+    "perceptual_losses::ssim_depends_on",
+    "CompositeExplicitAutograd",
+    lambda grad, images: grad.clone(),
+)
+torch.library.register_fake(
+    "perceptual_losses::ssim_depends_on", lambda grad, images: torch.empty_like(grad)
+)

@@ -1,4 +1,6 @@
-"""What every path is told, the precision it computes in, and how levels lie on each other."""
+"""The definition of a similarity, and a request for its value."""
+
+from __future__ import annotations
 
 import math
 import sys
@@ -8,22 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Read here, because torch 2.7 does not trace the attributes of sys.float_info.
 SMALLEST_FLOAT = sys.float_info.min
-
-# What a fast path is asked for: the gradient with respect to either image, or their sum for both.
-X, Y = 1, 2
-
 
 # Where normalize="floor" leaves Wang's definition. Smaller floors start training from
 # anti-correlated images with gradients so small that they drown in Adam's epsilon.
 FLOOR = 0.01
 
 
-class Settings(NamedTuple):
-    """What is computed, in the paper's terms.
+class Definition(NamedTuple):
+    """One definition of SSIM, in the paper's terms.
 
     Attributes:
-        window: taps of the separable window; odd in number.
+        window: the taps of the separable window, odd in number.
         low: the pixel value that counts as zero.
         c1: ``(k1 L)^2``.
         c2: ``(k2 L)^2``.
@@ -37,63 +36,69 @@ class Settings(NamedTuple):
     padding: str
 
 
-class Result(NamedTuple):
-    """What becomes of the means of all planes.
+class Request(NamedTuple):
+    """Everything that decides what is computed, except the tensors.
 
     Attributes:
-        reduction: ``"none"``, ``"mean"`` over them, or ``"loss"``, which is 1 less that.
-        exponents: of the levels' means, which are multiplied before; or none, of one level.
-        normalize: what becomes of a mean before the power.
-        mix: what a loss and the mean of ``|x - y|`` are multiplied with before they are added; or
-            none.
+        definition: the definition of SSIM at each level.
+        exponents: the exponents of MS-SSIM's levels, finest first; empty for SSIM.
+        normalize: the treatment of a level's mean before its power: ``"floor"``, ``"relu"``,
+            ``"simple"`` or ``None``.
+        mix: the weights of ``1 - similarity`` and of the mean ``|x - y|`` in a loss, or ``None``
+            for the similarity itself.
+        reduction: ``"none"`` for one value per plane, ``(N, C)``; ``"mean"`` for their mean;
+            ``"loss"`` for 1 minus it; ``"levels"`` for the means of each level before they are
+            combined, ``(levels, N, C)``, followed in a mix by a row with the mean ``|x - y|``.
+        gradients: the number of gradients: 0, 1 (for the first image) or 2.
     """
 
-    reduction: str = "none"
+    definition: Definition
     exponents: tuple[float, ...] = ()
     normalize: str | None = None
-    mix: tuple[float, ...] = ()
+    mix: tuple[float, float] | None = None
+    reduction: str = "mean"
+    gradients: int = 0
 
-    def of(self, values: Tensor, distances: Tensor | None) -> Tensor:
-        """From the planes' similarities, and their distances in a mix."""
-        if self.reduction != "none":
-            values = values.mean()
-        if distances is None:
-            return 1 - values if self.reduction == "loss" else values
-        structural, l1 = self.mix
-        distances = distances if self.reduction == "none" else distances.mean()
-        return structural * (1 - values) + l1 * distances
-
-    def usual_scale(self, shape: Sequence[int]) -> float:
-        """Of the result, if the gradients of the means have `usual_scale`."""
-        if self.reduction == "none":
-            return -usual_scale(shape) if self.mix else usual_scale(shape)
-        return 1.0 if self.reduction == "loss" else -1.0
+    @property
+    def levels(self) -> int:
+        """The number of levels of the pyramid."""
+        return max(1, len(self.exponents))
 
 
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any tensor is; else float32, for half precision and integers too."""
-    dtypes = [tensor.dtype for tensor in tensors]
-    return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def usual_scale(shape: Sequence[int]) -> float:
-    """What a loss that falls with the mean of all planes' means scales each one's gradient with.
-
-    The fast paths write gradients with this scale, which spares most backward passes the
-    multiplication.
-    """
-    return -1 / (shape[0] * shape[1])
+def reduce_planes(request: Request, similarity: Tensor, distance: Tensor | None) -> Tensor:
+    """The requested value, from each plane's similarity and in a mix its mean ``|x - y|``."""
+    if request.reduction != "none":
+        similarity = similarity.mean()
+    if request.mix is None or distance is None:
+        return 1 - similarity if request.reduction == "loss" else similarity
+    structural, l1 = request.mix
+    distance = distance if request.reduction == "none" else distance.mean()
+    return structural * (1 - similarity) + l1 * distance
 
 
 def gaussian(size: int, sigma: float) -> tuple[float, ...]:
     """Taps of the one-dimensional window ``exp(-i^2 / (2 sigma^2))``, divided by their sum.
 
-    Python floats: every path hands them to its kernels as arguments, so there is no window
-    tensor to copy to a device, to keep in a checkpoint or to cache.
+    Python floats: every backend passes them to its kernels as arguments. So no window tensor has to
+    be copied to a device, stored in a checkpoint or cached.
     """
     radius = size // 2
-    # Below it the centre is left alone, as it is far above.
+    # A smaller sigma than this leaves only the centre, as a somewhat larger one does already.
     spread = max(2 * sigma * sigma, SMALLEST_FLOAT)
     taps = [math.exp(-i * i / spread) for i in range(-radius, radius + 1)]
     total = sum(taps)
     return tuple(tap / total for tap in taps)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of all computation: float64 if any tensor is, else float32.
+
+    Half precision and integers are computed in float32.
+    """
+    dtypes = [tensor.dtype for tensor in tensors]
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def plane_gradient(shape: Sequence[int]) -> float:
+    """The upstream gradient -1 / (N C) that ``1 - mean`` sends to the similarity of each plane."""
+    return -1 / (shape[0] * shape[1])

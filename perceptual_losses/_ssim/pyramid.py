@@ -1,22 +1,42 @@
-"""The pyramid of MS-SSIM: how its levels lie on each other."""
+"""The pyramid of MS-SSIM: each level has the 2x2 means of the level before."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .._runtime.tracing import exporting
 
-def halved(shape: Sequence[int]) -> list[int]:
-    """Shape of the images of the next coarser level."""
+
+def halved_shape(shape: Sequence[int]) -> list[int]:
+    """The shape of the images of the next coarser level."""
     return [*shape[:2], *[(side + 1) // 2 for side in shape[2:]]]
 
 
-def spread(coarse: Tensor, shape: Sequence[int]) -> Tensor:
-    """The transpose of halving images of this shape."""
+def halve(image: Tensor) -> Tensor:
+    """2x2 (2x2x2) means; an odd last row or column counts twice."""
+    if exporting():
+        # Pooling would fix in the graph which sides are odd.
+        for dim in range(2, image.dim()):
+            last = image.shape[dim] - 1
+            first = 2 * torch.arange(last // 2 + 1, device=image.device)
+            second = (first + 1).clamp(max=last)
+            image = (image.index_select(dim, first) + image.index_select(dim, second)) / 2
+        return image
+    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+    # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
+    return pool(image, 2, ceil_mode=True)
+
+
+def upsample_adjoint(coarse: Tensor, shape: Sequence[int]) -> Tensor:
+    """The transpose of `halve` for images of this shape: it sends a coarse gradient to pixels."""
     for dim, side in enumerate(shape[2:], start=2):
-        share = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
+        factors = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
         if side % 2:
-            share = torch.cat([share[1:], torch.ones_like(share[:1])])
-        coarse = coarse * share.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+            factors = torch.cat([factors[1:], torch.ones_like(factors[:1])])
+        coarse = coarse * factors.reshape([-1 if d == dim else 1 for d in range(len(shape))])
         coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
     return coarse

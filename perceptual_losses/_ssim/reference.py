@@ -29,50 +29,57 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._runtime.tracing import exporting
-from .definition import FLOOR, Result, Settings, compute_dtype
+from .definition import FLOOR, Definition, Request, compute_dtype, reduce_planes
+from .pyramid import halve
 
 
-def means(
-    x: Tensor, y: Tensor, settings: Settings, weights: Sequence[Tensor], levels: int, distance: bool
-) -> Tensor:
+def evaluate(x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request) -> Tensor:
+    """The requested value of two images; ``weights`` as for `Plan.forward`."""
+    return combine(level_means(x, y, weights, request), request)
+
+
+def level_means(x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request) -> Tensor:
+    """The means over each plane of contrast-structure, and of SSIM at the last level.
+
+    Returns:
+        ``(levels, N, C)``; for a mix one row more, the mean ``|x - y|``.
+    """
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    last_row = [(x - y).abs().flatten(2).mean(2)] if distance else []
-    found = []
-    for level in range(levels):
-        luminance, contrast_structure = _factors(x, y, settings)
-        last = level == levels - 1
+    last_row = [] if request.mix is None else [(x - y).abs().flatten(2).mean(2)]
+    means = []
+    for level in range(request.levels):
+        luminance, contrast_structure = _factors(x, y, request.definition)
+        last = level == request.levels - 1
         values = luminance * contrast_structure if last else contrast_structure
-        found.append(_mean(values, weights[level] if weights else None))
+        means.append(_mean(values, weights[level] if weights else None))
         if not last:
             x, y = halve(x), halve(y)
-    return torch.stack(found + last_row)
+    return torch.stack(means + last_row)
 
 
-def similarity_map(x: Tensor, y: Tensor, settings: Settings) -> Tensor:
+def combine(means: Tensor, request: Request) -> Tensor:
+    """The requested value from the `level_means`."""
+    if request.reduction == "levels":
+        return means
+    means, distance = (means, None) if request.mix is None else (means[:-1], means[-1])
+    if request.exponents:
+        similarity = product(means, request.exponents, request.normalize)
+    else:
+        similarity = means.squeeze(0)
+    return reduce_planes(request, similarity, distance)
+
+
+def similarity_map(x: Tensor, y: Tensor, definition: Definition) -> Tensor:
+    """The SSIM of each window, ``(N, C, H', W')``."""
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    luminance, contrast_structure = _factors(x, y, settings)
+    luminance, contrast_structure = _factors(x, y, definition)
     return luminance * contrast_structure
 
 
-def halve(image: Tensor) -> Tensor:
-    """2x2 (2x2x2) means, an odd last row or column counting twice."""
-    if exporting():
-        # Pooling would fix in the graph which sides are odd.
-        for dim in range(2, image.dim()):
-            last = image.shape[dim] - 1
-            first = 2 * torch.arange(last // 2 + 1, device=image.device)
-            second = (first + 1).clamp(max=last)
-            image = (image.index_select(dim, first) + image.index_select(dim, second)) / 2
-        return image
-    pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
-    # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
-    return pool(image, 2, ceil_mode=True)
-
-
-def _factors(x: Tensor, y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    window, low, c1, c2, padding = settings
+def _factors(x: Tensor, y: Tensor, definition: Definition) -> tuple[Tensor, Tensor]:
+    window, low, c1, c2, padding = definition
     difference = _pad(x - y, padding, len(window) // 2)
     total = _pad((x - low) + (y - low), padding, len(window) // 2)
 
@@ -169,16 +176,8 @@ class _Correlate(torch.autograd.Function):
         return _correlate(padded, ctx.window[::-1], ctx.dim), None, *[None] * (reach + 1)
 
 
-def reduced(means: Tensor, result: Result) -> Tensor:
-    """The result of the means ``(levels, N, C)``, or of one more in a mix."""
-    means, distances = (means[:-1], means[-1]) if result.mix else (means, None)
-    if not result.exponents:
-        return result.of(means.squeeze(0), distances)
-    return result.of(product(means, result.exponents, result.normalize), distances)
-
-
 def product(means: Tensor, exponents: Sequence[float], normalize: str | None) -> Tensor:
-    """Of the levels' means ``(levels, N, C)``, each normalized and to its power."""
+    """The product of the levels' means ``(levels, N, C)``, each normalized and to its power."""
     powers = [
         _power(mean, exponent, normalize)
         for mean, exponent in zip(means.unbind(), exponents, strict=True)

@@ -1,11 +1,11 @@
-"""Launches of the GPU path: kernels, where their arguments lie and what memory they need."""
+"""Kernel launches with symbolic buffers, planned once and repeated with new addresses."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, NamedTuple
@@ -13,83 +13,303 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backend import gradient_memory
 from .tiles import ceil_div
 
 # The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
 OPTIONS = {"enable_fp_fusion": True}
-# The newest Triton of which it is known how what it has compiled is run.
-KNOWN = (3, 9)
-
-
-class Layout(NamedTuple):
-    """What a kernel is compiled for, and launched with, of a tensor."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    aligned: bool
-
-
-def layout_of(tensor: Tensor) -> Layout:
-    return Layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16 == 0)
+NEWEST_TESTED_TRITON = (3, 9)
 
 
 @dataclasses.dataclass(frozen=True)
-class At:
-    """An argument in memory: of the tensor with that name, so many float32 values on."""
+class Buffer:
+    """An address in the tensor with this name, so many float32 values after its first."""
 
     name: str
     offset: int = 0
 
-    def on(self, values: int) -> At:
-        return At(self.name, self.offset + values)
+    def shifted(self, values: int) -> Buffer:
+        """The address so many float32 values further on."""
+        return Buffer(self.name, self.offset + values)
 
-    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        tensor = memory[self.name]
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of the tensor that begins here."""
         return tensor.view(-1)[self.offset :] if self.offset else tensor
 
 
 class Image(NamedTuple):
-    """Where an image lies, or a gradient."""
+    """The place of an image, or of a gradient, in memory."""
 
-    at: At
+    address: Buffer
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     aligned: bool = True
 
     @property
     def dense(self) -> bool:
-        """Whether the compiler can tell that neighbouring columns are one aligned access: of a
-        number it knows whether it is 1, and whether 16 divides it.
+        """Whether the compiler can tell that neighbouring columns are one aligned access.
+
+        It is told of a number whether it is 1, and whether 16 divides it.
         """
         return self.aligned and self.strides[3] == 1 and not any(s % 16 for s in self.strides[:3])
 
 
-class New(NamedTuple):
-    """Memory that a step allocates: float32 values of that shape, for ``image`` in rows beside it;
-    or without a shape its gradient.
+class Allocation(NamedTuple):
+    """Memory that a launch allocates first.
+
+    Attributes:
+        name: the name of the tensor.
+        shape: the shape of its float32 values, or ``None`` for the gradient memory of ``image``.
+        image: the name of an image; with a shape, the memory lies in rows on the image's device.
     """
 
     name: str
     shape: tuple[int, ...] | None
     image: str = ""
 
-    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        if self.shape is None:
-            return unscaled(memory[self.image])
-        if self.image:
-            return in_rows(memory[self.image], self.shape)
-        any_there = next(iter(memory.values()))
-        return any_there.new_empty(self.shape, dtype=torch.float32)
-
 
 class Counter(NamedTuple):
-    """An integer that a step needs, zero before it, and whose kernel leaves it so."""
+    """An integer that is zero before a launch, and that the kernel leaves at zero."""
 
     name: str
 
-    def tensor(self, memory: dict[str, Tensor]) -> Tensor:
-        return _zero(next(iter(memory.values())).device)
+
+class Launch:
+    """A kernel launch whose arguments name the tensors that they lie in."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        programs: int,
+        warps: int,
+        *arguments: Any,
+        allocations: tuple[Allocation | Counter, ...] = (),
+        frees: tuple[str, ...] = (),
+        **constants: Any,
+    ) -> None:
+        """Describes a launch.
+
+        Args:
+            kernel: a Triton kernel.
+            programs: the number of programs.
+            warps: the number of warps of a program.
+            *arguments: numbers, `Buffer` and tuples of these.
+            allocations: the memory that the launch allocates first.
+            frees: the names of tensors that no later launch needs.
+            **constants: the arguments that are compiled in.
+        """
+        self.kernel, self.programs, self.warps = kernel, programs, warps
+        self.arguments, self.constants = arguments, constants
+        self.allocations, self.frees = allocations, frees
+
+
+class Launches:
+    """The launches of a call, which can be repeated with other tensors of the same layouts.
+
+    The first call lets Triton specialise and compile. Later calls reuse the compiled kernels and
+    only fill in addresses, because Triton's own handling of arguments takes longer than the work on
+    a small image.
+    """
+
+    def __init__(
+        self,
+        launches: Sequence[Launch],
+        device: torch.device,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+    ) -> None:
+        """Numbers the tensors.
+
+        Args:
+            launches: the launches in their order.
+            device: the device they run on.
+            inputs: the names of the tensors that a call is given.
+            outputs: the names of the tensors that it returns.
+        """
+        self._launches, self._device = launches, device
+        allocated = [a.name for launch in launches for a in launch.allocations]
+        self._numbers = {name: number for number, name in enumerate([*inputs, *allocated])}
+        self._outputs = [self._numbers[name] for name in outputs]
+        self._bound: list[_Bound] | None = None
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """Runs the launches on the device's current stream, and returns the outputs."""
+        bound = self._bound
+        if bound is None or _hooks_installed():
+            return self._run(tensors)
+        device = self._device.index
+        if torch._C._cuda_getDevice() != device:
+            with torch.cuda.device(device):
+                return self(*tensors)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        memory: list[Any] = [*tensors]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        for allocators, template, patches, run, frees in bound:
+            for allocate in allocators:
+                tensor = allocate(memory)
+                memory.append(tensor)
+                addresses.append(tensor.data_ptr())
+            arguments = template.copy()
+            arguments[_STREAM] = stream
+            for index, address in patches:
+                arguments[index] = address(addresses)
+            run(*arguments)
+            for number in frees:
+                memory[number] = None
+        return [memory[number] for number in self._outputs]
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Runs the launches through Triton, and keeps what it has compiled."""
+        memory: list[Any] = [*tensors]
+        bound: list[_Bound] | None = []
+        with on(self._device):
+            for step in self._launches:
+                allocators = [self._allocator(allocation) for allocation in step.allocations]
+                memory.extend(allocate(memory) for allocate in allocators)
+                arguments = [
+                    _filled(argument, lambda b: b.of(memory[self._numbers[b.name]]))
+                    for argument in step.arguments
+                ]
+                compiled = launch(
+                    step.kernel, step.programs, step.warps, *arguments, **step.constants
+                )
+                frees = [self._numbers[name] for name in step.frees]
+                for number in frees:
+                    memory[number] = None
+                if bound is not None and _can_bind(compiled, self._device):
+                    bound.append(self._bind(step, compiled, allocators, frees))
+                else:
+                    bound = None
+        self._bound = bound
+        return [memory[number] for number in self._outputs]
+
+    def _bind(
+        self, step: Launch, compiled: Any, allocators: list[_Allocator], frees: list[int]
+    ) -> _Bound:
+        names = step.kernel.arg_names[len(step.arguments) :]
+        template = [
+            *(step.programs, 1, 1, None),
+            *(compiled.function, compiled.packed_metadata, None, None, None),
+        ]
+        first = len(template)
+        template += [*step.arguments, *(step.constants[name] for name in names)]
+        patches = [
+            (first + i, _addresses(argument, self._numbers))
+            for i, argument in enumerate(step.arguments)
+            if _has_buffer(argument)
+        ]
+        return _Bound(allocators, template, patches, compiled.run, frees)
+
+    def _allocator(self, allocation: Allocation | Counter) -> _Allocator:
+        device = self._device
+        if isinstance(allocation, Counter):
+            return lambda memory: _zero(device)
+        shape = allocation.shape
+        if shape is None:
+            number = self._numbers[allocation.image]
+            return lambda memory: gradient_memory(memory[number])
+        if allocation.image:
+            strides = strides_in_rows(shape)
+            return lambda memory: torch.empty_strided(
+                shape, strides, dtype=torch.float32, device=device
+            )
+        # Memory like a template's takes half the time of memory of a size.
+        template = torch.empty((), dtype=torch.float32, device=device).expand(shape)
+        return lambda memory: torch.empty_like(template)
+
+
+_Allocator = Callable[[list[Any]], Tensor]
+# The place of the stream among the arguments of a compiled kernel.
+_STREAM = 3
+
+
+class _Bound(NamedTuple):
+    """A launch of a compiled kernel, in which a call fills in the stream and the addresses."""
+
+    allocators: list[_Allocator]
+    template: list[Any]
+    patches: list[tuple[int, Callable[[list[int]], Any]]]
+    run: Callable[..., None]
+    frees: list[int]
+
+
+def _has_buffer(argument: Any) -> bool:
+    if isinstance(argument, tuple):
+        return any(map(_has_buffer, argument))
+    return isinstance(argument, Buffer)
+
+
+def _filled(argument: Any, tensor: Callable[[Buffer], Any]) -> Any:
+    """An argument with a tensor for each `Buffer` in it."""
+    if isinstance(argument, Buffer):
+        return tensor(argument)
+    if not isinstance(argument, tuple):
+        return argument
+    parts = [_filled(part, tensor) for part in argument]
+    return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
+
+
+def _addresses(argument: Any, numbers: dict[str, int]) -> Callable[[list[int]], Any]:
+    """A function that gives the argument with the addresses of the numbered tensors filled in."""
+    if isinstance(argument, Buffer):
+        number, offset = numbers[argument.name], 4 * argument.offset
+        if not offset:
+            return lambda addresses: addresses[number]
+        return lambda addresses: addresses[number] + offset
+    if all(isinstance(part, Buffer) for part in argument):
+        places = [(numbers[part.name], 4 * part.offset) for part in argument]
+        return lambda addresses: tuple([addresses[n] + offset for n, offset in places])
+    first, rest = _addresses(argument[0], numbers), tuple(argument[1:])
+    return lambda addresses: (first(addresses), *rest)
+
+
+def _hooks_installed() -> bool:
+    """Whether a profiler, say, wants each launch described, as Triton does it."""
+    before, after = _hooks
+    return bool(before.calls or after.calls)
+
+
+_hooks: tuple[Any, Any] = (None, None)
+
+
+def _can_bind(compiled: Any, device: torch.device) -> bool:
+    """Whether the way to launch what this Triton has compiled is known, for hooks too."""
+    global _hooks
+    if not takes_addresses(device):
+        return False
+    import triton
+    from triton import knobs
+
+    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    # Somebody may have put a function where the chains of hooks are.
+    if not (hasattr(before, "calls") and hasattr(after, "calls")):
+        return False
+    _hooks = before, after
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    return version <= NEWEST_TESTED_TRITON
+
+
+def takes_addresses(device: torch.device) -> bool:
+    """Whether compiled kernels can be launched with addresses in place of tensors."""
+    return device.type == "cuda"
+
+
+def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> Any:
+    """Launches a kernel through Triton, which compiles it first where it is new."""
+    try:
+        return kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
+    except (OSError, json.JSONDecodeError) as error:
+        raise RuntimeError(
+            f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
+            f"{_cache_folder()}, remove it if it is damaged, or set TRITON_CACHE_DIR to another "
+            "folder"
+        ) from error
+
+
+def _cache_folder() -> str:
+    from triton import knobs
+
+    return str(knobs.cache.dir)
 
 
 def _zero(device: torch.device) -> Tensor:
@@ -130,19 +350,11 @@ def _lasting_zero(device: torch.device) -> Tensor:
 _zeros: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def unscaled(image: Tensor) -> Tensor:
-    """Memory for the gradient of an image's mean.
-
-    A pixel's part of that is less than what float16 has, and a loss may be scaled so that it has.
-    """
-    dtype = torch.float32 if image.dtype == torch.float16 else image.dtype
-    return torch.empty_like(image, dtype=dtype)
-
-
 def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """Memory for float32 images beside ``image``, in rows that begin at multiples of 16 values.
+    """Memory for float32 images on the device of ``image``, in rows of multiples of 16 values.
 
-    That is known to the compiler, makes loads wide and is the same for images of any width.
+    The compiler then knows that rows are aligned, loads several columns at once, and compiles the
+    same for images of any width.
     """
     return torch.empty_strided(
         shape, strides_in_rows(shape), dtype=torch.float32, device=image.device
@@ -154,145 +366,6 @@ def strides_in_rows(shape: Sequence[int]) -> tuple[int, ...]:
     _, channels, height, width = shape
     pitch = 16 * ceil_div(width, 16)
     return channels * height * pitch, height * pitch, pitch, 1
-
-
-class Step:
-    """A launch, and the memory that it needs: all but where that is.
-
-    What Triton has compiled for such arguments it finds out anew at each launch, which takes longer
-    than small images do. A step that is kept knows from its second call on.
-    """
-
-    def __init__(
-        self,
-        kernel: Any,
-        programs: int,
-        warps: int,
-        *arguments: Any,
-        new: tuple[New | Counter, ...] = (),
-        last: tuple[str, ...] = (),
-        **constants: Any,
-    ) -> None:
-        """Describes a launch.
-
-        Args:
-            kernel: one of Triton's.
-            programs: how many.
-            warps: of a program.
-            *arguments: numbers, `At` and tuples of them.
-            new: what it allocates.
-            last: names of what nothing needs afterwards.
-            **constants: the arguments that are compiled in.
-        """
-        self.kernel, self.programs, self.warps = kernel, programs, warps
-        self.arguments, self.constants = arguments, constants
-        self.new, self.last = new, last
-        self.again: Any = None
-
-    def __call__(self, memory: dict[str, Tensor]) -> None:
-        for new in self.new:
-            memory[new.name] = new.tensor(memory)
-        if self.again is None:
-            self._first(memory)
-        else:
-            places = {name: memory[name].data_ptr() for name in self.names}
-            arguments = self.known.copy()
-            for index, address in self.moving:
-                arguments[index] = address(places)
-            self.again(*arguments)
-        for name in self.last:
-            del memory[name]
-
-    def _first(self, memory: dict[str, Tensor]) -> None:
-        arguments = [_filled(argument, lambda at: at.tensor(memory)) for argument in self.arguments]
-        compiled = launch(self.kernel, self.programs, self.warps, *arguments, **self.constants)
-        device = next(iter(memory.values())).device
-        if takes_addresses(device):
-            names = self.kernel.arg_names[len(arguments) :]
-            self.known = [*self.arguments, *(self.constants[name] for name in names)]
-            places = [(i, list(_places(argument))) for i, argument in enumerate(self.arguments)]
-            self.moving = [(i, _addresses(self.arguments[i])) for i, ats in places if ats]
-            self.names = {at.name for _, ats in places for at in ats}
-            self.again = _launcher(compiled, self.programs, device)
-
-
-def _filled(argument: Any, place: Callable[[At], Any]) -> Any:
-    """An argument with a place for each `At` in it."""
-    if isinstance(argument, At):
-        return place(argument)
-    if not isinstance(argument, tuple):
-        return argument
-    parts = [_filled(part, place) for part in argument]
-    return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
-
-
-def _addresses(argument: Any) -> Callable[[dict[str, int]], Any]:
-    """Gives an argument with addresses for each `At` in it, from those of the tensors by name."""
-    if isinstance(argument, At):
-        name, offset = argument.name, 4 * argument.offset
-        return lambda places: places[name] + offset
-    if all(isinstance(part, At) for part in argument):
-        ats = [(at.name, 4 * at.offset) for at in argument]
-        return lambda places: tuple([places[name] + offset for name, offset in ats])
-    first, rest = _addresses(argument[0]), tuple(argument[1:])
-    return lambda places: (first(places), *rest)
-
-
-def _places(argument: Any) -> Iterator[At]:
-    if isinstance(argument, At):
-        yield argument
-    elif isinstance(argument, tuple):
-        for part in argument:
-            yield from _places(part)
-
-
-def _launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..., None]:
-    """``compiled[programs]`` on one device. Triton describes each launch for hooks, which takes as
-    long as the launch itself: not where there are none, if it is a Triton whose way is known.
-    """
-    import triton
-    from triton import knobs
-    from triton.runtime import driver
-
-    grid = programs, 1, 1
-    described: Callable[..., None] = compiled[grid]
-    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    # Somebody may have put a function where the chains of hooks are.
-    known = hasattr(before, "calls") and hasattr(after, "calls")
-    if not known or tuple(map(int, triton.__version__.split(".")[:2])) > KNOWN:
-        return described
-    stream, run = driver.active.get_current_stream, compiled.run
-    kernel = compiled.function, compiled.packed_metadata, None, None, None
-
-    def launcher(*arguments: Any) -> None:
-        if before.calls or after.calls:
-            described(*arguments)
-        else:
-            run(*grid, stream(device.index), *kernel, *arguments)
-
-    return launcher
-
-
-def takes_addresses(device: torch.device) -> bool:
-    """Whether what Triton has compiled can be launched with addresses for tensors."""
-    return device.type == "cuda"
-
-
-def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> Any:
-    try:
-        return kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
-    except (OSError, json.JSONDecodeError) as error:
-        raise RuntimeError(
-            f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
-            f"{_cache_folder()}, remove it if it is damaged, or set TRITON_CACHE_DIR to another "
-            "folder"
-        ) from error
-
-
-def _cache_folder() -> str:
-    from triton import knobs
-
-    return str(knobs.cache.dir)
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..definition import X, Y
+X, Y = 1, 2
 
 
 class Tile(NamedTuple):

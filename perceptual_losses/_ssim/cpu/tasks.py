@@ -1,0 +1,123 @@
+"""The share of each thread in a level, and the scratch memory that threads keep."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..._runtime.threads import cut
+
+# Columns of a task: the ring buffers of a strip stay in a core's second-level cache.
+STRIP = 2048
+# Columns of narrow planes in one task: they share the cost that a row has besides its columns.
+SIDE_BY_SIDE = 768
+# Rows and columns of a task in a volume, whose rings of slices take a few megabytes.
+BLOCK = 64, 246
+# The least rows of a task, or slices: a band also computes some rows that its neighbours compute.
+BAND = 32
+
+_own = threading.local()
+
+
+class Tasks(NamedTuple):
+    """The parts of a level that threads work on.
+
+    Attributes:
+        tasks: an array with a row for each task, as the march reads it.
+        scratch: the shapes of the scratch arrays that the widest task needs.
+        parts: the number of tasks that share a plane.
+    """
+
+    tasks: Any
+    scratch: list[tuple[int, int]]
+    parts: int
+
+
+@functools.lru_cache(maxsize=32)
+def tasks_for_images(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
+    """Tasks for `march`: all planes, shared evenly by the threads; ``length`` is the window's."""
+    total, (height, width) = shape[0] * shape[1], shape[2:]
+    # Windows reach beyond a strip, and so do the pixels under those windows.
+    halo = 4 * (length // 2)
+    strips = -(-width // STRIP)
+    planes = max(1, min(SIDE_BY_SIDE // (width + halo), total // threads))
+    bands = 1
+    while -(-total // planes) * strips * bands % threads and height // (bands + 1) >= BAND:
+        bands += 1
+    tasks = [
+        (p, min(planes, total - p), part, *rows, *columns)
+        for p in range(0, total, planes)
+        for part, (rows, columns) in enumerate(
+            itertools.product(cut(height, bands), cut(width, strips))
+        )
+    ]
+    widest = planes * (-(-width // strips) + halo)
+    rows = 10 * (length + 1) + 26
+    return Tasks(np.array(tasks), [(rows, _whole_steps(widest) + length)], bands * strips)
+
+
+@functools.lru_cache(maxsize=32)
+def tasks_for_volumes(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
+    """Tasks for `march_volume`."""
+    total, (depth, height, width) = shape[0] * shape[1], shape[2:]
+    halo = 2 * (length // 2)
+    bands, strips = -(-height // BLOCK[0]), -(-width // BLOCK[1])
+    layers = 1
+    while total * bands * strips * layers % threads and depth // (layers + 1) >= BAND:
+        layers += 1
+    tasks = [
+        (volume, part, *slices, *rows, *columns)
+        for volume in range(total)
+        for part, (slices, rows, columns) in enumerate(
+            itertools.product(cut(depth, layers), cut(height, bands), cut(width, strips))
+        )
+    ]
+    wide = _whole_steps(-(-width // strips) + halo)
+    area = (-(-height // bands) + halo + 2) * wide
+    slots = length + 1
+    rows = (6 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)
+    return Tasks(np.array(tasks), [*rows], layers * bands * strips)
+
+
+def _whole_steps(columns: int) -> int:
+    """Loops are compiled for steps of 64 values: whole steps are faster than a remainder."""
+    return -(-columns // 64) * 64
+
+
+def kept_memory() -> dict[int, Any]:
+    """The calling thread's scratch memory, by the number of the share of a call.
+
+    It is kept from call to call: the system takes long to hand out and clear new pages.
+    """
+    if not hasattr(_own, "memory"):
+        _own.memory = {}
+    memory: dict[int, Any] = _own.memory
+    return memory
+
+
+def scratch_arrays(
+    memory: dict[int, Any], share: int, shapes: Sequence[tuple[int, int]], dtype: Any
+) -> list[Any]:
+    """Uninitialised arrays that belong to one share of a call.
+
+    Rows lie an odd number of cache lines apart, so that those of a ring are in different sets of
+    the cache.
+    """
+    line = 64 // dtype.itemsize
+    shapes = [(count, (-(-columns // line) | 1) * line) for count, columns in shapes]
+    size = 64 + dtype.itemsize * sum(map(math.prod, shapes))
+    if share not in memory or memory[share].size < size:
+        memory[share] = np.zeros(size, np.uint8)
+    begin = -memory[share].ctypes.data % 64
+    views = []
+    for shape in shapes:
+        end = begin + dtype.itemsize * math.prod(shape)
+        views.append(memory[share][begin:end].view(dtype).reshape(shape))
+        begin = end
+    return views
