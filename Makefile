@@ -9,7 +9,7 @@ PYTEST = -m pytest -n 2 --dist loadfile --junit-xml=runs/tests-$@.xml
 # Four threads on two cores: one that spins while it waits takes the time of one that works.
 test test-oldest test-newest: export OMP_WAIT_POLICY = PASSIVE
 
-# TESTS="tests/test_compile.py ..." runs those alone.
+# TESTS="tests/api tests/pytorch/test_compile.py ..." runs those alone.
 TESTS ?=
 
 test: .venv/installed
@@ -18,7 +18,7 @@ test: .venv/installed
 # Draws calls until the time is up; runs/fuzz.json has the counts, a failing call joins the tests.
 MINUTES ?= 10
 fuzz: .venv/installed
-	.venv/bin/python tests/fuzz.py --minutes $(MINUTES)
+	.venv/bin/python tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -80,7 +80,7 @@ test-oldest test-newest: test-%: .venv-%/installed
 # Builds dist/ and tries it in an empty environment, with the newest dependencies there are.
 release-check: .venv/installed
 	rm -rf dist
-	.venv/bin/python -m tests.release
+	.venv/bin/python -m tests.project.release
 
 # Writes the locks anew; needs uv.
 COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \

@@ -14,7 +14,7 @@ from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 # Triton's interpreter has to be switched on before Triton is imported: the triton path's properties
-# run in a process of their own, which tests/test_gpu_path.py starts.
+# run in a process of their own, which tests/gpu/test_gpu_path.py starts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:

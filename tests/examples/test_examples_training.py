@@ -154,7 +154,7 @@ torch.set_num_threads(1)
 
 
 def program(text):
-    return PROGRAM.format(paths=[str(Path(__file__).parents[i]) for i in (0, 1)]) + textwrap.dedent(
+    return PROGRAM.format(paths=[str(Path(__file__).parents[i]) for i in (0, 2)]) + textwrap.dedent(
         text
     )
 

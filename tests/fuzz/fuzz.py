@@ -1,7 +1,7 @@
 """Drawn calls of every loss on every path, judged by the reference in float64.
 
-``python tests/fuzz.py --minutes 10`` draws until the time is up. What it finds it shrinks and keeps
-in ``fuzz_cases.jsonl``, which the suite runs, as it runs some calls of its own drawing.
+``python tests/fuzz/fuzz.py --minutes 10`` draws until the time is up. What it finds it shrinks and
+keeps in ``fuzz_cases.jsonl``, which the suite runs, as it runs some calls of its own drawing.
 """
 
 import argparse
@@ -48,6 +48,7 @@ from perceptual_losses import (
 from perceptual_losses._ssim import reference
 
 if os.environ.get("TRITON_INTERPRET") == "1":
+    sys.path.append(str(Path(__file__).parents[1] / "gpu" / "emulator"))
     import interpreter  # noqa: F401
 
 KEPT = Path(__file__).parent / "fuzz_cases.jsonl"

@@ -1,4 +1,4 @@
-"""Drawn calls on every path, and those that once failed. `python tests/fuzz.py` draws more."""
+"""Drawn calls on every path, and those that once failed. `python tests/fuzz/fuzz.py` draws more."""
 
 import json
 import os

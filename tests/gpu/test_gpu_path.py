@@ -12,17 +12,16 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from unittest import mock
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from benchmarks.aot import BOTH, Case
 from hypothesis import strategies as st
 
 from benchmarks import aot, tune
-from benchmarks.aot import BOTH, Case
 from perceptual_losses import (
     L1MSSSIMLoss,
     L1SSIMLoss,
@@ -54,17 +53,17 @@ PROPERTIES = "interpreted and not (float64 or volumes or training or large)"
 
 @pytest.mark.parametrize(
     "chosen",
-    [[__file__, "-o", "python_functions=check_"], [str(Path(__file__).parent), "-m", PROPERTIES]],
+    [[__file__, "-o", "python_functions=check_"], ["tests", "-m", PROPERTIES]],
     ids=["checks", "properties"],
 )
-def test_in_the_interpreter(chosen):
+def test_in_the_interpreter(chosen, root):
     options = ["-p", "no:cacheprovider", "-q", "-n", "2"]
     # Masked columns compute with whatever lies in memory.
     options += ["-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *chosen, *options],
         env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
+        cwd=root,
         capture_output=True,
         text=True,
     )

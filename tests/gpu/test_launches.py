@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from perceptual_losses import MSSSIMLoss, SSIMLoss
 from perceptual_losses._ssim.gpu import backend as gpu
 
+EMULATOR = Path(__file__).parent / "emulator"
 COMPILER = shutil.which("cc")
 MISSING = gpu.missing(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -21,19 +22,19 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C compiler, which Triton needs to launch")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the driver is Linux's")
-def test_parameters_arrive(tmp_path):
+def test_parameters_arrive(tmp_path, root):
     import triton
 
     include = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
-    source, library = Path(__file__).parent / "stub_cuda.c", tmp_path / "libcuda.so.1"
+    source, library = EMULATOR / "stub_cuda.c", tmp_path / "libcuda.so.1"
     subprocess.run(
         [COMPILER, "-shared", "-fPIC", f"-I{include}", "-o", library, source], check=True
     )
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "launched.py", "90"],
+        [sys.executable, EMULATOR / "launched.py", "90"],
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "PYTHONPATH": str(root),
             "TRITON_CACHE_DIR": str(tmp_path / "cache"),
             "TRITON_LIBCUDA_PATH": str(tmp_path),
             "LD_LIBRARY_PATH": str(tmp_path),

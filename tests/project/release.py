@@ -1,7 +1,8 @@
 """Builds the distributions, and tries them as a user gets them.
 
-``python -m tests.release`` checks what they contain, installs the wheel with its dependencies in an
-empty environment without a compiler, and runs `SMOKE` there. It needs a package index.
+``python -m tests.project.release`` checks what they contain, installs the wheel with its
+dependencies in an empty environment without a compiler, and runs `SMOKE` there. It needs a package
+index.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 SOURCES = ("CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml")
 """What a source distribution has besides the folders."""
@@ -119,7 +120,7 @@ def install_and_try(wheel: Path, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.release", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.project.release", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     out = parser.parse_args(arguments).out
     with tempfile.TemporaryDirectory() as temporary:

@@ -13,7 +13,7 @@ from torchvision.models import vgg
 import perceptual_losses
 from benchmarks import numerics, reliability, report, run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```python" in page.read_text()]
 

@@ -1,8 +1,8 @@
 """Launches the GPU path's kernels through Triton's own launcher, on a driver that only reports.
 
-``python tests/launched.py CAPABILITY`` prints a line for each launch whose parameters arrived as
-they were given, with a star where a kernel of the levels, which takes longest, was compiled for it;
-`test_launches` sets up the driver and runs it.
+``python tests/gpu/emulator/launched.py CAPABILITY`` prints a line for each launch whose
+parameters arrived as they were given, with a star where a kernel of the levels, which takes
+longest, was compiled for it; `test_launches` sets up the driver and runs it.
 """
 
 import ctypes

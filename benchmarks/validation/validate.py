@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from perceptual_losses.examples.study import wrapped
 from torch import Tensor
 from tqdm import tqdm
 
 from perceptual_losses import ssim
-from perceptual_losses.examples.study import wrapped
 
 from . import pages, run
 from .comparisons import (
@@ -266,7 +266,7 @@ since replaced. TensorFlow and MATLAB themselves were not run.
   both sides; the linear weights of LPIPS are its own.
 * fused-ssim's own kernels, which need a GPU: the formula that its tests compare them with stands
   in for them.
-* A GPU. All of this ran on a CPU; `tests/test_gpu_path.py` compares the paths with each other.
+* A GPU. All of this ran on a CPU; `tests/gpu/` compares the paths with each other.
 * Half precision, masks, flat or tiny images: `tests/` has those.
 
 {environment["device"]}; Python {environment["python"]}; {", ".join(versions)}; commit
