@@ -2,6 +2,7 @@
 #include "cuda_standins.h"
 
 #include <elf.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,7 +78,11 @@ CUresult cuGetErrorString(CUresult code, const char **text) {
     case CUDA_ERROR_ILLEGAL_ADDRESS: *text = "an address in another device's memory"; break;
     case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: *text = "not while a stream is captured"; break;
     case CUDA_ERROR_NOT_SUPPORTED: *text = "the stand-ins for CUDA do not have this"; break;
-    default: *text = "an error of the stand-ins for CUDA";
+    default: {
+      static __thread char numbered[64];
+      snprintf(numbered, sizeof numbered, "error %d of the stand-ins for CUDA", code);
+      *text = numbered;
+    }
   }
   return CUDA_SUCCESS;
 }

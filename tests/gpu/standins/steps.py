@@ -45,7 +45,8 @@ class Step(NamedTuple):
 
         return [
             (
-                *(event.name, event.device, event.stream, event.grid, event.threads, event.bytes),
+                *(event.name, event.function, event.device, event.stream),
+                *(event.grid, event.threads, event.bytes),
                 tuple(map(place, event.parameters)),
             )
             for event in (*self.forward.triton, *self.backward.triton)
