@@ -31,12 +31,12 @@ docs: .venv/installed
 
 # Every generated part of the documentation anew, from the committed results.
 pages: .venv/installed
-	.venv/bin/python -m benchmarks.overview
-	.venv/bin/python -m benchmarks.numerics --from-results
-	.venv/bin/python -m benchmarks.validate --from-results
-	.venv/bin/python -m benchmarks.reliability
-	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
-	.venv/bin/python -m perceptual_losses.examples study --from-results --out docs/vae
+	.venv/bin/python -m benchmarks.pages.overview
+	.venv/bin/python -m benchmarks.validation.numerics --from-results
+	.venv/bin/python -m benchmarks.validation.validate --from-results
+	.venv/bin/python -m benchmarks.reliability.page
+	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
+	.venv/bin/python -m benchmarks.study --from-results
 
 demo: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo
@@ -47,19 +47,19 @@ demo-smoke: .venv/installed
 
 # About 20 minutes on two cores.
 study: .venv/installed
-	.venv/bin/python -m perceptual_losses.examples study --out docs/vae
+	.venv/bin/python -m benchmarks.study
 
 # 20 minutes.
 long-run: .venv/installed
-	.venv/bin/python -m benchmarks.long_run
+	.venv/bin/python -m benchmarks.reliability.long_run
 
 bench-gpu: .venv/installed
-	.venv/bin/python -m benchmarks.run --device cuda
-	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
+	.venv/bin/python -m benchmarks.speed.run --device cuda
+	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
 
 bench: .venv/installed
-	.venv/bin/python -m benchmarks.run
-	.venv/bin/python -m benchmarks.report benchmarks/results/*.json --out docs/benchmarks --pages
+	.venv/bin/python -m benchmarks.speed.run
+	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
 
 # The environment alone, from the pinned lock.
 .venv: .venv/installed

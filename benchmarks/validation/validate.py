@@ -9,29 +9,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from perceptual_losses.examples.study import wrapped
 from torch import Tensor
 from tqdm import tqdm
 
 from perceptual_losses import ssim
 
-from . import pages, run
-from .comparisons import (
-    ALSO,
-    COMPARISONS,
-    IMAGES,
-    PACKAGES,
-    PUBLISHED,
-    Comparison,
-    Package,
-    Published,
-    names,
-    ramp,
-)
+from ..pages import fill
+from ..pages.environment import environment
+from .comparisons import ALSO, COMPARISONS, PACKAGES, Comparison, Package, names
+from .images import IMAGES, ramp
+from .published import PUBLISHED, Published
 
-RESULTS = pages.ROOT / "docs" / "validation" / "results.json"
-PAGE = pages.ROOT / "docs" / "validation.md"
-MIGRATING = pages.ROOT / "docs" / "migrating.md"
+RESULTS = fill.ROOT / "docs" / "validation" / "results.json"
+PAGE = fill.ROOT / "docs" / "validation.md"
+MIGRATING = fill.ROOT / "docs" / "migrating.md"
 
 Row = dict[str, Any]
 
@@ -147,9 +138,9 @@ def published(number: Published) -> Row:
 def results() -> Row:
     """All of it, and with what."""
     begin = time.perf_counter()
-    environment = run.environment("cpu", [*PACKAGES.values(), *ALSO])
+    packages = [*PACKAGES.values(), *ALSO]
     return {
-        "environment": environment,
+        "environment": environment("cpu", [package.distribution for package in packages]),
         "published": [published(number) for number in PUBLISHED],
         "ramp": ssim(*ramp(), data_range=255).item(),
         "comparisons": [measured(comparison) for comparison in tqdm(COMPARISONS)],
@@ -216,11 +207,11 @@ def _published_table(rows: Iterable[Row]) -> str:
 
 def page(found: Row) -> str:
     """The validation page, in Markdown."""
-    environment = found["environment"]
-    versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
+    where = found["environment"]
+    versions = [f"{name} {version}" for name, version in where["versions"].items() if version]
     sections = []
     for name, text in SECTIONS.items():
-        version = environment["versions"][PACKAGES[name].distribution]
+        version = where["versions"][PACKAGES[name].distribution]
         imported = PACKAGES[name].modules or PACKAGES[name].flat
         heading = f"{name} {version}" if imported and version else name
         sections += [f"### {heading}", text, table(rows(found, name))]
@@ -228,7 +219,7 @@ def page(found: Row) -> str:
     text = f"""# Are these the right numbers?
 
 Our values and gradients beside those of other packages, of published numbers, and of transcriptions
-of the definition. Written by `python -m benchmarks.validate` from
+of the definition. Written by `python -m benchmarks.validation.validate` from
 [its results](validation/results.json), which have the value of every pair of images. It takes
 a few minutes and asks for no network.
 
@@ -269,25 +260,27 @@ since replaced. TensorFlow and MATLAB themselves were not run.
 * A GPU. All of this ran on a CPU; `tests/gpu/` compares the paths with each other.
 * Half precision, masks, flat or tiny images: `tests/` has those.
 
-{environment["device"]}; Python {environment["python"]}; {", ".join(versions)}; commit
-{environment["commit"]}; {found["seconds"]:.0f} seconds.
+{where["device"]}; Python {where["python"]}; {", ".join(versions)}; commit
+{where["commit"]}; {found["seconds"]:.0f} seconds.
 """
-    return "\n\n".join(wrapped(part) for part in text.split("\n\n")) + "\n"
+    return "\n\n".join(fill.wrapped(part) for part in text.split("\n\n")) + "\n"
 
 
 def filled(text: str, found: Row) -> str:
     """The migration page with its tables anew."""
-    for name in pages.parts(text):
+    for name in fill.parts(text):
         shown = [row for row in rows(found, name) if row["migrating"]]
         if not shown:
             raise ValueError(f"nothing is compared with {name!r}")
-        text = pages.filled(text, name, table(shown))
+        text = fill.filled(text, name, table(shown))
     return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.validation.validate", description=__doc__
+    )
     parser.add_argument(
         "--from-results", action="store_true", help="compare nothing: the pages anew"
     )
