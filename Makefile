@@ -36,7 +36,7 @@ pages: .venv/installed
 	.venv/bin/python -m benchmarks.validation.validate --from-results
 	.venv/bin/python -m benchmarks.reliability.page
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
-	.venv/bin/python -m benchmarks.study.study --from-results
+	.venv/bin/python -m benchmarks.study --from-results
 
 demo: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo
@@ -47,7 +47,7 @@ demo-smoke: .venv/installed
 
 # About 20 minutes on two cores.
 study: .venv/installed
-	.venv/bin/python -m benchmarks.study.study
+	.venv/bin/python -m benchmarks.study
 
 # 20 minutes.
 long-run: .venv/installed

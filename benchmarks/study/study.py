@@ -1,16 +1,11 @@
-"""Trains every model with the same data and number of steps, and writes a page on what each loss
-does to held-out photos. Exits with 1 if training with MS-SSIM did not give the better held-out
-MS-SSIM than the mean squared error with every seed.
-"""
+"""The models at an equal budget: what each loss does to reconstructions that nobody trained on."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import statistics
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,7 +16,6 @@ import torch
 from matplotlib.figure import Figure
 
 import perceptual_losses
-from perceptual_losses.examples import __main__ as command
 from perceptual_losses.examples.data import (
     HELD_OUT_PHOTOS,
     TRAINING_PHOTOS,
@@ -31,7 +25,7 @@ from perceptual_losses.examples.data import (
     load,
 )
 from perceptual_losses.examples.demo import METRICS, history, plot_reconstructions
-from perceptual_losses.examples.train import Training, make_folder
+from perceptual_losses.examples.train import Training
 from perceptual_losses.examples.vae import BaseVAE
 
 from ..pages.environment import processor_name
@@ -331,62 +325,3 @@ is {cost["loss_ms"]:.2f} ms: {share} of the step. Medians, with {config["batch_s
     }; {results["seconds"] / 60:.0f} minutes in all.
 """
     return "\n\n".join(wrapped(part) for part in text.split("\n\n"))
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.study.study",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=command.positive, default=700, help="updates of each model")
-    parser.add_argument(
-        "--batch-size", type=command.positive, default=16, help="images for each update"
-    )
-    parser.add_argument("--seeds", type=command.seed, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--runs", type=command.folder, default=Path("runs/study"), help="for the trainings"
-    )
-    parser.add_argument(
-        "--out",
-        type=command.folder,
-        default=Path("docs/vae"),
-        help="folder for results; the page is .md",
-    )
-    parser.add_argument(
-        "--from-results", action="store_true", help="train nothing: the page anew from the results"
-    )
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = arguments().parse_args(argv)
-    try:
-        with command.refusals():
-            if options.from_results:
-                results = json.loads((options.out / "results.json").read_text())
-            else:
-                make_folder(options.runs)
-                make_folder(options.out)
-    except command.RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.from_results:
-        write_page(results, options.out)
-    else:
-        results = study(
-            steps=options.steps,
-            batch_size=options.batch_size,
-            seeds=options.seeds,
-            runs=options.runs,
-            out=options.out,
-        )
-    print(f"\n{table(results)}\n\n{verdict(results)}\n\n")
-    print(f"The page is {options.out.with_suffix('.md')}, its pictures are in {options.out}.")
-    return 0 if all(seeds_won(results)) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -192,7 +192,7 @@ class CpuPlan:
             return Forward(torch.stack(means[::-1] + last_row), saved)
         if not request.exponents:
             return Forward(reduce_planes(request, means[0], distance), saved)
-        similarity, factors = _combine_levels(torch.stack(means[::-1]), request)
+        similarity, factors = combine_levels(torch.stack(means[::-1]), request)
         return Forward(reduce_planes(request, similarity, distance), [factors, *saved])
 
     def backward(
@@ -347,7 +347,7 @@ def _like(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     return torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
 
 
-def _combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The product of the levels' means, and its derivatives by them.
 
     Returns:
