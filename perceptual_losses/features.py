@@ -145,7 +145,7 @@ class _FeatureLoss(nn.Module):
 
     def __init__(self, extractor: Extractor, reduction: str) -> None:
         super().__init__()
-        _validation.choice("reduction", reduction, _validation.REDUCTIONS)
+        _validation.check_choice("reduction", reduction, _validation.REDUCTIONS)
         self.extractor, self.reduction = extractor, reduction
 
     def load(self) -> None:
@@ -160,7 +160,7 @@ class _FeatureLoss(nn.Module):
         return self._compared(self.extractor(y))
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _validation.choice("reduction", self.reduction, _validation.REDUCTIONS)
+        _validation.check_choice("reduction", self.reduction, _validation.REDUCTIONS)
         known = self.extractor.layers
         if self.layers is not None and self.layers.keys() != set(known):
             raise ValueError(
@@ -183,7 +183,7 @@ class _FeatureLoss(nn.Module):
                 f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
             )
         for name, shape in self._shapes(x).items():
-            _validation.plain(f"y[{name!r}]", y[name])
+            _validation.check_plain_tensor(f"y[{name!r}]", y[name])
             if tuple(y[name].shape) != shape:
                 raise ValueError(
                     f"the features {name} of x have shape {shape} and those of y "
@@ -278,7 +278,7 @@ class VGGLoss(_FeatureLoss):
         reduction: str = "mean",
     ) -> None:
         chosen = _chosen(layers, VGG_PRESETS, backbone, distance, "l1")
-        _validation.choice("distance", chosen.distance, DISTANCES)
+        _validation.check_choice("distance", chosen.distance, DISTANCES)
         extractor = Extractor(
             list(chosen.layers),
             backbone=chosen.backbone,
@@ -291,7 +291,7 @@ class VGGLoss(_FeatureLoss):
         self.layers, self.distance = chosen.layers, chosen.distance
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _validation.choice("distance", self.distance, DISTANCES)
+        _validation.check_choice("distance", self.distance, DISTANCES)
         return super().forward(x, y)
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -436,7 +436,7 @@ class LPIPSLoss(_FeatureLoss):
         checkpointing: bool = False,
         reduction: str = "mean",
     ) -> None:
-        _validation.choice("backbone", backbone, tuple(LPIPS_LAYERS))
+        _validation.check_choice("backbone", backbone, tuple(LPIPS_LAYERS))
         found = _linear(linear, backbone)
         extractor = Extractor(
             LPIPS_LAYERS[backbone],
@@ -485,7 +485,9 @@ def _chosen(
             f"layers is of type {type(layers).__name__}: pass weights by names of layers such as "
             f"{{'relu2_2': 1.0}}, or one of {tuple(presets)}"
         )
-    weights = {name: _validation.number(f"layers[{name!r}]", w) for name, w in layers.items()}
+    weights = {
+        name: _validation.finite_number(f"layers[{name!r}]", w) for name, w in layers.items()
+    }
     if any(weight < 0 for weight in weights.values()):
         raise ValueError(f"layers={weights}: pass weights that are not negative")
     return Preset(backbone or "vgg16", distance or default_distance, weights)

@@ -119,7 +119,7 @@ class Extractor(nn.Module):
         checkpointing: bool,
     ) -> None:
         super().__init__()
-        _validation.choice("backbone", backbone, tuple(BACKBONES))
+        _validation.check_choice("backbone", backbone, tuple(BACKBONES))
         plan = BACKBONES[backbone]
         names = [layer.name for layer in plan]
         if not isinstance(layers, (list, tuple)) or not layers:
@@ -202,7 +202,7 @@ class Extractor(nn.Module):
 
     def check(self, name: str, image: Any) -> None:
         """Refuses what is no batch of images for the network."""
-        _validation.colour_images(name, image, self.data_range)
+        _validation.check_colour_images(name, image, self.data_range)
         if min(image.shape[2:]) < self._smallest:
             raise ValueError(
                 f"{name} has shape {tuple(image.shape)}, too small for {self._plan[-1].name} of "
