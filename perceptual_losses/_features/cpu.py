@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._runtime.numba_installed import unavailable
 from .._runtime.tracing import active_transform, batched
-from .._ssim.cpu.backend import unavailable
 
 
 def runs(*tensors: Tensor) -> bool:
@@ -17,7 +17,7 @@ def runs(*tensors: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and active_transform() is None
         and not any(map(batched, tensors))
-        and unavailable(torch.device("cpu")) is None
+        and unavailable() is None
     )
 
 
