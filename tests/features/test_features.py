@@ -16,7 +16,7 @@ from torch import nn
 import perceptual_losses
 from perceptual_losses import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
 from perceptual_losses._features import backbone as backbones
-from perceptual_losses._features.lpips import _formula, calibrated_distance
+from perceptual_losses._features.lpips import layer_distance, layer_distance_formula
 from perceptual_losses.features import (
     LPIPS_LAYERS,
     STYLE_PRESETS,
@@ -116,12 +116,12 @@ def test_every_layer_against_a_network_run_by_hand(networks, backbone):
 
 
 def test_names_follow_torchvision():
-    names = {layer.place: layer.name for layer in backbones.BACKBONES["vgg19"]}
+    names = {layer.position: layer.name for layer in backbones.BACKBONES["vgg19"]}
     assert [names[i] for i in (0, 1, 3, 4, 9, 11, 34, 35, 36)] == [
         *("conv1_1", "relu1_1", "relu1_2", "pool1", "pool2", "relu3_1", "conv5_4", "relu5_4"),
         "pool5",
     ]
-    names = {layer.place: layer.name for layer in backbones.BACKBONES["vgg16_bn"]}
+    names = {layer.position: layer.name for layer in backbones.BACKBONES["vgg16_bn"]}
     assert [names[i] for i in (0, 1, 2, 6, 7)] == [
         "conv1_1",
         "norm1_1",
@@ -272,7 +272,7 @@ def test_gradcheck(networks, linear, loss):
     assert torch.autograd.gradgradcheck(module, (x, y))
 
 
-def test_gradcheck_of_the_calibrated_distance(linear):
+def test_gradcheck_of_a_layers_distance(linear):
     loss = LPIPSLoss("alexnet", weights=torchvision_features("alexnet"), linear=linear["alexnet"])
     a, b = (f.requires_grad_() for f in pair(1, 64, 2, 3, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda a, b: loss._distance("relu1", a, b), (a, b))
@@ -313,8 +313,8 @@ def test_places_without_features_have_no_direction(linear):
     assert not x.grad.any()
 
 
-@pytest.mark.parametrize("distance", [_formula, calibrated_distance])
-def test_the_calibrated_distance_where_features_are_zero(distance):
+@pytest.mark.parametrize("distance", [layer_distance_formula, layer_distance])
+def test_a_layers_distance_where_features_are_zero(distance):
     """Asked directly: a network hides a NaN there behind its dead activations."""
     a, b = pair(1, 4, 2, 3)
     a[..., 0, :] = 0
@@ -336,8 +336,8 @@ def test_the_calibrated_distance_where_features_are_zero(distance):
         assert gradient[..., 1, :].abs().min() > 0
 
 
-@pytest.mark.parametrize("distance", [_formula, calibrated_distance])
-def test_the_calibrated_distance_where_lengths_overflow(distance):
+@pytest.mark.parametrize("distance", [layer_distance_formula, layer_distance])
+def test_a_layers_distance_where_lengths_overflow(distance):
     """Neither the distance of zero that unit features of zero would have, nor in other images."""
     a, b = (feature.requires_grad_() for feature in pair(2, 4, 2, 3))
     with torch.no_grad():
@@ -357,7 +357,7 @@ def test_no_nan_is_rounded_to_a_number():
     """All ones in a NaN's lower half would carry over into its sign."""
     a, b = (feature.bfloat16().requires_grad_() for feature in pair(1, 64, 2, 2))
     nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
-    (gradient,) = torch.autograd.grad(calibrated_distance(a, b, torch.ones(64)), a, nan)
+    (gradient,) = torch.autograd.grad(layer_distance(a, b, torch.ones(64)), a, nan)
     assert gradient.isnan().all()
 
 
