@@ -188,7 +188,9 @@ def test_a_changed_option_of_some(loss, option, value):
     assert steps.take(loss, *steps.images(*SHAPE)).launches == before[0]
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
 def test_a_copy_of_a_used_loss(copied):
     loss = L1SSIMLoss()
     first = [steps.take(loss, *steps.images(*SHAPE)).launches for _ in range(2)]
