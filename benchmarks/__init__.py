@@ -1,3 +1,1 @@
-"""Time and memory of the losses beside those of other packages, each checked before it is timed:
-``python -m benchmarks.run``, then ``python -m benchmarks.report``.
-"""
+"""Measurements of the losses: what the pages of the documentation show."""

@@ -1,7 +1,7 @@
 """Compiles the GPU path's kernels ahead of time and reads from them what they take of a GPU.
 
-``python -m benchmarks.aot --out docs/kernels`` writes ``registers.md``. It needs no GPU, and says
-nothing about time on one.
+``python -m benchmarks.gpu.registers --out docs/kernels`` writes ``registers.md``. It needs no GPU,
+and says nothing about time on one.
 """
 
 from __future__ import annotations
@@ -273,8 +273,9 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
     """
     parts = [
         "# What the GPU kernels take",
-        f"Written by `python -m benchmarks.aot --out docs/kernels` with Triton {version}, which "
-        "compiled the kernels ahead of time. Nothing ran on a GPU: there is no time in here.",
+        "Written by `python -m benchmarks.gpu.registers --out docs/kernels` with Triton "
+        f"{version}, which compiled the kernels ahead of time. Nothing ran on a GPU: there is no "
+        "time in here.",
         f"A row is one kernel of one level, images of {'x'.join(map(str, SHAPE))} unless it says "
         "another size, or `coarser` of all coarser levels of five. `march` does "
         "all of a level; where `derive` and `gather` share a level they follow each other, and "
@@ -298,7 +299,7 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """The command line; returns the path of the file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.registers", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     options = parser.parse_args(arguments)
     import triton

@@ -1,9 +1,9 @@
 """Times the Triton kernels with each launch setting on this machine's GPU.
 
-``python -m benchmarks.tune`` writes ``benchmarks/tuning/<device>.json``: for windows of each size
-in the table of ``perceptual_losses/_ssim/gpu/tiles.py``, for the value alone and for the value with
-its gradient, the time of each setting at several image sizes. The table has the settings that are
-fastest there, and a test compares.
+``python -m benchmarks.gpu.tune`` writes ``benchmarks/tuning/<device>.json``: for windows of each
+size in the table of ``perceptual_losses/_ssim/gpu/tiles.py``, for the value alone and for the value
+with its gradient, the time of each setting at several image sizes. The table has the settings that
+are fastest there, and a test compares.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,12 +25,13 @@ from perceptual_losses import ssim
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
-from . import measure
-from .cases import images
-from .contenders import CONTENDERS
-from .run import device_name, environment
+from ..pages.environment import environment, file_name
+from ..pages.fill import ROOT
+from ..speed import measure
+from ..speed.cases import images
+from ..speed.contenders import OURS
 
-TUNING = Path(__file__).parent / "tuning"
+TUNING = ROOT / "benchmarks" / "tuning"
 
 SIZES = ((64, 3, 64, 64), (8, 3, 256, 256), (1, 3, 1080, 1920), (8, 3, 1080, 1920))
 
@@ -176,14 +176,13 @@ def fastest(rows: Sequence[dict[str, Any]], window: int, kernels: str, size: str
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """The command line; returns the path of the file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.tune", description=__doc__)
     parser.add_argument("--out", type=Path, help="default: benchmarks/tuning/<device>.json")
     options = parser.parse_args(arguments)
     rows = tune(SIZES, SETTINGS, "cuda")
-    name = re.sub(r"[^a-z0-9]+", "-", device_name("cuda").lower()).strip("-")
-    path = options.out or TUNING / f"{name}.json"
+    path = options.out or TUNING / file_name("cuda")
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"environment": environment("cuda", CONTENDERS[:1]), "settings": rows}
+    result = {"environment": environment("cuda", [OURS.distribution]), "settings": rows}
     path.write_text(json.dumps(result, indent=1) + "\n")
     for window, kernels in dict.fromkeys((s.window, s.kernels) for s in SETTINGS):
         for size in rows[0].get("milliseconds", {}):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def parts(text: str) -> list[str]:
@@ -32,7 +32,7 @@ def filled(text: str, name: str, content: str) -> str:
 
 
 def fill(page: Path, name: str, content: str) -> None:
-    """The same with a file."""
+    """Fills a part of a page that is a file."""
     page.write_text(filled(page.read_text(), name, content))
 
 
@@ -42,11 +42,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def provenance(environment: dict[str, Any]) -> str:
-    """One sentence on where numbers come from."""
-    versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items() if v)
-    return (
-        f"{environment['device']}, {environment['system'].split('-')[0]}, Python "
-        f"{environment['python']}, {versions}; commit {environment['commit']}, "
-        f"{environment['date'][:10]}."
-    )
+def wrapped(part: str) -> str:
+    """A paragraph, in lines of one width again after numbers have been put in."""
+    if part.startswith(("#", "|", "!", "*")):
+        return part
+    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)

@@ -15,7 +15,7 @@ from skimage.filters import gaussian
 
 from perceptual_losses import ms_ssim, ssim, ssim_map
 
-from .pages import ROOT
+from .fill import ROOT
 
 PICTURE = ROOT / "docs" / "assets" / "overview.png"
 

@@ -1,9 +1,9 @@
 """Trains for many steps and records the memory of the process and the losses' distance from the
 reference path in float64.
 
-``python -m benchmarks.long_run`` writes ``docs/reliability/long-run.json``: about twenty minutes on
-two cores. The same steps with a mean squared error in place of the losses tell what growth of
-memory is torch's.
+``python -m benchmarks.reliability.long_run`` writes ``docs/reliability/long-run.json``: about
+twenty minutes on two cores. The same steps with a mean squared error in place of the losses tell
+what growth of memory is torch's.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss
 
-from .reliability import RESULTS
-from .run import environment
+from ..pages.environment import environment
+from .page import RESULTS
 
 SHAPE = (4, 3, 64, 64)
 
@@ -199,7 +199,9 @@ def method(options: Options) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> Path:
     """The command line; returns the path of the file."""
     defaults = Options()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long_run", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reliability.long_run", description=__doc__
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--out", type=Path, default=RESULTS / "long-run.json")
@@ -210,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             f"{defaults.warm_up}"
         )
     options = defaults._replace(steps=given.steps, seed=given.seed)
-    result = {"environment": environment("cpu", []), "method": method(options)}
+    result = {"environment": environment("cpu"), "method": method(options)}
     for kind in ("structural", "mse"):
         with _process() as process:
             result[kind] = process.submit(train, kind, options).result()

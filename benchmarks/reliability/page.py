@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .pages import ROOT, fill, provenance, table
-from .run import commit
+from ..pages.environment import commit, provenance
+from ..pages.fill import ROOT, fill, table
 
 RESULTS = ROOT / "docs" / "reliability"
 PAGE = ROOT / "docs" / "reliability.md"
@@ -129,7 +129,9 @@ def long_run_table(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reliability.page", description=__doc__
+    )
     parser.add_argument(
         "--suite",
         nargs=2,

@@ -117,11 +117,13 @@ def feature_loss(metric: str, **options: Any) -> torch.nn.Module:
     import perceptual_losses
 
     if metric == "VGG":
-        return perceptual_losses.VGGLoss({"relu3_3": 1.0}, distance="l2", weights=_vgg(), **options)
-    return perceptual_losses.LPIPSLoss(weights=_vgg(), **options)
+        return perceptual_losses.VGGLoss(
+            {"relu3_3": 1.0}, distance="l2", weights=random_vgg(), **options
+        )
+    return perceptual_losses.LPIPSLoss(weights=random_vgg(), **options)
 
 
-def _vgg() -> torch.nn.Sequential:
+def random_vgg() -> torch.nn.Sequential:
     """The features of torchvision's VGG-16: random, for there are no trained ones offline."""
     from torchvision.models import vgg
 
@@ -150,7 +152,7 @@ def _pasted(case: Case, device: str) -> Call:
     """What people paste: the network twice, whole, with a graph for both images."""
     if case.metric == "LPIPS":
         raise NotImplementedError("nobody pastes it")
-    network = _vgg().to(device)
+    network = random_vgg().to(device)
     colours = {"device": device, "dtype": torch.float32}
     mean = torch.tensor([0.485, 0.456, 0.406], **colours)[:, None, None]
     deviation = torch.tensor([0.229, 0.224, 0.225], **colours)[:, None, None]
@@ -175,7 +177,7 @@ def _piq_features(case: Case, device: str) -> Call:
 
     if case.metric == "LPIPS":
         raise NotImplementedError("downloads the weights of LPIPS when it is constructed")
-    loss = piq.ContentLoss(_vgg(), layers=("15",), weights=[1 / 256])
+    loss = piq.ContentLoss(random_vgg(), layers=("15",), weights=[1 / 256])
     return Call(
         loss.to(device), "piq.ContentLoss(vgg16().features, layers=('15',), weights=[1/256])"
     )
@@ -189,7 +191,7 @@ def _lpips(case: Case, device: str) -> Call:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torchvision, about how it is called
         loss = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    ours = iter(module for module in _vgg() if isinstance(module, torch.nn.Conv2d))
+    ours = iter(module for module in random_vgg() if isinstance(module, torch.nn.Conv2d))
     for module in loss.net.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.load_state_dict(next(ours).state_dict())

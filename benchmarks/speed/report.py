@@ -12,9 +12,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..pages.fill import ROOT, fill
+from ..pages.fill import table as markdown_table
 from .contenders import OURS
-from .pages import ROOT, fill
-from .pages import table as markdown_table
 
 Result = dict[str, Any]
 
@@ -308,7 +308,7 @@ def _groups(cases: Sequence[Result], key: str) -> list[tuple[str, list[Result]]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.report", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--pages", action="store_true", help="README, docs/benchmarks.md too")

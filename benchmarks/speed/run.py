@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import random
-import re
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from ..pages.environment import environment, file_name
+from ..pages.fill import ROOT
 from . import measure
 from .cases import CASES, Case, images
 from .contenders import CONTENDERS, OURS, Contender
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 TURN = 0.05
 """Seconds that a turn lasts at least, by repeating the step."""
@@ -36,14 +32,6 @@ COST_SHAPE = (16, 3, 256, 256)
 MULTIPLY_ADDS = 154 + 40
 """Of SSIM and its gradient for each pixel: eleven taps, two ways, for four moments and for three
 maps back; and about 40 for the formulas in between."""
-
-OTHER_DISTRIBUTIONS = ("torch", "numpy", "numba", "triton")
-
-VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "GOMP_", "NUMBA_", "TORCH")
-"""Beginnings of the names of what in the environment changes the numbers."""
-
-HARMLESS = ("_CACHE_DIR", "_ARCH_LIST", "_COMPILE_THREADS")
-"""Ends of those that change none: where a cache lies, and how others are compiled."""
 
 Row = dict[str, Any]
 
@@ -233,61 +221,6 @@ def one_thread_cost(shape: tuple[int, ...], repeats: int = 9) -> dict[str, Any]:
     }
 
 
-def environment(device: str, contenders: Sequence[Contender]) -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
-    names = [*OTHER_DISTRIBUTIONS, *(contender.distribution for contender in contenders)]
-    return {
-        "device": device_name(device),
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
-        "variables": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(VARIABLES) and not name.endswith(HARMLESS)
-        },
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "versions": {name: _version(name) for name in dict.fromkeys(names)},
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def device_name(device: str) -> str:
-    """What the results are named after."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{processor_name()}, {torch.get_num_threads()} threads"
-
-
-def processor_name() -> str:
-    """The processor as Linux has it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    match = re.search(r"model name\s*: (.+)", text)
-    return match[1] if match else platform.processor() or platform.machine()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """Of the checkout, as git describes it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        output = subprocess.run(
-            command, cwd=RESULTS.parent, check=True, capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return output.stdout.strip()
-
-
 def method(options: Options) -> dict[str, Any]:
     """How the numbers came about, in words and settings."""
     return {
@@ -317,7 +250,7 @@ def method(options: Options) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> Path:
     """The command line; returns the path of the file."""
     defaults = Options()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.run", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default=defaults.device)
     parser.add_argument("--rounds", type=int, default=defaults.rounds)
     parser.add_argument("--budget", type=float, default=defaults.budget, metavar="SECONDS")
@@ -337,13 +270,12 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     how = Options(options.device, options.rounds, options.budget, options.seed)
     measure.configure(how.device, torch.get_num_threads())
     result = {
-        "environment": environment(how.device, CONTENDERS),
+        "environment": environment(how.device, [entry.distribution for entry in CONTENDERS]),
         "method": {**method(how), "without": options.without},
         "copy_bytes_per_second": measure.copy_rate() if how.device == "cuda" else None,
         "cost": None,
     }
-    name = re.sub(r"[^a-z0-9]+", "-", device_name(how.device).lower()).strip("-")
-    path = options.out or RESULTS / f"{name}.json"
+    path = options.out or RESULTS / file_name(how.device)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def save(results: list[dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ import json
 import platform
 import statistics
 import subprocess
-import textwrap
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -17,11 +16,20 @@ import torch
 from matplotlib.figure import Figure
 
 import perceptual_losses
+from perceptual_losses.examples.data import (
+    HELD_OUT_PHOTOS,
+    TRAINING_PHOTOS,
+    Data,
+    Form,
+    count,
+    load,
+)
+from perceptual_losses.examples.demo import METRICS, history, plot_reconstructions
+from perceptual_losses.examples.train import Training
+from perceptual_losses.examples.vae import BaseVAE
 
-from .data import HELD_OUT_PHOTOS, TRAINING_PHOTOS, Data, Form, count, load
-from .demo import METRICS, history, plot_reconstructions
-from .train import Training
-from .vae import BaseVAE
+from ..pages.environment import processor_name
+from ..pages.fill import ROOT, wrapped
 
 MSE, MS_SSIM, EQUAL, VGG, LABELS = "MSE", "MS-SSIM", "MS-SSIM, equal", "VGG, random", "MSE + SSIM"
 
@@ -149,25 +157,15 @@ def synchronize(device: torch.device) -> None:
 
 def environment() -> dict[str, Any]:
     """Where and with what the numbers were made."""
-    found = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True
-    )
+    found = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
     return {
         "commit": found.stdout.strip() if found.returncode == 0 else None,
         "perceptual_losses": perceptual_losses.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
         "threads": torch.get_num_threads(),
     }
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def write(results: Results, out: Path, models: dict[str, BaseVAE], data: Data) -> None:
@@ -327,10 +325,3 @@ is {cost["loss_ms"]:.2f} ms: {share} of the step. Medians, with {config["batch_s
     }; {results["seconds"] / 60:.0f} minutes in all.
 """
     return "\n\n".join(wrapped(part) for part in text.split("\n\n"))
-
-
-def wrapped(part: str) -> str:
-    """A paragraph, in lines of one width again after numbers have been put in."""
-    if part.startswith(("#", "|", "!", "*")):
-        return part
-    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)

@@ -19,9 +19,9 @@ from torchvision.models import vgg
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, VGGLoss, ms_ssim, ssim
 
-from .contenders import CONTENDERS
-from .pages import ROOT, fill, provenance, table
-from .run import environment
+from ..pages.environment import environment, provenance
+from ..pages.fill import ROOT, fill, table
+from ..speed.contenders import CONTENDERS
 
 RESULTS = ROOT / "docs" / "numerics" / "results.json"
 PAGE = ROOT / "docs" / "numerics.md"
@@ -224,10 +224,12 @@ def _spread(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.numerics", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.validation.numerics", description=__doc__
+    )
     parser.add_argument("--from-results", action="store_true", help="write the page alone")
     if not parser.parse_args(arguments).from_results:
-        result = {"environment": environment("cpu", CONTENDERS)}
+        result = {"environment": environment("cpu", [entry.distribution for entry in CONTENDERS])}
         result |= {name: measure() for name, measure in MEASURED.items()}
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -124,27 +123,6 @@ def arguments() -> argparse.ArgumentParser:
         help="go on from the checkpoint in --out, if there is one",
     )
 
-    study = command(
-        "study",
-        "train every model alike, with several seeds, and write a page on it",
-        "Trains every model with the same data and number of steps and writes a page on what came "
-        "of it. Exits with 1 if training with MS-SSIM did not give the better held-out MS-SSIM "
-        "than the mean squared error with every seed.",
-    )
-    study.add_argument("--steps", type=positive, default=700, help="updates of each model")
-    study.add_argument("--batch-size", type=positive, default=16, help="images for each update")
-    study.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
-    study.add_argument("--runs", type=folder, default=Path("runs/study"), help="for the trainings")
-    study.add_argument(
-        "--out", type=folder, default=Path("docs/vae"), help="folder for results; the page is .md"
-    )
-    study.add_argument(
-        "--from-results",
-        action="store_true",
-        default=False,
-        help="train nothing: the page anew from the results",
-    )
-
     sample = command("sample", "draw new images from a trained model")
     sample.add_argument("--checkpoint", type=Path, required=True, help="a training's checkpoint.pt")
     sample.add_argument("--rows", type=positive, default=8, help="a model with classes has its own")
@@ -234,31 +212,6 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def study(options: argparse.Namespace) -> int:
-    """Every model, with several seeds."""
-    from .study import seeds_won, study, table, verdict, write_page
-    from .train import make_folder
-
-    if options.from_results:
-        with refusals():
-            results = json.loads((options.out / "results.json").read_text())
-        write_page(results, options.out)
-    else:
-        with refusals():
-            make_folder(options.runs)
-            make_folder(options.out)
-        results = study(
-            steps=options.steps,
-            batch_size=options.batch_size,
-            seeds=options.seeds,
-            runs=options.runs,
-            out=options.out,
-        )
-    print(f"\n{table(results)}\n\n{verdict(results)}\n\n")
-    print(f"The page is {options.out.with_suffix('.md')}, its pictures are in {options.out}.")
-    return 0 if all(seeds_won(results)) else 1
-
-
 def sample(options: argparse.Namespace) -> int:
     """New images of a model."""
     from torchvision.utils import save_image
@@ -299,7 +252,6 @@ def reconstruct(options: argparse.Namespace) -> int:
 COMMANDS = {
     "demo": demo,
     "train": train,
-    "study": study,
     "sample": sample,
     "reconstruct": reconstruct,
 }

@@ -10,48 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from torch.utils.data import TensorDataset
+from example_training import OPTIONS, RANDOM_FEATURES, SMALL, lines, same, shapes, training
 
-from perceptual_losses.examples import __main__, checkpoints, data, train
-
-SMALL = {"hidden_dims": (4, 8), "latent_dim": 4}
-OPTIONS = {
-    "vae": {},
-    "msssim": {},
-    "dfc": {"layers": {"relu1_1": 1.0}, "weights": None},
-    "cvae": {},
-}
-RANDOM_FEATURES = pytest.mark.filterwarnings("ignore:the features of vgg")
-
-
-def shapes(n=10, activation="sigmoid"):
-    """A bright square on a dark ground, at two heights that are the classes."""
-    low = -1.0 if activation == "tanh" else 0.0
-    x = torch.full((n, 1, 16, 16), low + 0.1)
-    labels = torch.arange(n) % 2
-    for i in range(n):
-        top = 2 + 6 * int(labels[i])
-        x[i, :, top : top + 6, i % 10 : i % 10 + 6] = 0.9
-    images, form = TensorDataset(x, labels), data.Form(16, 1, (low, 1.0))
-    return data.Data("shapes", form, ["high", "low"], data.Mirrored(images), images)
-
-
-def training(out, model="vae", *, activation="sigmoid", **options):
-    options = {"steps": 6, "batch_size": 4, "evaluate_every": 3, "save_every": 2, **options}
-    own = {**SMALL, **OPTIONS[model], "output_activation": activation}
-    return train.Training(model, own, shapes(activation=activation), out, **options)
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def same(a, b):
-    """Whether two checkpoints are equal bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+from perceptual_losses.examples import checkpoints, train
 
 
 @RANDOM_FEATURES
@@ -146,7 +107,7 @@ import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 import torch
-from test_examples_training import training
+from example_training import training
 from perceptual_losses.examples import train
 
 torch.set_num_threads(1)
@@ -280,133 +241,3 @@ def test_folders_that_cannot_be_trained_in(tmp_path):
 def test_a_folder_that_takes_no_files():
     with pytest.raises(ValueError, match="/proc cannot be written to "):
         training(Path("/proc"))
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder of images in two classes."""
-    x, labels = shapes().held_out.tensors
-    for i, (image, label) in enumerate(zip(x, labels, strict=True)):
-        folder = tmp_path / "pictures" / ["high", "low"][label]
-        folder.mkdir(parents=True, exist_ok=True)
-        grey = (255 * image[0]).round().to(torch.uint8).numpy()
-        Image.fromarray(grey).save(folder / f"{i}.png")
-    return tmp_path / "pictures"
-
-
-def command(*flags):
-    return __main__.main([str(flag) for flag in flags])
-
-
-def test_the_commands(tmp_path, pictures, capsys):
-    out, checkpoint = tmp_path / "out", tmp_path / "out" / "checkpoint.pt"
-    flags = ["--data", pictures, "--image-size", 16, "--batch-size", 4, "--channels", 1]
-    flags += ["--output-activation", "tanh", "--alpha", 2, "--beta", 0.5, "--kl-weight", 0.001]
-    go = ["train", "--model", "cvae", *flags, "--eval-every", 2, "--out", out]
-    assert command(*go, "--steps", 3) == 0
-    assert f"pictures are in {out}" in capsys.readouterr().out
-    assert [row["step"] for row in lines(out)] == [2, 3]
-    assert set(lines(out)[0]["training"]) == {"total", "mse", "ssim_loss", "kl"}
-    terms = lines(out)[0]["training"]
-    expected = 2 * terms["mse"] + 0.5 * terms["ssim_loss"] + 0.001 * terms["kl"]
-    assert terms["total"] == pytest.approx(expected, rel=1e-5)
-    assert command(*go, "--steps", 5) == 2
-    assert "pass --resume to go on" in capsys.readouterr().err
-    assert command(*go, "--steps", 5, "--resume") == 0
-    assert checkpoints.load(checkpoint)["step"] == 5
-    assert len(list(out.glob("events.out.tfevents.*"))) == 2
-
-    def size(path):
-        with Image.open(path) as image:
-            return image.size
-
-    for name, cells in (
-        ("reconstructions", (8, 2)),
-        ("samples", (8, 2)),
-        ("interpolations", (8, 4)),
-    ):
-        assert size(out / f"{name}.png") == tuple(18 * count + 2 for count in cells)
-    made, again = tmp_path / "made.png", tmp_path / "again.png"
-    for path in (made, again):
-        assert command("sample", "--checkpoint", checkpoint, "--columns", 3, "--out", path) == 0
-    assert size(made) == (3 * 18 + 2, 2 * 18 + 2)
-    assert made.read_bytes() == again.read_bytes()
-    back = tmp_path / "back.png"
-    reconstruct = ["reconstruct", "--checkpoint", checkpoint, "--columns", 2, "--out", back]
-    assert command(*reconstruct) == 0
-    assert size(back) == (2 * 18 + 2, 2 * 18 + 2)
-    assert command(*reconstruct, "--data", pictures / "low") == 2
-    assert "the model knows the classes ['high', 'low']" in capsys.readouterr().err
-
-
-def test_what_is_trained_by_default_and_with_the_largest_seed(
-    tmp_path, pictures, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    go = ["train", "--model", "msssim", "--data", pictures, "--image-size", 16, "--batch-size", 2]
-    go += ["--seed", 2**64 - 1]
-    assert command(*go, "--steps", 1) == 0
-    assert capsys.readouterr().out.endswith("and pictures are in runs/msssim.\n")
-    assert command(*go, "--steps", 2, "--resume") == 0
-    checkpoint = checkpoints.load(tmp_path / "runs" / "msssim" / "checkpoint.pt")
-    assert checkpoint.keys() == checkpoints.KEYS
-    assert (checkpoint["step"], checkpoint["seed"]) == (2, 2**64 - 1)
-
-
-@RANDOM_FEATURES
-def test_dfc_needs_to_be_told_of_random_weights(tmp_path, pictures, monkeypatch, capsys):
-    def unreachable(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    flags = ["--data", pictures, "--image-size", 16, "--batch-size", 2, "--steps", 1]
-    go = ["train", "--model", "dfc", *flags, "--out", tmp_path / "out"]
-    assert command(*go) == 2
-    said = capsys.readouterr().err
-    assert "the ImageNet weights of vgg19" in said
-    assert str(tmp_path / "hub" / "checkpoints") in said
-    assert command(*go, "--weights", tmp_path / "absent.pth") == 2
-    assert "absent.pth': there is no such file" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    assert command(*go, "--weights", "random") == 0
-    checkpoint = tmp_path / "out" / "checkpoint.pt"
-    assert not any("features" in name for name in checkpoints.load(checkpoint)["weights"])
-    assert command("sample", "--checkpoint", checkpoint, "--out", tmp_path / "made.png") == 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "text"),
-    [
-        (["--model", "vae", "--alpha", "1"], "--alpha is for --model cvae, not vae"),
-        (["--model", "cvae", "--level-weights", "1"], "--level-weights is for --model msssim"),
-        (["--model", "vae", "--image-size", "12"], "image_size=12 is not a multiple of 16"),
-        (["--model", "cvae", "--alpha", "-1"], "the weight of mse is -1.0"),
-        (["--model", "msssim", "--level-weights", "0", "1"], "leave no weight to the 1 levels"),
-    ],
-)
-def test_flags_that_do_not_go_together(tmp_path, pictures, capsys, flags, text):
-    out = tmp_path / "out"
-    assert command("train", "--data", pictures, "--image-size", 16, *flags, "--out", out) == 2
-    assert text in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_checkpoints_of_no_use(tmp_path, capsys):
-    broken = tmp_path / "broken.pt"
-    broken.write_bytes(b"not a checkpoint")
-    weights, tensor = tmp_path / "weights.pt", tmp_path / "tensor.pt"
-    torch.save(torch.nn.Linear(2, 2).state_dict(), weights)
-    torch.save(torch.zeros(2), tensor)
-    for path, text in (
-        (tmp_path / "absent.pt", "is no file"),
-        (broken, "cannot be read ("),
-        (weights, "is no checkpoint of a training: pass a checkpoint.pt that"),
-        (tensor, "is no checkpoint of a training: pass a checkpoint.pt that"),
-    ):
-        for name in ("sample", "reconstruct"):
-            assert command(name, "--checkpoint", path, "--out", tmp_path / "x.png") == 2
-            said = capsys.readouterr().err
-            assert said.startswith(f"error: {path} {text}")
-            assert said.count("\n") == 1
-    assert not (tmp_path / "x.png").exists()

@@ -292,10 +292,12 @@ def noise(case, x, y, mask):
     ]
     moved = [results(case, *near, mask)]
     if "weights" in case["options"]:
-        means = reference.means
+        means = reference.level_means
         # Two of them: of a similarity near 0 the power is far from straight.
         for by in (2.0**-22 / TIMES, -(2.0**-22) / TIMES):
-            with mock.patch.object(reference, "means", lambda *args, by=by: means(*args) + by):
+            with mock.patch.object(
+                reference, "level_means", lambda *args, by=by: means(*args) + by
+            ):
                 moved.append(results(case, x.double(), y.double(), mask))
     for outcomes in moved:
         for place, (off, true) in enumerate(zip(outcomes, unmoved, strict=True)):

@@ -18,10 +18,10 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from benchmarks.aot import BOTH, Case
 from hypothesis import strategies as st
 
-from benchmarks import aot, tune
+from benchmarks.gpu import registers, tune
+from benchmarks.gpu.registers import BOTH, Case
 from perceptual_losses import (
     L1MSSSIMLoss,
     L1SSIMLoss,
@@ -564,7 +564,7 @@ def check_known_calls(tiles, monkeypatch, loss, wanted):
     new = step(0)
     gpu.forget()
     step(1)
-    for module, name in ((_validation, "images"), (_ssim, "_path")):
+    for module, name in ((_validation, "check_images"), (_ssim, "_path")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is known"))
     for value, known in zip(new, step(0), strict=True):
         assert torch.equal(value, known)
@@ -1014,7 +1014,7 @@ def test_programs_fill_the_multiprocessors(shape, want, programs, rows):
 )
 def test_one_launch_is_enough(side, want, levels, reduction, launches):
     x = torch.empty(64, 3, side, side, device="meta")
-    with aot.recording(90) as found:
+    with registers.recording(90) as found:
         run(x, x, settings(11), levels=levels, want=want, reduction=reduction)
     assert [(launch.kernel.__name__, launch.programs) for launch in found] == launches
 
@@ -1195,7 +1195,7 @@ def judge_compiled(capability, case, launches, name):
     import triton
 
     launch = launches[name]
-    found = aot.figures(aot.compiled(launch, capability))
+    found = registers.figures(registers.compiled(launch, capability))
     # The settings were chosen with Triton 3.6; another's compiler may be some registers short. That
     # of 3.9 takes a fifth more instructions for 21 taps on 9.0 in any order.
     assert found.spilled <= (0 if triton.__version__.startswith("3.6.") else 136)
@@ -1221,10 +1221,10 @@ def judge_compiled(capability, case, launches, name):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize("capability", registers.CAPABILITIES)
 @pytest.mark.parametrize(("case", "kernels"), SHIPPED, ids=lambda part: "-".join(map(str, part)))
 def test_compiles_without_spills(capability, case, kernels):
-    launches = aot.launched(case, capability)
+    launches = registers.launched(case, capability)
     more = {"pyramid", "mean"} if case.levels > 1 else {"mean"}
     single = kernels in (VALUE, MARCH) and case.levels == 1 and case.distance != "apart"
     assert launches.keys() == {*kernels, *(() if single else more)}
@@ -1233,7 +1233,7 @@ def test_compiles_without_spills(capability, case, kernels):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize("capability", registers.CAPABILITIES)
 @pytest.mark.parametrize(
     ("window", "kernel", "tile"),
     [
@@ -1256,7 +1256,7 @@ def test_every_tile_compiles_without_spills(monkeypatch, capability, window, ker
         "gather": Case(window, BOTH, "symmetric", True),
     }[kernel]
     gpu.forget()
-    launches = aot.launched(case, capability)
+    launches = registers.launched(case, capability)
     gpu.forget()
     judge_compiled(capability, case, launches, "derive" if kernel == "value" else kernel)
 
@@ -1267,8 +1267,8 @@ def test_bfloat16_takes_as_many_instructions(want):
     """But for one for each pixel: what is loaded as pairs is not taken apart on the way."""
     counts = []
     for dtype in (torch.float32, torch.bfloat16):
-        (launch,) = aot.launched(Case(11, want, dtype=dtype), 90).values()
-        counts.append(aot.figures(aot.compiled(launch, 90)).instructions)
+        (launch,) = registers.launched(Case(11, want, dtype=dtype), 90).values()
+        counts.append(registers.figures(registers.compiled(launch, 90)).instructions)
     assert counts[1] < 1.025 * counts[0]
 
 
@@ -1278,8 +1278,8 @@ def test_bfloat16_takes_as_many_instructions(want):
 def test_threads_keep_their_columns(case, width):
     """Of images of any width: the compiler would exchange them between threads, in turns."""
     case = case._replace(shape=(8, 3, 1080, width))
-    (launch,) = aot.launched(case, 90).values()
-    found = aot.figures(aot.compiled(launch, 90))
+    (launch,) = registers.launched(case, 90).values()
+    found = registers.figures(registers.compiled(launch, 90))
     assert (found.barriers, found.spilled) == (launch.constants["TURN"], 0)
 
 
@@ -1287,20 +1287,20 @@ def test_threads_keep_their_columns(case, width):
 @pytest.mark.parametrize("case", [Case(11, 0), Case(11, BOTH, "symmetric", True), Case(33, X)])
 def test_compiles_where_there_is_no_shared_memory(case):
     """For other GPUs' architectures, which this compiler has not: the kernels through memory."""
-    own, others = aot.launched(case, 90), aot.launched(case, 90, "gfx942")
+    own, others = registers.launched(case, 90), registers.launched(case, 90, "gfx942")
     assert own.keys() == others.keys()
     for name in own.keys() - {"mean", "gather"}:
         assert (own[name].constants["SHARED"], others[name].constants["SHARED"]) == (True, False)
-        found = aot.figures(aot.compiled(others[name], 90))
+        found = registers.figures(registers.compiled(others[name], 90))
         assert found.barriers == others[name].constants["TURN"]
-        assert found.shared < aot.figures(aot.compiled(own[name], 90)).shared
+        assert found.shared < registers.figures(registers.compiled(own[name], 90)).shared
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize("capability", registers.CAPABILITIES)
 def test_the_small_kernels_compile(capability):
     x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
-    with aot.recording(capability) as launches:
+    with registers.recording(capability) as launches:
         _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
         gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [], [], -1.0)
         gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [], [], -1.0)
@@ -1319,7 +1319,7 @@ def test_the_small_kernels_compile(capability):
         gpu.means(x, x, [], list(window), *others, 1, True, X, "loss", mix)
     for launch in launches:
         if launch.kernel.__name__ not in ("march", "derive", "coarser"):
-            assert aot.figures(aot.compiled(launch, capability)).spilled == 0
+            assert registers.figures(registers.compiled(launch, capability)).spilled == 0
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
@@ -1328,12 +1328,12 @@ def test_the_small_kernels_compile(capability):
 def test_levels_load_several_columns_at_once(dtype, width):
     """Of the finest images and of their gradient, where a row is made of them."""
     x = torch.empty(1, 3, 32, width, dtype=dtype, device="meta")
-    with aot.recording(90) as launches:
+    with registers.recording(90) as launches:
         _, gradients, _ = run(x, x, settings(3), levels=2, want=X)
         gpu.sweep(gradients, torch.empty(2, 1, 3, device="meta"), [], [], -1.0)
     small = {launch.kernel.__name__: launch for launch in launches}
     for name, access in (("pyramid", "ld.global"), ("sweep", "st.global")):
-        ptx = aot.compiled(small[name], 90).asm["ptx"]
+        ptx = registers.compiled(small[name], 90).asm["ptx"]
         assert (f"{access}.v4.b32" in ptx) == (width % 8 == 0)
 
 
@@ -1360,5 +1360,10 @@ def test_the_longest_loop():
         /*0070*/                   EXIT ;                         /* 0x00 */
         /*0080*/                   BRA 0x80;                      /* 0x00 */
     """
-    assert [line.split()[-2] for line in aot.longest_loop(assembly)] == ["R1,", "BRA", "R0,", "BRA"]
-    assert aot.longest_loop("") == []
+    assert [line.split()[-2] for line in registers.longest_loop(assembly)] == [
+        "R1,",
+        "BRA",
+        "R0,",
+        "BRA",
+    ]
+    assert registers.longest_loop("") == []

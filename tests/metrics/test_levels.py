@@ -7,7 +7,11 @@ import torch
 from conftest import BACKENDS
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
-from perceptual_losses._ssim import autograd, reference
+from perceptual_losses._ssim import reference
+from perceptual_losses._ssim.cpu import backend as cpu
+from perceptual_losses._ssim.definition import Definition, Request, reduce_planes
+from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu.launch import Launches
 
 
 def pair(*shape, dtype=torch.float64):
@@ -150,12 +154,40 @@ def test_the_floor_is_smooth_and_increasing():
     torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-6, atol=0)
 
 
+def combine(means, backend, exponents, normalize, reduction="none", mix=None):
+    """The value of the levels' means as a fast backend combines them, and its derivatives."""
+    request = Request(NOTHING, exponents, normalize, mix, reduction)
+    if backend == "triton":
+        launch = gpu_levels.combine_launch(means.shape, request)
+        run = Launches([launch], means.device, ["means"], ["value", "derivatives"])
+        return run(means.contiguous())
+    levels = len(exponents)
+    similarity, derivatives = cpu.combine_levels(means[:levels], request)
+    distance = None if mix is None else means[levels]
+    return reduce_planes(request, similarity, distance), derivatives
+
+
+NOTHING = Definition((1.0,), 0.0, 1.0, 1.0, "valid")
+
+
+class Combined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, means, *how):
+        value, derivatives = combine(means, *how)
+        ctx.save_for_backward(derivatives)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0], None, None, None
+
+
 @pytest.fixture
 def product(backend):
-    """Of the levels' means, as the path computes it."""
+    """The product of the levels' means, as the backend computes it."""
     if backend == "reference":
         return reference.product
-    return lambda *arguments: autograd.product(*arguments, backend)
+    return lambda means, *how: Combined.apply(means, backend, *how)
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
@@ -200,58 +232,32 @@ def definition_of_product(means, exponents, normalize):
     return torch.stack(factors).prod(0)
 
 
-def test_the_product_in_autograd(product, precision):
-    generator = torch.Generator().manual_seed(0)
-    exponents, normalize = (0.2, 0.3, 0.5), "floor"
-    means = torch.rand(3, 2, 4, generator=generator, dtype=precision.dtype).requires_grad_()
-    found = product(means, exponents, normalize)
-    (plain,) = torch.autograd.grad(found.sum(), means, retain_graph=True)
-    (gradient,) = torch.autograd.grad(found.sum(), means, create_graph=True)
-    exact = means.detach().double().requires_grad_()
-    expected = definition_of_product(exact, exponents, normalize)
-    (slopes,) = torch.autograd.grad(expected.sum(), exact, create_graph=True)
-    for got, true in (
-        (plain, slopes),
-        (gradient, slopes),
-        (*torch.autograd.grad(gradient.sum(), means), *torch.autograd.grad(slopes.sum(), exact)),
-    ):
-        tolerances = {"rtol": precision.gradient(1e-10), "atol": precision.value(1e-10)}
-        torch.testing.assert_close(got.double(), true, **tolerances)
-
-
 @pytest.mark.parametrize("planes", [(2, 4), (3, 100)])
 @pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 def test_the_mean_of_the_products(backend, planes):
     means = torch.rand(3, *planes, generator=torch.Generator().manual_seed(0))
-    path = autograd.PATHS[backend]
-    values, expected = path.product(means, [0.2, 0.3, 0.5], "floor", "none", ())
-    mean, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "mean", ())
+    how = backend, (0.2, 0.3, 0.5), "floor"
+    values, expected = combine(means, *how)
+    mean, derivatives = combine(means, *how, "mean")
     assert mean == pytest.approx(values.double().mean().item(), abs=1e-7)
     assert torch.equal(derivatives, expected)
-    loss, derivatives = path.product(means, [0.2, 0.3, 0.5], "floor", "loss", ())
+    loss, derivatives = combine(means, *how, "loss")
     assert loss == 1 - mean
     assert torch.equal(derivatives, expected)
-    assert path.product(torch.ones_like(means), [0.2, 0.3, 0.5], "floor", "loss", ())[0] == 0
+    assert combine(torch.ones_like(means), *how, "loss")[0] == 0
     distances = torch.rand(1, *planes, generator=torch.Generator().manual_seed(1))
-    mixed, derivatives = path.product(
-        torch.cat([means, distances]), [0.2, 0.3, 0.5], "floor", "loss", (0.3, 0.5)
-    )
+    rows = torch.cat([means, distances])
+    mixed, derivatives = combine(rows, *how, "loss", (0.3, 0.5))
     assert abs(mixed - (0.3 * loss + 0.5 * distances.double().mean())) < 1e-7
     torch.testing.assert_close(derivatives[:3], 0.3 * expected, rtol=3e-7, atol=0)
-    share = torch.full(planes, 0.5 / (planes[0] * planes[1]))
-    torch.testing.assert_close(derivatives[3], share, rtol=1e-7, atol=0)
+    per_plane = torch.full(planes, 0.5 / (planes[0] * planes[1]))
+    torch.testing.assert_close(derivatives[3], per_plane, rtol=1e-7, atol=0)
+    of_planes, derivatives = combine(rows, *how, "none", (0.3, 0.5))
+    torch.testing.assert_close(of_planes, 0.3 * (1 - values) + 0.5 * distances[0])
+    torch.testing.assert_close(derivatives[:3], 0.3 * expected, rtol=3e-7, atol=0)
+    assert (derivatives[3] == 0.5).all()
     means[1, -1, -1] = float("nan")
-    assert path.product(means, [0.2, 0.3, 0.5], "floor", "loss", ())[0].isnan()
-
-
-@pytest.mark.parametrize(
-    ("reduction", "mix"), [("none", []), ("mean", []), ("loss", []), ("loss", [0.3, 0.5])]
-)
-@pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
-def test_the_product_as_an_operation(backend, reduction, mix):
-    means = torch.rand(3 + bool(mix), 2, 4, generator=torch.Generator().manual_seed(0))
-    arguments = means, [0.2, 0.3, 0.5], "floor", reduction, mix, backend
-    torch.library.opcheck(torch.ops.perceptual_losses.ms_ssim_product.default, arguments)
+    assert combine(means, *how, "loss")[0].isnan()
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from benchmarks import measure, report, run
-from benchmarks.cases import CASES, THREE_WEIGHTS, Case, images
-from benchmarks.contenders import CONTENDERS, OURS, Call, Contender
+from benchmarks.speed import measure, report, run
+from benchmarks.speed.cases import CASES, THREE_WEIGHTS, Case, images
+from benchmarks.speed.contenders import CONTENDERS, OURS, Call, Contender
 
 ON_CPU = [contender for contender in CONTENDERS if "cpu" in contender.devices]
 

@@ -11,7 +11,9 @@ import torch
 from torchvision.models import vgg
 
 import perceptual_losses
-from benchmarks import numerics, reliability, report, run
+from benchmarks.reliability import page as reliability
+from benchmarks.speed import report, run
+from benchmarks.validation import numerics
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""The example's study: what it trains, what it writes, what it says of it."""
+"""The study of the example's models: what it trains, what it writes, what it says of it."""
 
 import copy
 import json
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from perceptual_losses.examples import __main__, data, study
+from benchmarks.study import __main__, study
+from perceptual_losses.examples import data
 
 CASES = {
     study.MSE: ("vae", {}, "the first"),
@@ -28,7 +29,7 @@ def studied(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "load", lambda *args: small)
         patch.setattr(study, "CASES", CASES)
-        code = __main__.main(["study", *flags])
+        code = __main__.main(flags)
     return folder, code
 
 
@@ -53,7 +54,7 @@ def test_the_study_writes_a_page(studied, monkeypatch, capsys):
 
     (folder / "vae.md").unlink()
     flags = ["--from-results", "--out", str(folder / "vae")]
-    assert __main__.main(["study", *flags]) == code
+    assert __main__.main(flags) == code
     assert (folder / "vae.md").read_text() == text
     assert study.table(results) in capsys.readouterr().out
 
@@ -82,8 +83,32 @@ def test_what_the_page_says(studied, monkeypatch):
 
 
 def test_results_that_are_not_there(tmp_path, capsys):
-    assert __main__.main(["study", "--from-results", "--out", str(tmp_path)]) == 2
+    assert __main__.main(["--from-results", "--out", str(tmp_path)]) == 2
     assert "results.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--out", "--runs"])
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.setattr(study, "load", lambda *args: pytest.fail("loads data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert __main__.main([flag, "file/out"]) == 2
+    message = "error: file/out cannot be written to (Not a directory): pass another folder\n"
+    assert capsys.readouterr().err == message
+
+
+def test_every_seed_is_checked(capsys):
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(["--seeds", "0", str(2**64)])
+    assert caught.value.code == 2
+    assert f"{2**64} is too large: pass at most {2**64 - 1}" in capsys.readouterr().err
+
+
+def test_the_command_has_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(["--help"])
+    assert caught.value.code == 0
+    assert "docs/vae" in capsys.readouterr().out
 
 
 def test_the_cases_are_the_models():

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from benchmarks import validate
-from benchmarks.comparisons import COMPARISONS, PACKAGES, PUBLISHED
+from benchmarks.validation import validate
+from benchmarks.validation.comparisons import COMPARISONS, PACKAGES
+from benchmarks.validation.published import PUBLISHED
 
 AGAIN = [
     "MATLAB: msssim(x, y) = ms_ssim(x, y), odd crops",

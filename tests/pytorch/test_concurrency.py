@@ -511,12 +511,12 @@ def test_no_folder_for_a_cache(process, monkeypatch):
 
 COMPILE = """
 import hashlib
-from benchmarks import aot
-launches = aot.launched(aot.Case(11, want=0, distance="apart"), 80)
-ptx = aot.compiled(launches["mean"], 80).asm["ptx"]
+from benchmarks.gpu import registers
+launches = registers.launched(registers.Case(11, want=0, distance="apart"), 80)
+ptx = registers.compiled(launches["mean"], 80).asm["ptx"]
 print(hashlib.sha256(ptx.encode()).hexdigest())
 """
-MISSING = gpu.missing(torch.device("cpu"))
+MISSING = gpu.unavailable(torch.device("cpu"))
 needs_triton = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 

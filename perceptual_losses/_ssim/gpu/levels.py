@@ -147,7 +147,7 @@ def forward_launches(
             )
         )
     if combined:
-        steps.append(_product(shape, request))
+        steps.append(combine_launch(shape, request))
     return steps
 
 
@@ -489,7 +489,7 @@ def backward_launch(
     )
 
 
-def _product(shape: tuple[int, ...], request: Request) -> Launch:
+def combine_launch(shape: tuple[int, ...], request: Request) -> Launch:
     """The launch that multiplies the powers of the levels' means, of this shape."""
     exponents, normalize, reduction = request.exponents, request.normalize, request.reduction
     mix = request.mix or ()

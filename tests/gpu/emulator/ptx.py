@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks import aot
+from benchmarks.gpu import registers
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
@@ -401,7 +401,9 @@ def _flat(signature, values):
 
 
 def _launch(kernel, programs, warps, *arguments, capability, **constants):
-    compiled = aot.compiled(aot.Launch(kernel, programs, warps, arguments, constants), capability)
+    compiled = registers.compiled(
+        registers.Launch(kernel, programs, warps, arguments, constants), capability
+    )
     signature = list(compiled.src.signature.values())[: len(arguments)]
     values = list(_flat(signature, arguments))
     memory = Memory([value for value in values if isinstance(value, torch.Tensor)])

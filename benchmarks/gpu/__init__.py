@@ -1,0 +1,1 @@
+"""Registers and launch settings of the GPU kernels."""

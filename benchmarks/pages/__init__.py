@@ -1,0 +1,1 @@
+"""Tools that the generated pages share, and the picture of the README."""

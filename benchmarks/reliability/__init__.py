@@ -1,0 +1,1 @@
+"""Counts of test runs and fuzz runs, and a long training."""

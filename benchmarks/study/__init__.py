@@ -1,0 +1,1 @@
+"""The models of the examples at an equal budget, and the page on them."""

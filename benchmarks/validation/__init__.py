@@ -1,0 +1,1 @@
+"""Values and gradients beside those of other packages and of publications."""

@@ -1,0 +1,81 @@
+"""Image files to compare, and the command that compares them."""
+
+import struct
+import zlib
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from perceptual_losses import __main__
+
+
+def png16(path, values, *, chunk=b""):
+    """Of any number of channels, which Pillow does not write."""
+
+    def chunked(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    body = chunked(chunk[:4], chunk[4:]) if chunk else b""
+    body += chunked(b"IDAT", zlib.compress(rows, 1))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunked(b"IHDR", header) + body + chunked(b"IEND", b""))
+
+
+def tiff16(path, values, *, sample_format=1):
+    """As `png16`; with samples of 2, signed."""
+    height, width, channels = values.shape
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 2 if channels == 3 else 1, 273: 200}
+    tags |= {277: channels, 278: height, 279: values.nbytes, 339: sample_format}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    if channels == 3:
+        entries[2] = struct.pack("<HHII", 258, 3, 3, 180)
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
+    data = data.ljust(180, b"\0") + struct.pack("<3H", 16, 16, 16)
+    path.write_bytes(data.ljust(200, b"\0") + values.astype("<u2").tobytes())
+
+
+def patch(name, side=170, bits=8):
+    """A part of a photo of scikit-image, and the same with noise, ``(H, W)`` or ``(H, W, 3)``."""
+    dtype, top = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
+    photo = getattr(skimage.data, name)()[100 : 100 + side, 150 : 150 + side + 5]
+    # More than 8 bits of it count.
+    x = photo * (top / 255)
+    noise = np.random.RandomState(5).randn(2, *x.shape) * top / 255
+    return tuple(
+        np.clip(x + s * n, 0, top).astype(dtype) for s, n in zip((1, 8), noise, strict=True)
+    )
+
+
+def write(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if values.dtype == np.uint16 and values.ndim == 3:
+        png16(path, values)
+    else:
+        Image.fromarray(values).save(path)
+
+
+def definition(x, y):
+    return structural_similarity(
+        *(np.asarray(x, np.float64), np.asarray(y, np.float64)),
+        data_range=np.iinfo(x.dtype).max,
+        channel_axis=-1 if x.ndim == 3 else None,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+
+
+def tensor(values):
+    values = values[..., None] if values.ndim == 2 else values
+    return torch.from_numpy(np.moveaxis(values.astype(np.float64), -1, 0)[None].copy())
+
+
+def run(*flags):
+    return __main__.main(["compare", *map(str, flags)])

@@ -1,0 +1,199 @@
+"""What the command cannot compare: it is named, and the rest is done."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from compared_files import definition, patch, run, tensor, write
+
+from perceptual_losses import __main__, compare, ms_ssim
+
+HEADER = "file,width,height,channels,data_range,ssim,ms_ssim,levels,notice,problem\n"
+
+
+@pytest.fixture
+def trouble(tmp_path):
+    """Two folders, of whose images two can be compared."""
+    x, y = patch("camera")
+    a, b = tmp_path / "a", tmp_path / "b"
+    for name in ("sub/good.png", "cut.png", "here.png", "size.png", "kind.png", "bits.png"):
+        write(a / name, x)
+    write(a / "same.png", x)
+    write(b / "same.png", x)
+    write(b / "sub" / "good.png", y)
+    (b / "cut.png").write_bytes((a / "cut.png").read_bytes()[:5000])
+    (a / "text.png").write_text("this is text")
+    write(b / "text.png", x)
+    write(b / "size.png", y[:-1])
+    write(b / "kind.png", np.stack([y] * 3, -1))
+    write(b / "bits.png", y * np.uint16(257))
+    write(b / "there.png", y)
+    for folder in (a, b):
+        write(folder / "tiny.png", x[:10])
+        (folder / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+PROBLEMS = {
+    "bits.png": "a/bits.png has 175x170 pixels, 1 channel, 8 bits and b/bits.png 175x170 pixels, "
+    "1 channel, 16 bits",
+    "cut.png": "b/cut.png cannot be read (OSError: image file is truncated)",
+    "here.png": "is in a alone",
+    "kind.png": "a/kind.png has 175x170 pixels, 1 channel, 8 bits and b/kind.png 175x170 pixels, "
+    "3 channels, 8 bits",
+    "size.png": "a/size.png has 175x170 pixels, 1 channel, 8 bits and b/size.png 175x169 pixels, "
+    "1 channel, 8 bits",
+    "text.png": "a/text.png is not in any of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP",
+    "there.png": "is in b alone",
+    "tiny.png": "has 175x10 pixels, 1 channel, 8 bits, less than the window of 11x11",
+}
+
+
+def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
+    command = [sys.executable, "-m", "perceptual_losses", "compare", "a", "b"]
+    command += ["--csv", "out/out.csv", "--json", "out/out.json"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=trouble, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stderr.splitlines() == [
+        *(f"{name}: {text}" for name, text in PROBLEMS.items()),
+        "left out 2 files whose names are no images'",
+        "compared 2 of 10",
+    ]
+    assert done.returncode == 1
+    x, y = patch("camera")
+    good, good_ms = definition(x, y), ms_ssim(tensor(x), tensor(y), data_range=255).item()
+    assert done.stdout == (
+        "file             size  range      SSIM   MS-SSIM  levels\n"
+        "same.png      175x170    255  1.000000  1.000000       5\n"
+        f"sub/good.png  175x170    255  {good:.6f}  {good_ms:.6f}       5\n"
+        f"mean of 2                     {(1 + good) / 2:.6f}  {(1 + good_ms) / 2:.6f}\n"
+    )
+    record = json.loads((trouble / "out" / "out.json").read_text())
+    shared = {"width": 175, "height": 170, "channels": 1, "data_range": 255}
+    ssim, similarity = record["mean"]["ssim"] * 2 - 1, record["mean"]["ms_ssim"] * 2 - 1
+    assert ssim == pytest.approx(good, abs=1e-12)
+    rest = {"levels": 5, "notice": ""}
+    assert record == {
+        "version": compare.__version__,
+        "a": "a",
+        "b": "b",
+        "dtype": "float64",
+        "device": "cpu",
+        "vgg_layers": None,
+        "lpips_backbone": None,
+        "files": sorted(
+            [
+                {"file": "same.png", **shared, "ssim": 1.0, "ms_ssim": 1.0, **rest},
+                {
+                    "file": "sub/good.png",
+                    **shared,
+                    "ssim": pytest.approx(ssim, abs=1e-15),
+                    "ms_ssim": pytest.approx(similarity, abs=1e-15),
+                    **rest,
+                },
+                *({"file": name, "problem": text} for name, text in PROBLEMS.items()),
+            ],
+            key=lambda row: row["file"],
+        ),
+        "mean": record["mean"],
+    }
+    numbers = {row["file"]: row for row in record["files"]}["sub/good.png"]
+    lines = {name: f'{name},,,,,,,,,"{text}"' for name, text in PROBLEMS.items()}
+    lines |= {name: f"{name},,,,,,,,,{text}" for name, text in PROBLEMS.items() if "," not in text}
+    lines["same.png"] = "same.png,175,170,1,255,1.0,1.0,5,,"
+    lines["sub/good.png"] = (
+        f"sub/good.png,175,170,1,255,{numbers['ssim']!r},{numbers['ms_ssim']!r},5,,"
+    )
+    written = (trouble / "out" / "out.csv").read_text()
+    assert written == HEADER + "".join(f"{lines[name]}\n" for name in sorted(lines))
+
+
+def test_nothing_to_compare(tmp_path, capsys):
+    write(tmp_path / "a" / "x.png", patch("camera")[0])
+    (tmp_path / "b").mkdir()
+    assert run(tmp_path / "a", tmp_path / "b", "--json", tmp_path / "out.json") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"x.png: is in {tmp_path / 'a'} alone\ncompared 0 of 1\n"
+    assert json.loads((tmp_path / "out.json").read_text())["mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["a/x.png", "absent.png"], "absent.png does not exist: pass two images or two folders"),
+        (["a/x.png", "b"], "b is a folder and a/x.png a file: pass two of a kind"),
+        (["empty", "empty"], "empty and empty have no images: pass folders with files .bmp .gif"),
+        (["a", "b", "--csv", "a"], "--csv a: pass a file, which this is not"),
+        (["a", "b", "--picture", "a/x.png"], "--picture a/x.png: pass a folder, which this is not"),
+        (["a", "b", "--picture", "a/new"], "--picture a/new is in what is compared"),
+        (["a", "b", "--csv", "a/x.png"], "--csv a/x.png is in what is compared"),
+        (["a", "b", "--csv", "c", "--json", "./c"], "--json c is where --csv goes: pass another"),
+        (["a/x.png", "b/x.png", "--json", "b/x.png"], "--json b/x.png is in what is compared"),
+        (["a/x.png", "b/x.png", "--picture", "b"], "--picture b: pass a file, which this is not"),
+        (["a/x.png", "b/x.png", "--picture", "c.txt"], "--picture c.txt: pass a name that ends in"),
+        (["a", "b", "--device", "no"], "--device no: Expected one of cpu"),
+        (["a", "b", "--vgg-weights", "no.pth"], "weights='no.pth': there is no such file"),
+        (["a", "b", "--vgg-weights", "a/x.png"], "weights='a/x.png' cannot be read as tensors"),
+        (
+            ["a", "b", "--lpips-weights", "no.pth", "--lpips-linear", "lin.pth"],
+            "linear='lin.pth': there is no such file",
+        ),
+    ],
+)
+def test_wrong_usage(tmp_path, monkeypatch, capsys, flags, text):
+    monkeypatch.chdir(tmp_path)
+    for folder in "ab":
+        write(tmp_path / folder / "x.png", patch("camera")[0])
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert run(*flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {text}")
+    assert captured.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["a"], "the following arguments are required: B"),
+        (["a", "b", "--max-megapixels", "0"], "0 is not positive: pass a number above 0"),
+        (["a", "b", "--vgg-layers", "no"], "invalid choice: 'no'"),
+        (["a", "b", "--lpips-backbone", "no"], "invalid choice: 'no'"),
+    ],
+)
+def test_bad_flags(capsys, flags, text):
+    with pytest.raises(SystemExit) as caught:
+        run(*flags)
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written(folders, monkeypatch, capsys):
+    place, _ = folders
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(__main__, "write_csv", full)
+    assert run(place / "a", place / "b", "--csv", place / "out.csv") == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: No space left on device\n"
+    assert "mean of 4" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("module", "flag"), [("PIL", None), ("tqdm", None), ("matplotlib", "p"), ("skimage", "check")]
+)
+def test_a_package_that_is_missing(tmp_path, monkeypatch, capsys, module, flag):
+    flags = {None: [], "p": ["--picture", tmp_path / "x.png"], "check": ["--check"]}[flag]
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run(tmp_path, tmp_path, *flags) == 2
+    said = f'{module} is not installed: pip install "perceptual-losses[compare]"\n'
+    assert capsys.readouterr().err == said
