@@ -106,9 +106,9 @@ struct function {
 
 #define KERNEL_PARAMETER_INFO 0x17
 
-/* Reads the sizes of a kernel's parameters, which ptxas wrote into a section of the kernel's:
- * attributes of two bytes for format and kind and two for a value, which in the format 4 is the
- * number of bytes that follow. */
+/* Reads the sizes of a kernel's parameters, which ptxas wrote into a section of the kernel's own. It
+ * is a list of attributes: a byte for the format, one for the kind, and two for a value. In the
+ * format 4 this value is the number of bytes that follow. */
 static bool read_parameters(const char *image, struct function *function) {
   const Elf64_Ehdr *header = (const Elf64_Ehdr *)image;
   const Elf64_Shdr *sections = (const Elf64_Shdr *)(image + header->e_shoff);
@@ -170,8 +170,8 @@ CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache which) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction launched,
-                                 void **parameters, void **extra) {
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction launched, void **parameters,
+                          void **extra) {
   const struct function *function = (const struct function *)launched;
   if (function->device != current_device) return CUDA_ERROR_INVALID_HANDLE;
   if (!watched(config->hStream)) return check_stream(config->hStream);
