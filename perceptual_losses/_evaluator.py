@@ -92,6 +92,10 @@ class Evaluator:
             leaf = x.detach().requires_grad_()
             value = self(leaf, y.detach(), mask)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        memory = torch.empty_like(leaf)
+        if gradient.stride() != memory.stride():
+            # The operations of a masked mix may have laid it out otherwise.
+            gradient = memory.detach().copy_(gradient)
         return value.detach(), gradient
 
     def _first_call(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
