@@ -95,7 +95,7 @@ class Evaluator:
         memory = torch.empty_like(leaf)
         if gradient.stride() != memory.stride():
             # The operations of a masked mix may have laid it out otherwise.
-            gradient = memory.detach().copy_(gradient)
+            gradient = memory.copy_(gradient)
         return value.detach(), gradient
 
     def _first_call(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
@@ -168,7 +168,7 @@ def _request(options: Options) -> Request:
     mix: tuple[float, float] | None = None
     exponents: tuple[float, ...] = ()
     if options.structural_weight is not None:
-        weight = _validation.structural_share(options.structural_weight)
+        weight = options.structural_weight
         _, length = _validation.low_and_length(options.data_range)
         mix = weight, (1 - weight) / length
     if options.weights is not None:

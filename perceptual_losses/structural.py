@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import _ssim, _validation
@@ -309,15 +310,17 @@ class StructuralLoss(nn.Module):
     def _checked_evaluator(self) -> Evaluator:
         options = self.options
         if "weight" in options:
-            options["structural_weight"] = options.pop("weight")
+            options["structural_weight"] = _validation.structural_share(options.pop("weight"))
         checked = Evaluator(Options(**options, loss=True))
-        self.__dict__["_evaluator"] = checked
+        if not torch.compiler.is_compiling():
+            self.__dict__["_evaluator"] = checked
         return checked
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # The next call checks the new options.
-        self.__dict__["_evaluator"] = None
+        if name in self.__dataclass_fields__:
+            # The next call checks the new options.
+            self.__dict__["_evaluator"] = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_evaluator": None}
@@ -334,6 +337,7 @@ class MultiScaleLoss(StructuralLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weights = tuple(map(float, self.weights))
+        self._checked_evaluator()
 
 
 class SSIMLoss(StructuralLoss):
