@@ -45,7 +45,6 @@ def readable(grad: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._functorch.is_legacy_batchedtensor(grad)
-        and not grad.is_neg()
     )
 
 

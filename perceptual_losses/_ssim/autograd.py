@@ -74,7 +74,8 @@ class _Planned(torch.autograd.Function):
             saved = plan.forward(x, y, weights).saved
         ctx.consumed = True
         found = []
-        for gradient, image in zip(plan.backward(saved, grad, x, y), (x, y), strict=False):
+        gradients = plan.backward(saved, grad.resolve_neg(), x, y)
+        for gradient, image in zip(gradients, (x, y), strict=False):
             if gradient.dtype != image.dtype:
                 gradient = gradient.to(image.dtype)
             # Detached by `data`, so that a caller may change its gradient and still go back again.
