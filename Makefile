@@ -1,35 +1,48 @@
 PYTHON ?= python3
 
-.PHONY: test test-oldest test-newest lint docs pages demo demo-smoke study fuzz long-run bench bench-gpu
-.PHONY: release-check lock .venv
+.PHONY: help test test-oldest test-newest fuzz lint format docs pages demo demo-smoke study long-run
+.PHONY: bench bench-gpu release-check lock .venv
 
-# Files are shared out to two processes: one alone leaves a core idle most of the time.
+## help: list the targets
+help:
+	@awk -F ': ' '/^## / { sub(/^## /, ""); printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The test files are shared out to two processes, because one process uses one core most of the time.
 PYTEST = -m pytest -n 2 --dist loadfile --junit-xml=runs/tests-$@.xml
 
-# Four threads on two cores: one that spins while it waits takes the time of one that works.
+# Two processes have four threads on two cores. A thread that spins while it waits takes the time of
+# one that works.
 test test-oldest test-newest: export OMP_WAIT_POLICY = PASSIVE
 
-# TESTS="tests/api tests/pytorch/test_compile.py ..." runs those alone.
+# TESTS="tests/pytorch/test_compile.py ..." runs only those.
 TESTS ?=
 
+## test: run the tests, or only TESTS="tests/metrics/test_masks.py -k name"
 test: .venv/installed
 	.venv/bin/python $(PYTEST) $(TESTS)
 
-# Draws calls until the time is up; runs/fuzz.json has the counts, a failing call joins the tests.
+# runs/fuzz.json has the counts. A failing call joins the tests.
+## fuzz: draw calls and judge them for MINUTES=10
 MINUTES ?= 10
 fuzz: .venv/installed
 	.venv/bin/python tests/fuzz/fuzz.py --minutes $(MINUTES)
 
+## lint: check style and types with ruff and mypy
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# The site in build/site. A broken link fails.
+## format: format the code and fix what ruff can fix
+format: .venv/installed
+	.venv/bin/ruff check --fix --exit-zero .
+	.venv/bin/ruff format .
+
+## docs: build the site in build/site; a broken link fails
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 
-# Every generated part of the documentation anew, from the committed results.
+## pages: write the generated parts of the documentation from the committed results
 pages: .venv/installed
 	.venv/bin/python -m benchmarks.pages.overview
 	.venv/bin/python -m benchmarks.validation.numerics --from-results
@@ -38,33 +51,37 @@ pages: .venv/installed
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
 	.venv/bin/python -m benchmarks.study --from-results
 
+## demo: train two small VAEs and draw what they reconstruct
 demo: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo
 
-# Enough steps for the verdict, in seconds.
+## demo-smoke: the demo with few steps, in seconds
 demo-smoke: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo --steps 100 --out runs/smoke
 
-# About 20 minutes on two cores.
+## study: train the models of docs/vae.md and write the page, 20 minutes
 study: .venv/installed
 	.venv/bin/python -m benchmarks.study
 
-# 20 minutes.
+## long-run: train for 20,000 steps and watch the memory, 20 minutes
 long-run: .venv/installed
 	.venv/bin/python -m benchmarks.reliability.long_run
 
+## bench-gpu: compare with other packages on a CUDA GPU
 bench-gpu: .venv/installed
 	.venv/bin/python -m benchmarks.speed.run --device cuda
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
 
+## bench: compare with other packages on this CPU, 40 minutes
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.speed.run
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
 
-# The environment alone, from the pinned lock.
+## .venv: build the environment from the pinned lock
 .venv: .venv/installed
 
-# The oldest releases that pyproject.toml declares, and the newest that there were.
+## test-oldest: run the tests on the oldest releases that pyproject.toml declares
+## test-newest: run the tests on the newest releases of requirements-newest.lock
 test-oldest test-newest: test-%: .venv-%/installed
 	.venv-$*/bin/python $(PYTEST) $(TESTS)
 
@@ -77,12 +94,13 @@ test-oldest test-newest: test-%: .venv-%/installed
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-# Builds dist/ and tries it in an empty environment, with the newest dependencies there are.
+# The empty environment gets the newest dependencies of the package index.
+## release-check: build dist/ and try it in an empty environment
 release-check: .venv/installed
 	rm -rf dist
 	.venv/bin/python -m tests.project.release
 
-# Writes the locks anew; needs uv.
+## lock: write the lock files, with uv
 COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-header --no-annotate --extra dev pyproject.toml -
 lock:

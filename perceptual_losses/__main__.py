@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ._features.presets import LPIPS_LAYERS, VGG_PRESETS
 from .compare import (
     BOUND,
     METRICS,
@@ -28,7 +29,7 @@ from .compare import (
     write_csv,
     write_json,
 )
-from .features import LPIPS_LAYERS, VGG_PRESETS, LPIPSLoss, VGGLoss
+from .features import LPIPSLoss, VGGLoss
 from .structural import MS_SSIM_WEIGHTS
 
 DESCRIPTION = """\

@@ -96,7 +96,7 @@ class Evaluator:
 
     def _first_call(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         options, request = self._options, self.request
-        _validation.images(x, y, request.definition, options.data_range)
+        _validation.check_images(x, y, request.definition, options.data_range)
         notice = None
         if request.exponents:
             exponents, notice = _validation.fit_levels(
@@ -164,13 +164,13 @@ def _request(options: Options) -> Request:
     mix: tuple[float, float] | None = None
     exponents: tuple[float, ...] = ()
     if options.structural_weight is not None:
-        weight = _validation.share(options.structural_weight)
+        weight = _validation.structural_share(options.structural_weight)
         _, length = _validation.low_and_length(options.data_range)
         mix = weight, (1 - weight) / length
     if options.weights is not None:
         exponents = _validation.level_weights(options.weights)
-        _validation.levels(options.levels, len(exponents))
-        _validation.choice("normalize", options.normalize, _validation.NORMALIZATIONS)
+        _validation.check_levels(options.levels, len(exponents))
+        _validation.check_choice("normalize", options.normalize, _validation.NORMALIZATIONS)
     reduction = "loss" if options.loss and options.reduction == "mean" else options.reduction
     return Request(definition, exponents, options.normalize, mix, reduction)
 

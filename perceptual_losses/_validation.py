@@ -1,4 +1,4 @@
-"""What the public functions accept: every check on meaning, before any work.
+"""Checks of what the public functions are given, before any work.
 
 No check reads the values of an image: that would wait for the GPU, and overshoot beyond the
 range is normal while training. Each error says what was given, what is allowed and what to pass.
@@ -21,7 +21,7 @@ REDUCTIONS = ("mean", "none")
 NORMALIZATIONS = ("floor", "relu", "simple", None)
 
 
-def number(name: str, value: Any) -> float:
+def finite_number(name: str, value: Any) -> float:
     """``value`` as a finite float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
@@ -36,25 +36,25 @@ def number(name: str, value: Any) -> float:
     return as_float
 
 
-def positive(name: str, value: Any) -> float:
+def positive_number(name: str, value: Any) -> float:
     """``value`` as a finite float above zero."""
-    as_float = number(name, value)
+    as_float = finite_number(name, value)
     if as_float <= 0:
         raise ValueError(f"{name}={value} is not positive: pass a number above 0")
     return as_float
 
 
-def share(value: Any) -> float:
-    """The weight of the structural term of a mix, as a float from 0 to 1."""
-    weight = number("weight", value)
+def structural_share(value: Any) -> float:
+    """The structural term's share of a mix, as a float from 0 to 1."""
+    weight = finite_number("weight", value)
     if not 0 <= weight <= 1:
-        raise ValueError(f"weight={value}: pass the share of the structural term, from 0 to 1")
+        raise ValueError(f"weight={weight}: pass the share of the structural term, from 0 to 1")
     return weight
 
 
-def choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None:
     """Refuses a ``value`` that is not one of ``allowed``."""
-    # An array is compared element by element.
+    # `in` compares an array element by element.
     if not isinstance(value, (str, type(None))) or value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: pass one of {allowed}")
 
@@ -70,20 +70,20 @@ def settings(
     reduction: str = "mean",
     backend: str,
 ) -> Definition:
-    """The definition that the options spell, each of them checked."""
+    """The definition that the options describe; each of them is checked."""
     low, length = low_and_length(data_range)
     if isinstance(window_size, bool) or not isinstance(window_size, int):
         raise TypeError(f"window_size is {_describe(window_size)}: pass an odd int, such as 11")
     if window_size < 1 or window_size % 2 == 0:
         raise ValueError(f"window_size={window_size} is not odd and positive: pass 11, 7 or 5, say")
-    choice("padding", padding, PADDINGS)
-    choice("reduction", reduction, REDUCTIONS)
-    choice("backend", backend, BACKENDS)
-    root_1, root_2 = positive("k1", k1) * length, positive("k2", k2) * length
+    check_choice("padding", padding, PADDINGS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, BACKENDS)
+    root_1, root_2 = positive_number("k1", k1) * length, positive_number("k2", k2) * length
     return Definition(
-        window=gaussian(window_size, positive("sigma", sigma)),
+        window=gaussian(window_size, positive_number("sigma", sigma)),
         low=low,
-        # Not as a power, which raises where a product is infinite: `images` refuses that.
+        # A power would raise where a product is infinite; `check_images` refuses the infinity.
         c1=root_1 * root_1,
         c2=root_2 * root_2,
         padding=padding,
@@ -98,13 +98,13 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
                 f"data_range={data_range} has {len(data_range)} entries: pass a number L for "
                 "values in [0, L], or a pair (low, high) such as (-1, 1)"
             )
-        low, high = (number("data_range", bound) for bound in data_range)
+        low, high = (finite_number("data_range", bound) for bound in data_range)
         if low >= high:
             raise ValueError(
                 f"data_range={data_range} has low >= high: pass (low, high) with low < high"
             )
         return low, high - low
-    length = number("data_range", data_range)
+    length = finite_number("data_range", data_range)
     if length <= 0:
         raise ValueError(
             f"data_range={length} is not positive: pass L > 0 for values in [0, L], or a pair "
@@ -113,10 +113,12 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
     return 0.0, length
 
 
-def images(x: Any, y: Any, definition: Definition, data_range: float | tuple[float, float]) -> None:
+def check_images(
+    x: Any, y: Any, definition: Definition, data_range: float | tuple[float, float]
+) -> None:
     """Refuses two images that the definition does not fit."""
     for name, image in (("x", x), ("y", y)):
-        plain(name, image)
+        check_plain_tensor(name, image)
     for name, image in (("x", x), ("y", y)):
         if image.dim() not in (4, 5):
             raise ValueError(
@@ -141,15 +143,11 @@ def images(x: Any, y: Any, definition: Definition, data_range: float | tuple[flo
     if size > smallest:
         fits = f"window_size={smallest - 1 + smallest % 2} or " if smallest > 0 else ""
         raise ValueError(
-            f"window_size={size} is larger than the image, {sizes(x)}: pass {fits}images of at "
-            f"least {sizes(x, size)}"
+            f"window_size={size} is larger than the image, {size_text(x)}: pass {fits}images of at "
+            f"least {size_text(x, size)}"
         )
     for name, image in (("x", x), ("y", y)):
-        if _counts(image) and low_and_length(data_range)[1] == 1:
-            raise ValueError(
-                f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
-                "images, data_range=255 for uint8, or pass .float() ones of 0 and 1"
-            )
+        _check_integer_range(name, image, data_range)
     dtype = compute_dtype(x, y)
     limits = torch.finfo(dtype)
     for name, constant in (("k1", definition.c1), ("k2", definition.c2)):
@@ -160,9 +158,9 @@ def images(x: Any, y: Any, definition: Definition, data_range: float | tuple[flo
             )
 
 
-def colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
-    """Refuses what is no batch of grey or colour images."""
-    plain(name, image)
+def check_colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
+    """Refuses everything but a batch of grey or colour images."""
+    check_plain_tensor(name, image)
     shape = tuple(image.shape)
     if image.dim() != 4:
         raise ValueError(
@@ -176,15 +174,11 @@ def colour_images(name: str, image: Any, data_range: float | tuple[float, float]
             f"{name} has shape {shape} with {image.shape[1]} channels: the networks know images of "
             "3 channels, and 1 that is repeated; pass those that are colours"
         )
-    if _counts(image) and low_and_length(data_range)[1] == 1:
-        raise ValueError(
-            f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
-            "images, data_range=255 for uint8, or pass .float() ones of 0 and 1"
-        )
+    _check_integer_range(name, image, data_range)
 
 
-def plain(name: str, values: Any) -> None:
-    """Refuses what is no tensor of real values at regular places."""
+def check_plain_tensor(name: str, values: Any) -> None:
+    """Refuses everything but a dense, strided tensor of real values."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is {_describe(values)}: pass a torch.Tensor")
     if values.is_complex():
@@ -197,24 +191,30 @@ def plain(name: str, values: Any) -> None:
 
 
 def check_differentiable(name: str, image: Any) -> None:
-    """Refuses an image that has no gradient."""
-    plain(name, image)
+    """Refuses an image that cannot have a gradient."""
+    check_plain_tensor(name, image)
     if not image.is_floating_point():
         raise TypeError(f"{name} is {image.dtype} and has no gradient: pass {name}.float()")
 
 
-def _counts(image: Tensor) -> bool:
-    return not image.is_floating_point() and image.dtype != torch.bool
+def _check_integer_range(name: str, image: Tensor, data_range: float | tuple[float, float]) -> None:
+    """Refuses an integer image with a range of length 1, the default, which it can't mean."""
+    is_integer = not image.is_floating_point() and image.dtype != torch.bool
+    if is_integer and low_and_length(data_range)[1] == 1:
+        raise ValueError(
+            f"{name} is {image.dtype} and data_range={data_range}: say the range of integer "
+            "images, data_range=255 for uint8, or pass .float() ones of 0 and 1"
+        )
 
 
-def sizes(x: Tensor, side: int | None = None) -> str:
+def size_text(x: Tensor, side: int | None = None) -> str:
     """The spatial size of ``x``, or of a cube with that side, as text: ``"64x48"``."""
     return "x".join(str(length if side is None else side) for length in x.shape[2:])
 
 
 def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
-    plain("mask", mask)
+    check_plain_tensor("mask", mask)
     shape = (x.shape[0], 1, *x.shape[2:])
     try:
         fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
@@ -230,14 +230,14 @@ def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
             f"mask is on {mask.device} and x on {x.device}: pass both on one device, "
             "mask.to(x.device)"
         )
-    if _known(mask) and not (mask >= 0).all():
+    if _host_readable(mask) and not (mask >= 0).all():
         raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
     weights: Tensor = mask.detach().to(compute_dtype(x, y)).expand(shape)
     return weights
 
 
-def _known(values: Tensor) -> bool:
-    """Whether values can be looked at without waiting for a GPU."""
+def _host_readable(values: Tensor) -> bool:
+    """Whether values can be read without waiting for a GPU, and outside any tracing."""
     return (
         values.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -246,8 +246,8 @@ def _known(values: Tensor) -> bool:
 
 
 def check_total(total: Tensor) -> None:
-    """Refuses a mask whose total for an image divides nothing, where that is known at once."""
-    if not _known(total):
+    """Refuses a mask with a total weight that nothing can be divided by, if it is host-readable."""
+    if not _host_readable(total):
         return
     limits = torch.finfo(total.dtype)
     usable = (total >= limits.tiny) & (total <= limits.max)
@@ -268,7 +268,7 @@ def level_weights(weights: Any) -> tuple[float, ...]:
             f"weights is {_describe(weights)}: pass a list or tuple of numbers, one for each level "
             "(of a tensor, its `.tolist()`)"
         )
-    numbers = tuple(number("weights", weight) for weight in weights)
+    numbers = tuple(finite_number("weights", weight) for weight in weights)
     if not numbers or min(numbers) < 0 or sum(numbers) <= 0:
         raise ValueError(
             f"weights={numbers}: pass at least one weight, none negative and not all zero"
@@ -276,7 +276,7 @@ def level_weights(weights: Any) -> tuple[float, ...]:
     return numbers
 
 
-def levels(value: Any, count: int) -> None:
+def check_levels(value: Any, count: int) -> None:
     """Refuses a number of levels that ``count`` weights do not allow."""
     if isinstance(value, str) and value == "auto":
         return
@@ -288,8 +288,8 @@ def levels(value: Any, count: int) -> None:
         )
 
 
-def least(levels: int, window_size: int) -> int:
-    """The smallest side that the window still fits after so many levels' halvings, rounded up."""
+def smallest_side(levels: int, window_size: int) -> int:
+    """The side of the smallest images that have so many levels: the window fits into the last."""
     return int((window_size - 1) * 2 ** (levels - 1) + 1)
 
 
@@ -300,24 +300,28 @@ def fit_levels(
     smallest, notice = min(x.shape[2:]), None
     if levels == "auto":
         count = sum(
-            1 for level in range(1, len(weights) + 1) if least(level, window_size) <= smallest
+            1
+            for level in range(1, len(weights) + 1)
+            if smallest_side(level, window_size) <= smallest
         )
         if count < len(weights):
             notice = (
-                f"{sizes(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
+                f"{size_text(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
                 f"window_size={window_size}: the weights of those levels are used, scaled to the "
                 f"same sum. Pass levels={count} to choose this, or images of at least "
-                f"{sizes(x, least(len(weights), window_size))}."
+                f"{size_text(x, smallest_side(len(weights), window_size))}."
             )
     else:
         count = int(levels)
-        needed = least(count, window_size)
+        needed = smallest_side(count, window_size)
         if needed > smallest:
-            fits = sum(1 for level in range(1, count) if least(level, window_size) <= smallest)
+            fits = sum(
+                1 for level in range(1, count) if smallest_side(level, window_size) <= smallest
+            )
             side = -(-smallest // 2 ** (count - 1))
             raise ValueError(
                 f"levels={count} with window_size={window_size} needs images of at least "
-                f"{sizes(x, needed)}, and these are {sizes(x)}: pass levels={fits}, "
+                f"{size_text(x, needed)}, and these are {size_text(x)}: pass levels={fits}, "
                 f"levels='auto' or window_size={side - 1 + side % 2}"
             )
     if count == len(weights):

@@ -1,65 +1,20 @@
-"""Losses on what a frozen network sees in images: content, style and the calibrated distance."""
+"""Losses on the features of a frozen network: content, style and LPIPS."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import _validation
-from ._features.backbone import BACKBONES, Extractor, Weights, frozen, read_file, without_autocast
-from ._features.lpips import calibrated_distance
+from ._features import lpips
+from ._features.backbone import Extractor, Weights, frozen, without_autocast
+from ._features.presets import LPIPS_LAYERS, STYLE_PRESETS, VGG_PRESETS, resolve_layers
 
 Features = dict[str, Tensor]
 
-
-class Preset(NamedTuple):
-    """The layers of a paper, with their weights.
-
-    Attributes:
-        backbone: the paper's network.
-        distance: the paper's distance of features.
-        layers: names and weights.
-    """
-
-    backbone: str
-    distance: str
-    layers: dict[str, float]
-
-
-VGG_PRESETS = {
-    # Johnson, Alahi and Fei-Fei 2016, for content and for super-resolution.
-    "johnson": Preset("vgg16", "l2", {"relu2_2": 1.0}),
-    # Hou, Shen, Sun and Qiu 2017, whose squared distance has a half before it.
-    "dfc-123": Preset("vgg19", "l2", {"relu1_1": 0.5, "relu2_1": 0.5, "relu3_1": 0.5}),
-    "dfc-345": Preset("vgg19", "l2", {"relu3_1": 0.5, "relu4_1": 0.5, "relu5_1": 0.5}),
-    # Ledig et al. 2017, who divide the features by 12.75.
-    "srgan": Preset("vgg19", "l2", {"relu5_4": 1 / 12.75**2}),
-    # Wang et al. 2018: before the activation.
-    "esrgan": Preset("vgg19", "l1", {"conv5_4": 1.0}),
-}
-"""What `VGGLoss` knows by name."""
-
-_johnson = dict.fromkeys(["relu1_2", "relu2_2", "relu3_3", "relu4_3"], 1.0)
-
-STYLE_PRESETS = {
-    # Johnson, Alahi and Fei-Fei 2016.
-    "johnson": Preset("vgg16", "l2", _johnson),
-    # Gatys, Ecker and Bethge 2016: a fifth each, and a quarter of the squared distance.
-    "gatys": Preset("vgg19", "l2", {f"relu{block}_1": 0.05 for block in range(1, 6)}),
-}
-"""What `StyleLoss` knows by name."""
-
-LPIPS_LAYERS = {
-    "vgg16": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
-    "alexnet": ("relu1", "relu2", "relu3", "relu4", "relu5"),
-}
-"""What the linear weights of `LPIPSLoss` were calibrated on."""
 
 DISTANCES = ("l1", "l2")
 
@@ -138,14 +93,14 @@ def vgg_features(
 class _FeatureLoss(nn.Module):
     """A weighted sum of distances between the features of two batches, for each image."""
 
-    _places = True
-    """Whether features are compared place by place."""
+    _needs_equal_sides = True
+    """Whether both batches must have the same height and width."""
     layers: dict[str, float] | None = None
-    """Weights of the layers' distances, which may change from call to call; or all have 1."""
+    """Weights of the layers' distances, which may change between calls, or ``None`` for 1 each."""
 
     def __init__(self, extractor: Extractor, reduction: str) -> None:
         super().__init__()
-        _validation.choice("reduction", reduction, _validation.REDUCTIONS)
+        _validation.check_choice("reduction", reduction, _validation.REDUCTIONS)
         self.extractor, self.reduction = extractor, reduction
 
     def load(self) -> None:
@@ -153,37 +108,42 @@ class _FeatureLoss(nn.Module):
         self.extractor.load()
 
     def features(self, y: Tensor) -> Features:
-        """What the loss compares, of one batch: to be computed once for a target and passed as
-        ``y`` as often as it is compared with.
+        """The features that the loss compares, of one batch.
+
+        Compute them once for a target, and pass them as ``y`` whenever it is compared with.
         """
-        self.extractor.check("y", y)
-        return self._compared(self.extractor(y))
+        self.extractor.check_images("y", y)
+        return self._representation(self.extractor(y))
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _validation.choice("reduction", self.reduction, _validation.REDUCTIONS)
-        known = self.extractor.layers
-        if self.layers is not None and self.layers.keys() != set(known):
+        _validation.check_choice("reduction", self.reduction, _validation.REDUCTIONS)
+        names = self.extractor.layers
+        if self.layers is not None and self.layers.keys() != set(names):
             raise ValueError(
-                f"layers={self.layers}, and the loss was made for {list(known)}: keep a weight for "
+                f"layers={self.layers}, and the loss was made for {list(names)}: keep a weight for "
                 "each of these, which may be 0, or make another loss"
             )
-        self.extractor.check("x", x)
-        target = self._kept(x, y) if isinstance(y, Mapping) else self._target(x, y)
-        seen = self._compared(self.extractor(x))
+        self.extractor.check_images("x", x)
+        if isinstance(y, Mapping):
+            target = self._check_features(x, y)
+        else:
+            self._check_target(x, y)
+            target = self.features(y)
+        prediction = self._representation(self.extractor(x))
         with without_autocast(x.device):
-            distances = [self._distance(name, a, target[name]) for name, a in seen.items()]
+            distances = [self._distance(name, a, target[name]) for name, a in prediction.items()]
             per_image = torch.stack(distances).sum(0)
         return per_image.mean() if self.reduction == "mean" else per_image
 
-    def _kept(self, x: Tensor, y: Mapping[str, Tensor]) -> Features:
-        """What `features` has given, if it fits."""
+    def _check_features(self, x: Tensor, y: Mapping[str, Tensor]) -> Features:
+        """A target's `features`; refuses those that don't belong to images like ``x``."""
         if list(y) != list(self.extractor.layers):
             raise ValueError(
                 f"y has features of {list(y)} and the loss compares "
                 f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
             )
         for name, shape in self._shapes(x).items():
-            _validation.plain(f"y[{name!r}]", y[name])
+            _validation.check_plain_tensor(f"y[{name!r}]", y[name])
             if tuple(y[name].shape) != shape:
                 raise ValueError(
                     f"the features {name} of x have shape {shape} and those of y "
@@ -191,24 +151,27 @@ class _FeatureLoss(nn.Module):
                 )
         return dict(y)
 
-    def _target(self, x: Tensor, y: Tensor) -> Features:
-        self.extractor.check("y", y)
-        same = x.shape == y.shape if self._places else x.shape[:2] == y.shape[:2]
-        if not same or x.device != y.device:
+    def _check_target(self, x: Tensor, y: Tensor) -> None:
+        """Refuses images that ``x`` can't be compared with."""
+        self.extractor.check_images("y", y)
+        dims = 4 if self._needs_equal_sides else 2
+        fits = x.shape[:dims] == y.shape[:dims]
+        if not fits or x.device != y.device:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} on {x.device} and y {tuple(y.shape)} on {y.device}: "
                 "pass equal shapes on one device; nothing is broadcast"
             )
-        return self.features(y)
 
     def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
-        """Of what is compared."""
+        """The shapes of `features` of images like ``x``, by layer."""
         return self.extractor.shapes(x)
 
-    def _compared(self, features: Features) -> Features:
+    def _representation(self, features: Features) -> Features:
+        """The tensors that are compared, made from a network's features."""
         return features
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """The layer's weighted distance for each image."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -277,25 +240,25 @@ class VGGLoss(_FeatureLoss):
         checkpointing: bool = False,
         reduction: str = "mean",
     ) -> None:
-        chosen = _chosen(layers, VGG_PRESETS, backbone, distance, "l1")
-        _validation.choice("distance", chosen.distance, DISTANCES)
+        preset = resolve_layers(layers, VGG_PRESETS, backbone, distance, "l1")
+        _validation.check_choice("distance", preset.distance, DISTANCES)
         extractor = Extractor(
-            list(chosen.layers),
-            backbone=chosen.backbone,
+            list(preset.layers),
+            backbone=preset.backbone,
             weights=weights,
             data_range=data_range,
             dtype=dtype,
             checkpointing=checkpointing,
         )
         super().__init__(extractor, reduction)
-        self.layers, self.distance = chosen.layers, chosen.distance
+        self.layers, self.distance = preset.layers, preset.distance
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _validation.choice("distance", self.distance, DISTANCES)
+        _validation.check_choice("distance", self.distance, DISTANCES)
         return super().forward(x, y)
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        difference = _wide(a) - _wide(b)
+        difference = _at_least_float32(a) - _at_least_float32(b)
         powered = difference.abs() if self.distance == "l1" else difference.square()
         return self.layers[name] * powered.mean((1, 2, 3))
 
@@ -337,7 +300,7 @@ class StyleLoss(_FeatureLoss):
         (0.0, True)
     """
 
-    _places = False
+    _needs_equal_sides = False
     layers: dict[str, float]
 
     def __init__(
@@ -351,25 +314,25 @@ class StyleLoss(_FeatureLoss):
         checkpointing: bool = False,
         reduction: str = "mean",
     ) -> None:
-        chosen = _chosen(layers, STYLE_PRESETS, backbone, None, "l2")
+        preset = resolve_layers(layers, STYLE_PRESETS, backbone, None, "l2")
         extractor = Extractor(
-            list(chosen.layers),
-            backbone=chosen.backbone,
+            list(preset.layers),
+            backbone=preset.backbone,
             weights=weights,
             data_range=data_range,
             dtype=dtype,
             checkpointing=checkpointing,
         )
         super().__init__(extractor, reduction)
-        self.layers = chosen.layers
+        self.layers = preset.layers
 
     def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = self.extractor.shapes(x)
         return {name: (n, channels, channels) for name, (n, channels, *_) in shapes.items()}
 
-    def _compared(self, features: Features) -> Features:
+    def _representation(self, features: Features) -> Features:
         with without_autocast(next(iter(features.values())).device):
-            return {name: _gram(_wide(feature)) for name, feature in features.items()}
+            return {name: _gram(_at_least_float32(feature)) for name, feature in features.items()}
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         return self.layers[name] * (a - b).square().sum((1, 2))
@@ -436,8 +399,8 @@ class LPIPSLoss(_FeatureLoss):
         checkpointing: bool = False,
         reduction: str = "mean",
     ) -> None:
-        _validation.choice("backbone", backbone, tuple(LPIPS_LAYERS))
-        found = _linear(linear, backbone)
+        _validation.check_choice("backbone", backbone, tuple(LPIPS_LAYERS))
+        linear_weights = lpips.linear_weights(linear, backbone)
         extractor = Extractor(
             LPIPS_LAYERS[backbone],
             backbone=backbone,
@@ -447,89 +410,14 @@ class LPIPSLoss(_FeatureLoss):
             checkpointing=checkpointing,
         )
         super().__init__(extractor, reduction)
-        for name, weight in found.items():
+        for name, weight in linear_weights.items():
             self.register_buffer(name, weight, persistent=False)
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        return calibrated_distance(a, b, frozen(self, name).flatten())
+        return lpips.layer_distance(a, b, frozen(self, name).flatten())
 
 
-def _chosen(
-    layers: Any,
-    presets: dict[str, Preset],
-    backbone: str | None,
-    distance: str | None,
-    default_distance: str,
-) -> Preset:
-    """The layers with their weights, and what belongs to them."""
-    if isinstance(layers, str):
-        if layers not in presets:
-            raise ValueError(
-                f"layers={layers!r} is unknown: pass one of {tuple(presets)}, or weights by names "
-                "of layers such as {'relu2_2': 1.0}"
-            )
-        preset = presets[layers]
-        for name, value, own in (
-            ("backbone", backbone, preset.backbone),
-            ("distance", distance, preset.distance),
-        ):
-            if value not in (None, own):
-                raise ValueError(
-                    f"layers={layers!r} is defined with {name}={own!r}, not {value!r}: leave "
-                    f"{name} out, or pass the layers {preset.layers}"
-                )
-        # The weights are the loss's own, to change between phases of a training.
-        return preset._replace(layers=dict(preset.layers))
-    if not isinstance(layers, Mapping):
-        raise TypeError(
-            f"layers is of type {type(layers).__name__}: pass weights by names of layers such as "
-            f"{{'relu2_2': 1.0}}, or one of {tuple(presets)}"
-        )
-    weights = {name: _validation.number(f"layers[{name!r}]", w) for name, w in layers.items()}
-    if any(weight < 0 for weight in weights.values()):
-        raise ValueError(f"layers={weights}: pass weights that are not negative")
-    return Preset(backbone or "vgg16", distance or default_distance, weights)
-
-
-def _linear(linear: Any, backbone: str) -> dict[str, Tensor]:
-    """LPIPS's weights by the names of the layers, ``(1, C, 1, 1)``."""
-    state = linear
-    file = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[backbone]
-    if isinstance(linear, str) and linear == "lpips":
-        package = importlib.util.find_spec("lpips")
-        if package is None or package.origin is None:
-            raise ValueError(
-                "linear='lpips' reads the calibrated weights in the lpips package, which is not "
-                "installed: pip install lpips, or pass the path of its weights/v0.1/"
-                f"{file}"
-            )
-        linear = Path(package.origin).parent / "weights" / "v0.1" / file
-    if isinstance(linear, (str, os.PathLike)):
-        state = read_file("linear", linear)
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            f"linear is of type {type(state).__name__}: pass 'lpips', a path or a state dict"
-        )
-    channels = {layer.name: layer.shape[0] for layer in BACKBONES[backbone] if layer.shape}
-    found = {}
-    for index, name in enumerate(LPIPS_LAYERS[backbone]):
-        key, shape = f"lin{index}.model.1.weight", (1, channels[f"conv{name[4:]}"], 1, 1)
-        weight = state.get(key)
-        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
-            given = tuple(weight.shape) if isinstance(weight, Tensor) else "missing"
-            raise ValueError(
-                f"linear does not fit {backbone}: {key!r} is {given} and not {shape}: pass the "
-                "file of that network in lpips's weights/v0.1"
-            )
-        found[name] = weight.detach().to(torch.float32, copy=True)
-    if len(state) > len(found):
-        raise ValueError(
-            f"linear does not fit {backbone}: it has {len(state)} entries, not {len(found)}"
-        )
-    return found
-
-
-def _wide(feature: Tensor) -> Tensor:
+def _at_least_float32(feature: Tensor) -> Tensor:
     wide: Tensor = feature.to(torch.promote_types(feature.dtype, torch.float32))
     return wide
 

@@ -142,7 +142,7 @@ def ssim_map(
         padding=padding,
         backend=backend,
     )
-    _validation.images(x, y, definition, data_range)
+    _validation.check_images(x, y, definition, data_range)
     return _ssim.similarity_map(x, y, definition, backend)
 
 

@@ -29,29 +29,31 @@ Row = dict[str, Any]
 KEYS = ("package", "theirs", "ours", "images", "dtype", "compares")
 """What a row of the results says of its comparison; the rest is words."""
 
-IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and coffee, each with
-  noise (sigma 20 of 255), blurred (sigma 1.5), as a JPEG of quality 20, and with 0.6 of its
-  contrast, all rounded to 8 bits. *Crops* are their middle 192x192 pixels, *odd crops* 179x213,
-  *small crops* and *batches* 64x64 of those in colour, *tanh* means that values are in [-1, 1],
-  *gray* is the camera; *negatives* are 1 - y and y; *volumes* are 16 moving crops of the camera."""
+IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and coffee. Each one comes
+  with noise (sigma 20 of 255), blurred (sigma 1.5), as a JPEG of quality 20, and with 0.6 of its
+  contrast, and all are rounded to 8 bits. *Crops* are their middle 192x192 pixels, and *odd crops*
+  179x213. *Small crops* and *batches* are 64x64 pixels of those in colour. *tanh* means that values
+  are in [-1, 1]. *gray* is the camera. *Negatives* are 1 - y and y. *Volumes* are 16 moving crops
+  of the camera."""
 
 SECTIONS = {
-    "our own float64": "Our own rounding: what rows of float32 differ by beyond this is theirs.",
-    "scikit-image": "Colour is averaged over its channels by both.",
-    "MATLAB": "NumPy transcriptions of the authors' `ssim_index.m` and `msssim.m`, and of `ssim` "
-    "in the Image Processing Toolbox. `tf.image.ssim` and `ssim_multiscale` have the definition "
-    "of the former two, with negative levels replaced by 0.",
-    "pytorch-msssim": "Its window is a float32 tensor; the third line passes one in float64.",
+    "our own float64": "These rows show our own rounding. A larger difference in a row of "
+    "float32 is the other package's.",
+    "scikit-image": "Both average colour images over their channels.",
+    "MATLAB": "These are NumPy transcriptions of the authors' `ssim_index.m` and `msssim.m`, and "
+    "of `ssim` in the Image Processing Toolbox. `tf.image.ssim` and `ssim_multiscale` have the "
+    "definition of the first two, with negative levels replaced by 0.",
+    "pytorch-msssim": "Its window is a float32 tensor. The third line passes a float64 one.",
     "piq": "Its 2-D window is built in the precision of the images.",
     "piqa": "Its window is a float32 buffer.",
-    "kornia": "`kornia.losses.MS_SSIMLoss` has one resolution, five windows and an L1 term: it is "
-    "another loss, and not compared.",
+    "kornia": "`kornia.losses.MS_SSIMLoss` has one resolution, five windows and an L1 term. It is "
+    "another loss, and is not compared.",
     "torchmetrics": "It crops the windows of a reflected border from the contrast of MS-SSIM, but "
     "not from its SSIM.",
-    "lpips": "Random backbones, alike for both, and the linear weights of the lpips package.",
-    "fused-ssim": "`zero_padded_ssim` is the formula that its tests check it against, and that 3D "
-    "Gaussian splatting trains with: `conv2d` with 5 zeros around the images.",
-    "MONAI": "Not in the lock: compared where it is installed.",
+    "lpips": "Both have the same random backbone and the linear weights of the lpips package.",
+    "fused-ssim": "`zero_padded_ssim` is the formula that its tests compare it with, and with "
+    "which 3D Gaussian splatting trains: `conv2d` with 5 zeros around the images.",
+    "MONAI": "MONAI is not in the lock. It is compared if it is installed.",
 }
 """What is said of each package before its table."""
 
@@ -218,34 +220,38 @@ def page(found: Row) -> str:
     paragraphs = "\n\n".join(sections)
     text = f"""# Are these the right numbers?
 
-Our values and gradients beside those of other packages, of published numbers, and of transcriptions
-of the definition. Written by `python -m benchmarks.validation.validate` from
-[its results](validation/results.json), which have the value of every pair of images. It takes
-a few minutes and asks for no network.
+This page compares our values and gradients with those of other packages, with published numbers,
+and with transcriptions of the definition. `python -m benchmarks.validation.validate` writes it from
+[its results](validation/results.json), which have the value of every pair of images. The
+command takes a few minutes and needs no network.
 
 ## How to read it
 
-* A call is what was evaluated, as it stands. `x` is an image that something was done to, `y` the
-  original; with an integer dtype they have values to 255, else to 1.
-* **value** is the largest absolute difference over all pairs of images (and over all pixels of
-  a map). **gradient** is the largest relative difference of the gradients with respect to `x`:
+* Each call was evaluated as it stands. `x` is a changed image and `y` the original. With an integer
+  dtype they have values up to 255, otherwise up to 1.
+* **value** is the largest absolute difference over all pairs of images, and over all pixels of
+  a map. **gradient** is the largest relative difference of the gradients with respect to `x`:
   the norm of the difference over the norm of theirs. It is empty where theirs has none.
-* Where the definitions are the same, what remains is rounding: 1e-12 and less in float64, 1e-6
-  or so in float32. Where it is more, the last column says why.
+* If the definitions are the same, only rounding remains: 1e-12 and less in float64, 1e-6 or so in
+  float32. If the difference is larger, the last column says why.
 * {IMAGES_TEXT}
 
 ## Published numbers
 
-Those whose input can be made from what is printed with them.
+Published values whose input images can be reconstructed from the publication.
 
 {_published_table(found["published"])}
 
-What could not be used, because its images are not at hand: the values in MATLAB's documentation of
-`ssim` and `multissim`, of MATLAB's own photos; those in TensorFlow's tests of `tf.image.ssim` and
-`tf.image.ssim_multiscale`, which are MATLAB's too, of three files with chessboards, but for
-a ramp against its mirror, which is to be negative and is {found["ramp"]:.4f}; those of the
-author's `ssim_index.m` in old versions of scikit-image's tests, of a photo that scikit-image has
-since replaced. TensorFlow and MATLAB themselves were not run.
+Other published values could not be used, because their images are not at hand:
+
+* The values in MATLAB's documentation of `ssim` and `multissim` are of MATLAB's own photos.
+* The values in TensorFlow's tests of `tf.image.ssim` and `tf.image.ssim_multiscale` are MATLAB's
+  too, of three files with chessboards. One of their tests needs no file: a ramp against its mirror
+  has to be negative, and it is {found["ramp"]:.4f}.
+* The values of the author's `ssim_index.m` in old versions of scikit-image's tests are of a photo
+  that scikit-image has since replaced.
+
+TensorFlow and MATLAB themselves were not run.
 
 ## Other implementations
 
@@ -253,9 +259,9 @@ since replaced. TensorFlow and MATLAB themselves were not run.
 
 ## What this does not show
 
-* Trained features. The networks under LPIPS, and those of VGG, have random weights, the same for
-  both sides; the linear weights of LPIPS are its own.
-* fused-ssim's own kernels, which need a GPU: the formula that its tests compare them with stands
+* Trained features. The networks of VGG and LPIPS have random weights, the same for both sides. The
+  linear weights of LPIPS are its own.
+* fused-ssim's own kernels, which need a GPU. The formula with which its tests compare them stands
   in for them.
 * A GPU. All of this ran on a CPU; `tests/gpu/` compares the paths with each other.
 * Half precision, masks, flat or tiny images: `tests/` has those.

@@ -1,1 +1,1 @@
-"""What the feature losses look through and compare with: networks, and their kernels on a CPU."""
+"""The networks and the distances of the feature losses, and their kernels on a CPU."""

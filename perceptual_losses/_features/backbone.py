@@ -1,7 +1,7 @@
-"""The frozen networks that the feature losses look through: their layers, their weights.
+"""The frozen networks of the feature losses: their layers and their weights.
 
-The weights are buffers that no state dict holds, and the layers are functions of them: nothing for
-an optimizer, a checkpoint or ``.train()`` to find, and everything that ``.to()`` moves.
+The weights are buffers that no state dict holds, and the layers are functions of them. So an
+optimizer, a checkpoint or ``.train()`` finds nothing, and ``.to()`` moves everything.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from torch.nn import functional
 
 from .. import _validation
 from .._runtime.warnings import warn
-from .winograd import at_points, convolution, suits
+from .winograd import convolution, suits, transform_filters
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | None
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours, by which torchvision's weights expect their input normalised."""
+"""Statistics of ImageNet's colours: torchvision's weights expect input normalised by them."""
 
 
 class Layer(NamedTuple):
     """A layer of a network.
 
     Attributes:
-        name: in the field's notation: ``relu3_2`` follows the second convolution of block 3.
-        kind: ``"conv"``, ``"norm"``, ``"relu"`` or ``"pool"``.
-        place: in torchvision's ``features``.
-        shape: of the weight of a convolution, ``(out, in, size, size)``; the number of channels of
-            a normalisation.
-        size: of the window.
-        stride: of the window.
-        padding: of the window.
+        name: the name in the literature: ``relu3_2`` follows the second convolution of block 3.
+        layer_type: ``"conv"``, ``"norm"``, ``"relu"`` or ``"pool"``.
+        position: the layer's index in torchvision's ``features``.
+        shape: the weight's shape: ``(out, in, size, size)`` of a convolution, ``(channels,)`` of a
+            normalisation, and empty of the others.
+        size: the side of the window.
+        stride: the step between windows.
+        padding: the zeros on each side.
     """
 
     name: str
-    kind: str
-    place: int
+    layer_type: str
+    position: int
     shape: tuple[int, ...] = ()
     size: int = 1
     stride: int = 1
     padding: int = 0
 
-    def side(self, side: int) -> int:
-        """Of the output, for an input of such height or width."""
+    def output_side(self, side: int) -> int:
+        """The height or width of the output, for an input of that height or width."""
         return (side + 2 * self.padding - self.size) // self.stride + 1
 
 
@@ -63,12 +63,12 @@ def _vgg(convolutions: Sequence[int], norm: bool) -> tuple[Layer, ...]:
         zip(convolutions, (64, 128, 256, 512, 512), strict=True), 1
     ):
         for number in range(1, count + 1):
-            place = f"{block}_{number}"
+            suffix = f"{block}_{number}"
             shape = (width, channels, 3, 3)
-            layers.append(Layer(f"conv{place}", "conv", len(layers), shape, 3, 1, 1))
+            layers.append(Layer(f"conv{suffix}", "conv", len(layers), shape, 3, 1, 1))
             if norm:
-                layers.append(Layer(f"norm{place}", "norm", len(layers), (width,)))
-            layers.append(Layer(f"relu{place}", "relu", len(layers)))
+                layers.append(Layer(f"norm{suffix}", "norm", len(layers), (width,)))
+            layers.append(Layer(f"relu{suffix}", "relu", len(layers)))
             channels = width
         layers.append(Layer(f"pool{block}", "pool", len(layers), (), 2, 2))
     return tuple(layers)
@@ -95,7 +95,7 @@ BACKBONES: dict[str, tuple[Layer, ...]] = {
         Layer("pool5", "pool", 12, (), 3, 2),
     ),
 }
-"""Networks of torchvision, Simonyan and Zisserman 2015 and Krizhevsky 2014, without classifier."""
+"""Torchvision's networks of Simonyan and Zisserman 2015 and Krizhevsky 2014, without classifier."""
 
 _PARTS = {
     "conv": ("weight", "bias"),
@@ -106,7 +106,7 @@ _PARTS = {
 
 
 class Extractor(nn.Module):
-    """Features of a frozen network; made by `vgg_features`, which documents it."""
+    """Features of a frozen network; `vgg_features` makes and documents it."""
 
     def __init__(
         self,
@@ -119,9 +119,9 @@ class Extractor(nn.Module):
         checkpointing: bool,
     ) -> None:
         super().__init__()
-        _validation.choice("backbone", backbone, tuple(BACKBONES))
-        plan = BACKBONES[backbone]
-        names = [layer.name for layer in plan]
+        _validation.check_choice("backbone", backbone, tuple(BACKBONES))
+        network = BACKBONES[backbone]
+        names = [layer.name for layer in network]
         if not isinstance(layers, (list, tuple)) or not layers:
             raise ValueError(f"layers={layers!r}: pass a list of at least one name, of {names}")
         for name in layers:
@@ -135,8 +135,8 @@ class Extractor(nn.Module):
         self.data_range, self.checkpointing = data_range, checkpointing
         self._matrices: dict[str, tuple[Tensor, Tensor, int]] = {}
         deepest = max(names.index(name) for name in layers)
-        self._plan = plan[: deepest + 1]
-        self._blocks, self._smallest = _blocks(self._plan), _smallest(self._plan)
+        self._network = network[: deepest + 1]
+        self._blocks, self._smallest = _blocks(self._network), _smallest(self._network)
 
         low, length = _validation.low_and_length(data_range)
         scale = torch.tensor([1 / (length * deviation) for deviation in DEVIATION])
@@ -145,18 +145,18 @@ class Extractor(nn.Module):
         )
         self._buffer("scale", scale.reshape(3, 1, 1))
         self._buffer("shift", shift.reshape(3, 1, 1))
-        for layer in self._plan:
-            for part in _PARTS[layer.kind]:
+        for layer in self._network:
+            for part in _PARTS[layer.layer_type]:
                 self._buffer(f"{layer.name}_{part}", None)
         if weights == "imagenet":
-            # Fetched when first needed: constructing a loss touches neither network nor disk.
+            # Fetched by the first call: constructing a loss touches neither internet nor disk.
             return
         if weights is None:
             warn(
                 f"the features of {backbone} are random: distances between them are not known to "
                 "be perceptual. Pass weights='imagenet', a path or a state dict."
             )
-            self._adopt(_random(plan))
+            self._adopt(_random(network))
         else:
             self._adopt(_read(weights, backbone))
 
@@ -165,20 +165,21 @@ class Extractor(nn.Module):
 
     @property
     def loaded(self) -> bool:
-        """Whether the weights are there."""
-        return self._buffers[f"{self._plan[0].name}_weight"] is not None
+        """Whether the network has its weights."""
+        return self._buffers[f"{self._network[0].name}_weight"] is not None
 
     def load(self) -> None:
-        """Fetches ImageNet's weights, unless it has been done."""
+        """Fetches ImageNet's weights, unless the network has its weights."""
         if not self.loaded:
             self._adopt(_imagenet(self.backbone))
 
-    @torch.inference_mode(False)  # A first call in that mode may fetch them, a later one train.
+    # A first call in inference mode may load the weights, and a later one train.
+    @torch.inference_mode(False)
     def _adopt(self, state: Mapping[str, Tensor]) -> None:
         like = self.get_buffer("scale")
-        for layer in self._plan:
-            for part in _PARTS[layer.kind]:
-                value = state[f"{layer.place}.{part}"].detach()
+        for layer in self._network:
+            for part in _PARTS[layer.layer_type]:
+                value = state[f"{layer.position}.{part}"].detach()
                 value = value.to(like.device, self.dtype or like.dtype, copy=True)
                 if value.dim() == 4:
                     value = value.contiguous(memory_format=torch.channels_last)
@@ -190,37 +191,37 @@ class Extractor(nn.Module):
             # A dtype that was asked for outlives that of the model around it.
             for name, value in self._buffers.items():
                 if value is not None:
-                    kind = torch.float32 if name in ("scale", "shift") else self.dtype
-                    self._buffers[name] = value.to(kind)
-        # Those of weights that are gone take their memory for nothing.
+                    dtype = torch.float32 if name in ("scale", "shift") else self.dtype
+                    self._buffers[name] = value.to(dtype)
+        # Matrices of replaced weights would waste memory.
         self._matrices = {
-            name: kept
-            for name, kept in self._matrices.items()
-            if kept[0] is self.get_buffer(f"{name}_weight")
+            name: entry
+            for name, entry in self._matrices.items()
+            if entry[0] is self.get_buffer(f"{name}_weight")
         }
         return self
 
-    def check(self, name: str, image: Any) -> None:
-        """Refuses what is no batch of images for the network."""
-        _validation.colour_images(name, image, self.data_range)
+    def check_images(self, name: str, image: Any) -> None:
+        """Refuses everything but a batch of images that the network takes."""
+        _validation.check_colour_images(name, image, self.data_range)
         if min(image.shape[2:]) < self._smallest:
             raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, too small for {self._plan[-1].name} of "
+                f"{name} has shape {tuple(image.shape)}, too small for {self._network[-1].name} of "
                 f"{self.backbone}: pass images of at least {self._smallest}x{self._smallest}"
             )
 
     def shapes(self, image: Tensor) -> dict[str, tuple[int, ...]]:
-        """Of the features of such images."""
+        """The shapes of the features of images like ``image``, by layer."""
         found = {}
         channels, sides = 3, list(image.shape[2:])
-        for layer in self._plan:
+        for layer in self._network:
             channels = layer.shape[0] if layer.shape else channels
-            sides = [layer.side(side) for side in sides]
+            sides = [layer.output_side(side) for side in sides]
             found[layer.name] = (image.shape[0], channels, *sides)
         return {name: found[name] for name in self.layers}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        self.check("x", x)
+        self.check_images("x", x)
         if not self.loaded:
             if torch.compiler.is_compiling():
                 raise RuntimeError(
@@ -229,59 +230,60 @@ class Extractor(nn.Module):
                 )
             self.load()
         scale, shift = frozen(self, "scale"), frozen(self, "shift")
-        weight = self.get_buffer(f"{self._plan[0].name}_weight")
+        weight = self.get_buffer(f"{self._network[0].name}_weight")
         with without_autocast(x.device) if self.dtype else contextlib.nullcontext():
             # One channel is expanded to three here, which costs no memory of its own.
             x = (x.to(scale.dtype) * scale + shift).to(weight.dtype)
-            # In channels_last, by operations that torch can batch.
+            # These operations make it channels_last, and torch can batch them.
             x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
             found: dict[str, Tensor] = {}
             for block in self._blocks:
                 run = functools.partial(self._run, block)
                 if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
-                    # Here, because it brings what `import torch` alone does not.
+                    # Imported late: `import torch` doesn't load it.
                     from torch.utils.checkpoint import checkpoint
 
-                    x, kept = checkpoint(run, x, use_reentrant=False)
+                    x, requested = checkpoint(run, x, use_reentrant=False)
                 else:
-                    x, kept = run(x)
-                found.update(kept)
+                    x, requested = run(x)
+                found.update(requested)
         return {name: found[name] for name in self.layers}
 
     def _run(self, block: Sequence[Layer], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        kept = {}
-        asked = rectified = True
+        """The output of a block, and its features that were requested."""
+        features = {}
+        requested = rectified = True
         for layer, following in itertools.zip_longest(block, block[1:]):
-            parts = [frozen(self, f"{layer.name}_{part}") for part in _PARTS[layer.kind]]
-            if layer.kind == "conv" and suits(x, parts[0]):
+            parts = [frozen(self, f"{layer.name}_{part}") for part in _PARTS[layer.layer_type]]
+            if layer.layer_type == "conv" and suits(x, parts[0]):
                 weight, bias = parts
-                rectified = layer.name not in self.layers and following.kind == "relu"
-                matrices = self._at_points(layer.name)
+                rectified = layer.name not in self.layers and following.layer_type == "relu"
+                matrices = self._filter_matrices(layer.name)
                 x = convolution(x, weight, matrices, bias, rectified)
-            elif layer.kind == "conv":
+            elif layer.layer_type == "conv":
                 weight, bias = parts
                 x = functional.conv2d(x, weight, bias, layer.stride, layer.padding)
                 rectified = False
-            elif layer.kind == "norm":
+            elif layer.layer_type == "norm":
                 weight, bias, mean, variance = parts
                 x = functional.batch_norm(x, mean, variance, weight, bias)
-            elif layer.kind == "relu":
-                # In place where nobody asked for what it overwrites.
-                x = x if rectified else functional.relu(x, inplace=not asked)
+            elif layer.layer_type == "relu":
+                # In place, unless the input is a feature that was requested.
+                x = x if rectified else functional.relu(x, inplace=not requested)
             else:
                 x = functional.max_pool2d(x, layer.size, layer.stride)
-            asked = layer.name in self.layers
-            if asked:
-                kept[layer.name] = x
-        return x, kept
+            requested = layer.name in self.layers
+            if requested:
+                features[layer.name] = x
+        return x, features
 
-    def _at_points(self, name: str) -> Tensor:
-        """What `convolution` multiplies with, kept for as long as the weight is the same."""
+    def _filter_matrices(self, name: str) -> Tensor:
+        """The matrices that `convolution` takes, kept for as long as the weight is the same."""
         weight = self.get_buffer(f"{name}_weight")
-        of, matrices, version = self._matrices.get(name, (None, None, None))
-        if matrices is None or of is not weight or version != _version(weight):
+        source, matrices, version = self._matrices.get(name, (None, None, None))
+        if matrices is None or source is not weight or version != _version(weight):
             with torch.inference_mode(False):  # A later call may save them for its backward.
-                matrices = at_points(weight)
+                matrices = transform_filters(weight)
             self._matrices[name] = weight, matrices, _version(weight)
         return matrices
 
@@ -296,10 +298,11 @@ class Extractor(nn.Module):
 
 
 def frozen(module: nn.Module, name: str) -> Tensor:
-    """A buffer, for calculations that autograd records.
+    """A buffer of the module, for calculations that autograd records.
 
-    DistributedDataParallel writes the buffers anew before each forward, with what they hold. A
-    backward after two of them is right all the same, and refused only for a buffer itself.
+    DistributedDataParallel rewrites the buffers before each forward with the values that they have.
+    Autograd would refuse a backward after a second forward, though it is right: ``.data`` hides the
+    rewriting.
     """
     buffer = module.get_buffer(name)
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
@@ -307,49 +310,49 @@ def frozen(module: nn.Module, name: str) -> Tensor:
 
 
 def _version(weight: Tensor) -> int:
-    """How often it has been changed in place, where torch counts that."""
+    """The number of changes of the weight in place, or 0 where torch doesn't count them."""
     return 0 if weight.is_inference() else weight._version
 
 
-def _blocks(plan: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
-    """The layers in runs that end with a pooling."""
-    ends = [place + 1 for place, layer in enumerate(plan) if layer.kind == "pool"]
-    bounds = itertools.pairwise(dict.fromkeys([0, *ends, len(plan)]))
-    return tuple(plan[begin:end] for begin, end in bounds)
+def _blocks(network: tuple[Layer, ...]) -> tuple[tuple[Layer, ...], ...]:
+    """The layers in blocks, each of which ends with a pooling."""
+    ends = [index + 1 for index, layer in enumerate(network) if layer.layer_type == "pool"]
+    bounds = itertools.pairwise(dict.fromkeys([0, *ends, len(network)]))
+    return tuple(network[begin:end] for begin, end in bounds)
 
 
-def _smallest(plan: tuple[Layer, ...]) -> int:
+def _smallest(network: tuple[Layer, ...]) -> int:
     """The side of the smallest image that leaves the last layer a pixel."""
 
     def leaves_one(side: int) -> bool:
-        return all((side := layer.side(side)) >= 1 for layer in plan)
+        return all((side := layer.output_side(side)) >= 1 for layer in network)
 
     return next(side for side in itertools.count(1) if leaves_one(side))
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """In the precision that is written; on meta, where torch has no autocast, as it is."""
+    """A context without autocast; it does nothing on the meta device, where torch has none."""
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
-def _random(plan: Sequence[Layer]) -> dict[str, Tensor]:
-    """As torchvision's VGG begins its training: He et al. 2015."""
+def _random(network: Sequence[Layer]) -> dict[str, Tensor]:
+    """Random weights, drawn as torchvision draws those of a VGG: He et al. 2015."""
     state = {}
-    for layer in plan:
-        if layer.kind == "conv":
+    for layer in network:
+        if layer.layer_type == "conv":
             weight = torch.empty(layer.shape)
-            state[f"{layer.place}.weight"] = nn.init.kaiming_normal_(weight, mode="fan_out")
-            state[f"{layer.place}.bias"] = torch.zeros(layer.shape[0])
-        for part in _PARTS[layer.kind] if layer.kind == "norm" else ():
+            state[f"{layer.position}.weight"] = nn.init.kaiming_normal_(weight, mode="fan_out")
+            state[f"{layer.position}.bias"] = torch.zeros(layer.shape[0])
+        for part in _PARTS[layer.layer_type] if layer.layer_type == "norm" else ():
             start = torch.ones if part in ("weight", "running_var") else torch.zeros
-            state[f"{layer.place}.{part}"] = start(layer.shape)
+            state[f"{layer.position}.{part}"] = start(layer.shape)
     return state
 
 
 def _imagenet(backbone: str) -> dict[str, Tensor]:
-    """Torchvision's weights: from its cache, or from the network with their hash checked."""
+    """Torchvision's weights: read in its cache, or downloaded with their hash checked."""
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(backbone)["IMAGENET1K_V1"]
@@ -370,7 +373,7 @@ def _imagenet(backbone: str) -> dict[str, Tensor]:
 
 
 def _read(weights: Any, backbone: str) -> dict[str, Tensor]:
-    """Weights that the user has."""
+    """Weights that the user passed."""
     if isinstance(weights, nn.Module):
         return _fitting(weights.state_dict(), backbone, "the module passed as weights")
     if isinstance(weights, (str, os.PathLike)):
@@ -384,7 +387,7 @@ def _read(weights: Any, backbone: str) -> dict[str, Tensor]:
 
 
 def read_file(name: str, path: str | os.PathLike[str]) -> Any:
-    """What ``torch.save`` has written, if it is tensors alone."""
+    """The content of a file that ``torch.save`` has written, if it has only tensors."""
     if not os.path.exists(path):
         known = " (or 'imagenet')" if name == "weights" else ""
         raise FileNotFoundError(
@@ -400,11 +403,12 @@ def read_file(name: str, path: str | os.PathLike[str]) -> Any:
 
 
 def _line(error: BaseException) -> str:
+    """The type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _fitting(state: Any, backbone: str, what: str) -> dict[str, Tensor]:
-    """The features' part of a state dict, by places; refuses any other network's."""
+    """The part of a state dict that belongs to the features; refuses any other network's."""
     advice = f"pass the state dict of torchvision.models.{backbone}() or of its .features"
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{what} is no state dict: {advice}")
@@ -415,11 +419,11 @@ def _fitting(state: Any, backbone: str, what: str) -> dict[str, Tensor]:
         found = dict(state)
     found = {key: v for key, v in found.items() if not key.endswith("num_batches_tracked")}
     expected = {
-        f"{layer.place}.{part}": layer.shape
-        if (layer.kind, part) == ("conv", "weight")
+        f"{layer.position}.{part}": layer.shape
+        if (layer.layer_type, part) == ("conv", "weight")
         else layer.shape[:1]
         for layer in BACKBONES[backbone]
-        for part in _PARTS[layer.kind]
+        for part in _PARTS[layer.layer_type]
     }
     for key in sorted(expected.keys() ^ found.keys()):
         problem = "is missing" if key in expected else "is not part of it"

@@ -1,7 +1,12 @@
-"""The distance of features that LPIPS weighs: by a formula, and on CPUs by kernels."""
+"""The distance of features that LPIPS weights by channel: by a formula, and on CPUs by kernels."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,107 +16,167 @@ from torch import Tensor
 from .._runtime.threads import in_threads
 from .._runtime.tracing import active_transform
 from . import cpu
+from .backbone import BACKBONES, read_file
+from .presets import LPIPS_LAYERS
 
-OFFSET = 1e-10
-"""What the lpips package adds to the length of features."""
+EPSILON = 1e-10
+"""The number that the lpips package adds to the norm of features."""
 
 
-def calibrated_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """For each image the mean over places of the weighted squared difference of unit features.
+def linear_weights(linear: Any, backbone: str) -> dict[str, Tensor]:
+    """LPIPS's weights of channels by the names of the layers, ``(1, C, 1, 1)`` each.
 
     Args:
-        a: features ``(N, C, H, W)``.
-        b: the same.
-        weight: ``(C,)``.
+        linear: ``"lpips"`` for the installed package's weights, the path of a file, or a state
+            dict.
+        backbone: the network that they were calibrated for.
+    """
+    state = linear
+    file = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[backbone]
+    if isinstance(linear, str) and linear == "lpips":
+        package = importlib.util.find_spec("lpips")
+        if package is None or package.origin is None:
+            raise ValueError(
+                "linear='lpips' reads the calibrated weights in the lpips package, which is not "
+                "installed: pip install lpips, or pass the path of its weights/v0.1/"
+                f"{file}"
+            )
+        linear = Path(package.origin).parent / "weights" / "v0.1" / file
+    if isinstance(linear, (str, os.PathLike)):
+        state = read_file("linear", linear)
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"linear is of type {type(state).__name__}: pass 'lpips', a path or a state dict"
+        )
+    channels = {layer.name: layer.shape[0] for layer in BACKBONES[backbone] if layer.shape}
+    found = {}
+    for index, name in enumerate(LPIPS_LAYERS[backbone]):
+        key, shape = f"lin{index}.model.1.weight", (1, channels[f"conv{name[4:]}"], 1, 1)
+        weight = state.get(key)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
+            given = tuple(weight.shape) if isinstance(weight, Tensor) else "missing"
+            raise ValueError(
+                f"linear does not fit {backbone}: {key!r} is {given} and not {shape}: pass the "
+                "file of that network in lpips's weights/v0.1"
+            )
+        found[name] = weight.detach().to(torch.float32, copy=True)
+    if len(state) > len(found):
+        raise ValueError(
+            f"linear does not fit {backbone}: it has {len(state)} entries, not {len(found)}"
+        )
+    return found
+
+
+def layer_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """LPIPS of one layer, ``(N,)``: the weighted squared difference of unit vectors of channels.
+
+    It is summed over channels and averaged over pixels.
+
+    Args:
+        a: features ``(N, C, H, W)`` of the first images.
+        b: features of the second images, of the same shape.
+        weight: the channels' weights ``(C,)``.
     """
     if torch.compiler.is_compiling() or active_transform() is not None:
-        return _formula(a, b, weight)
-    out: Tensor = _Calibrated.apply(a, b, weight)  # type: ignore[no-untyped-call]
+        return layer_distance_formula(a, b, weight)
+    out: Tensor = _LayerDistance.apply(a, b, weight)  # type: ignore[no-untyped-call]
     return out
 
 
-def _formula(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    difference = _unit(a) - _unit(b)
+def layer_distance_formula(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """The specification of `layer_distance`, by torch's operations."""
+    difference = _normalize(a) - _normalize(b)
     weight = weight.to(difference.dtype)[:, None, None]
     return (weight * difference.square()).sum(1).mean((1, 2))
 
 
-def _unit(feature: Tensor) -> Tensor:
-    """Features of length 1 at each place, or zero; NaN where their squares are too large."""
+def _normalize(feature: Tensor) -> Tensor:
+    """Features with norm 1 at each pixel, or 0; NaN where their squares overflow."""
     feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
     squared = feature.square().sum(1, keepdim=True)
-    # An infinite length would make them zero, and all images equal.
+    # An infinite norm would make them zero, and all images equal.
     squared = torch.where(squared.isinf(), torch.nan, squared)
-    # Twice, because the gradient of the branch that is not taken would be NaN all the same.
-    dark = squared == 0
-    length = torch.where(dark, torch.ones_like(squared), squared).sqrt()
-    return torch.where(dark, torch.zeros_like(feature), feature / (length + OFFSET))
+    # `where` comes twice, because a gradient of NaN would pass through the branch not taken.
+    is_zero = squared == 0
+    norm = torch.where(is_zero, torch.ones_like(squared), squared).sqrt()
+    return torch.where(is_zero, torch.zeros_like(feature), feature / (norm + EPSILON))
 
 
-class _Calibrated(torch.autograd.Function):
-    """`_formula`, keeping nothing of the size of the features but themselves."""
+class _LayerDistance(torch.autograd.Function):
+    """`layer_distance_formula`, which keeps no more than the features for its backward."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(a, b, weight)
-        return _value(a, b, weight) if _suits(a, b, weight) else _formula(a, b, weight)
+        if _suits(a, b, weight):
+            return _run_distance(a, b, weight)
+        return layer_distance_formula(a, b, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         a, b, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        again = torch.is_grad_enabled()
-        if not again and cpu.runs(grad) and _suits(a, b, weight):
-            of_a, of_b = wanted
+        needed = ctx.needs_input_grad[:2]
+        create_graph = torch.is_grad_enabled()
+        if not create_graph and cpu.supports(grad) and _suits(a, b, weight):
+            a_needed, b_needed = needed
             return (
-                _gradient(a, b, weight, grad) if of_a else None,
-                _gradient(b, a, weight, grad) if of_b else None,
+                _run_gradient(a, b, weight, grad) if a_needed else None,
+                _run_gradient(b, a, weight, grad) if b_needed else None,
                 None,
             )
         with torch.enable_grad():
             # Views, so that features compared with themselves stay two inputs.
-            a, b = (f.view_as(f) if again else f.detach().requires_grad_() for f in (a, b))
-            inputs = [feature for feature, want in zip((a, b), wanted, strict=True) if want]
-            gradients = iter(
-                torch.autograd.grad(_formula(a, b, weight), inputs, grad, create_graph=again)
-            )
-        return *(next(gradients) if want else None for want in wanted), None
+            a, b = (f.view_as(f) if create_graph else f.detach().requires_grad_() for f in (a, b))
+            inputs = [feature for feature, need in zip((a, b), needed, strict=True) if need]
+            value = layer_distance_formula(a, b, weight)
+            gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=create_graph))
+        return *(next(gradients) if need else None for need in needed), None
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The module of kernels, which takes a moment to import."""
+    from . import lpips_kernels
+
+    return lpips_kernels
 
 
 def _suits(a: Tensor, b: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels are for these features."""
+    """Whether the kernels take these features."""
     return (
-        cpu.runs(a, b, weight) and a.dtype == b.dtype and a.dtype in (torch.float32, torch.bfloat16)
+        cpu.supports(a, b, weight)
+        and a.dtype == b.dtype
+        and a.dtype in (torch.float32, torch.bfloat16)
     )
 
 
-def _value(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+def _run_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     n, _, height, width = a.shape
     arrays, weights = [_array(feature) for feature in (a, b)], weight.float().numpy()
-    sums = np.empty((n, height))
+    sums, kernels = np.empty((n, height)), _kernels()
 
     def run(begin: int, end: int, share: int) -> None:
-        cpu.kernels().calibrated(*arrays, weights, np.float32(OFFSET), begin, end, sums)
+        kernels.row_distances(*arrays, weights, np.float32(EPSILON), begin, end, sums)
 
     in_threads(run, n * height, a.numel())
     return torch.from_numpy(sums.sum(1) / (height * width)).float()
 
 
-def _gradient(a: Tensor, b: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """With respect to ``a``."""
+def _run_gradient(a: Tensor, b: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """The gradient with respect to ``a``."""
     n, _, height, width = a.shape
     arrays, weights = [_array(feature) for feature in (a, b)], weight.float().numpy()
     gradient = torch.empty_like(a, memory_format=torch.channels_last)
     scales, out = (grad.float() * (2 / (height * width))).numpy(), _array(gradient)
+    kernels = _kernels()
 
     def run(begin: int, end: int, share: int) -> None:
-        cpu.kernels().calibrated_gradient(
-            *(*arrays, weights, np.float32(OFFSET), scales, begin, end, out)
-        )
+        kernels.gradient_rows(*(*arrays, weights, np.float32(EPSILON), scales, begin, end, out))
 
     in_threads(run, n * height, a.numel())
     return gradient
 
 
 def _array(feature: Tensor) -> Any:
+    """The features with their channels last."""
     return cpu.array(feature.permute(0, 2, 3, 1))

@@ -1,11 +1,12 @@
 """3x3 convolutions of features with frozen filters, on a CPU with a fraction of the products.
 
-Winograd's minimal filtering, of which `cpu_kernels` has the transforms: in between are products of
-matrices, which torch multiplies.
+This is Winograd's minimal filtering. `winograd_kernels` has the transforms; torch multiplies the
+matrices between them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,41 +19,46 @@ from torch.nn import functional
 from .._runtime.threads import in_threads
 from . import cpu
 
-# Tiles at a time: their values at the points stay in the caches between the steps.
+# Tiles at a time: their transformed values stay in the caches between the steps.
 TILES = 256
 
 
 class _Direction:
-    """Where the points are among the matrices, the factors of what goes there, and the sign of
-    every other pixel of a tile.
+    """The arguments of the kernels that differ between the forward and the backward.
+
+    Attributes:
+        point_order: the place of each point among the matrices.
+        factors: the factor of each point.
+        odd_sign: the sign of every other pixel of a tile.
     """
 
-    def __init__(self, places: Sequence[int], factors: Sequence[float], sign: int) -> None:
-        self.places = np.array(places)
+    def __init__(self, point_order: Sequence[int], factors: Sequence[float], odd_sign: int) -> None:
+        self.point_order = np.array(point_order)
         self.factors = np.array(factors, np.float32)
-        self.sign = np.float32(sign)
+        self.odd_sign = np.float32(odd_sign)
 
 
 class _Basis:
-    """Points, and infinity after them, with ``-1 / p`` among them for each.
+    """The points that polynomials are evaluated at: those given, and infinity after them.
 
-    The gradient is a convolution with the filter turned around, as a polynomial ``x^2 g(1 / x)``.
-    With the sign of every other pixel changed it becomes ``x^2 g(-1 / x)``: at each point the value
-    that ``g`` has at another one, times a number. So one set of matrices does for both directions.
+    For each point ``p`` but 0, ``-1 / p`` is a point too. The gradient is a convolution with the
+    filter turned around, as a polynomial ``x^2 g(1 / x)``. With the sign of every other pixel
+    changed it becomes ``x^2 g(-1 / x)``: at each point a multiple of the value of ``g`` at another
+    one. So one set of matrices serves both directions.
     """
 
     def __init__(self, *points: float) -> None:
         last = len(points)
         self.span = last + 1
         # The product of the distances to the other points, by which a filter's values are divided.
-        apart = [math.prod(p - other for other in points if other != p) for p in points] + [1.0]
+        divisors = [math.prod(p - other for other in points if other != p) for p in points] + [1.0]
         rows = [[1.0, p, p * p] for p in points] + [[0.0, 0.0, 1.0]]
         self.filters = torch.tensor(rows, dtype=torch.float64)
-        self.filters /= torch.tensor(apart, dtype=torch.float64)[:, None]
+        self.filters /= torch.tensor(divisors, dtype=torch.float64)[:, None]
         opposite = [points.index(-1 / p) if p else last for p in points] + [points.index(0)]
         factors = [
-            (p * p if p else 1) * apart[other] / own
-            for p, other, own in zip((*points, 0), opposite, apart, strict=True)
+            (p * p if p else 1) * divisors[other] / own
+            for p, other, own in zip((*points, 0), opposite, divisors, strict=True)
         ]
         self.forward = _Direction(range(self.span), [1.0] * self.span, 1)
         self.backward = _Direction(opposite, factors, -1)
@@ -60,29 +66,37 @@ class _Basis:
 
 BASES = {
     torch.float32: _Basis(0, 1, -1, 0.5, -2),
-    # Of the 8 bits of bfloat16 the other basis would leave 5.
+    # The other basis would leave 5 of the 8 bits of bfloat16.
     torch.bfloat16: _Basis(0, 1, -1),
 }
-# Channels, and values of as many as the fewer of them, from which on there is time to save.
-LEAST = {torch.float32: 64, torch.bfloat16: 256}
-ENOUGH = 2**16
+# The fewest channels, and the fewest pixels times channels, that save time.
+LEAST_CHANNELS = {torch.float32: 64, torch.bfloat16: 256}
+LEAST_VALUES = 2**16
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The module of kernels, which takes a moment to import."""
+    from . import winograd_kernels
+
+    return winograd_kernels
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolution` is for these features and filters."""
+    """Whether `convolution` takes these features and filters, and saves time."""
     return (
-        cpu.runs(x, weight)
+        cpu.supports(x, weight)
         and x.dtype == weight.dtype
         and x.dtype in BASES
         and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= LEAST[x.dtype]
-        and x[:, 0].numel() * min(weight.shape[:2]) >= ENOUGH
+        and min(weight.shape[:2]) >= LEAST_CHANNELS[x.dtype]
+        and x[:, 0].numel() * min(weight.shape[:2]) >= LEAST_VALUES
         and weight.shape[0] % 64 == weight.shape[1] % 64 == 0
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def at_points(weight: Tensor) -> Tensor:
+def transform_filters(weight: Tensor) -> Tensor:
     """The matrices of filters ``(out, in, 3, 3)``, one for each pair of points ``(in, out)``."""
     filters = BASES[weight.dtype].filters
     out, channels = weight.shape[:2]
@@ -92,8 +106,9 @@ def at_points(weight: Tensor) -> Tensor:
 
 
 def convolution(x: Tensor, weight: Tensor, matrices: Tensor, bias: Tensor, rectify: bool) -> Tensor:
-    """``conv2d(x, weight, bias, padding=1)``, and ``relu`` of it if asked for, differentiable with
-    respect to ``x``. ``matrices`` are `at_points` of ``weight``.
+    """``conv2d(x, weight, bias, padding=1)``, then ``relu`` if asked for; ``x`` has a gradient.
+
+    ``matrices`` are `transform_filters` of ``weight``.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _Convolution.apply(x, weight, matrices, bias, rectify)  # type: ignore[no-untyped-call]
@@ -113,15 +128,15 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         weight, matrices, *rectified = ctx.saved_tensors
-        if torch.is_grad_enabled() or not cpu.runs(grad):
-            # What torch can differentiate again.
+        if torch.is_grad_enabled() or not cpu.supports(grad):
+            # Torch can differentiate these operations again.
             for y in rectified:
                 grad = torch.where(y <= 0, 0.0, grad)
-            sent = functional.conv_transpose2d(grad, weight, padding=1)
+            grad_x = functional.conv_transpose2d(grad, weight, padding=1)
         else:
             y = rectified[0] if rectified else None
-            sent = _run(grad, y, matrices.mT, None, False, BASES[grad.dtype].backward)
-        return sent, None, None, None, None
+            grad_x = _run(grad, y, matrices.mT, None, False, BASES[grad.dtype].backward)
+        return grad_x, None, None, None, None
 
 
 def _run(
@@ -132,11 +147,12 @@ def _run(
     rectify: bool,
     direction: _Direction,
 ) -> Tensor:
-    kernels = cpu.kernels()
+    """The convolution of ``x``, or of a gradient that has to pass ``rectified`` outputs."""
+    kernels = _kernels()
     n, c, height, width = x.shape
-    span, out_channels = len(direction.places), matrices.shape[2]
+    span, out_channels = len(direction.point_order), matrices.shape[2]
     total = n * -(-height // (span - 2)) * -(-width // (span - 2))
-    # No view of what is written: that could not be changed in place.
+    # Made with its strides: a view could not be changed in place.
     y = torch.empty(
         (n, out_channels, height, width),
         dtype=x.dtype,
@@ -144,30 +160,37 @@ def _run(
         memory_format=torch.channels_last,
     )
     images, out = _blocks(x.permute(0, 2, 3, 1)), _blocks(y.permute(0, 2, 3, 1))
-    alive = None if rectified is None else _blocks(rectified.permute(0, 2, 3, 1))
+    outputs = None if rectified is None else _blocks(rectified.permute(0, 2, 3, 1))
     shift = None if bias is None else _blocks(bias)
-    basis = direction.places, direction.factors, direction.sign
+    basis = direction.point_order, direction.factors, direction.odd_sign
     count = 0
     for first in range(0, total, TILES):
         if count != min(TILES, total - first):
             count = min(TILES, total - first)
-            points, products = (x.new_empty(span**2, count, size) for size in (c, out_channels))
-            at, to = (_blocks(values.unflatten(0, (span, span))) for values in (points, products))
+            inputs, products = (x.new_empty(span**2, count, size) for size in (c, out_channels))
+            transformed = _blocks(inputs.unflatten(0, (span, span)))
+            multiplied = _blocks(products.unflatten(0, (span, span)))
 
-        def enter(begin: int, end: int, share: int, first: int = first, at: Any = at) -> None:
+        def transform_inputs(
+            begin: int, end: int, share: int, first: int = first, to: Any = transformed
+        ) -> None:
             tile = np.empty((span, span, kernels.CHANNELS), np.float32)
-            kernels.to_points(images, alive, first, begin, end, *basis, at, tile)
+            kernels.transform_inputs(images, outputs, first, begin, end, *basis, to, tile)
 
-        def leave(begin: int, end: int, share: int, first: int = first, to: Any = to) -> None:
+        def transform_outputs(
+            begin: int, end: int, share: int, first: int = first, of: Any = multiplied
+        ) -> None:
             tile = np.empty((span, span, kernels.CHANNELS), np.float32)
-            kernels.from_points(to, shift, rectify or None, first, begin, end, *basis, out, tile)
+            kernels.transform_outputs(
+                of, shift, rectify or None, first, begin, end, *basis, out, tile
+            )
 
-        in_threads(enter, count, points.numel())
-        torch.bmm(points, matrices, out=products)
-        in_threads(leave, count, products.numel())
+        in_threads(transform_inputs, count, inputs.numel())
+        torch.bmm(inputs, matrices, out=products)
+        in_threads(transform_outputs, count, products.numel())
     return y
 
 
 def _blocks(values: Tensor) -> Any:
-    """With the channels, which come last, in blocks."""
-    return cpu.array(values).reshape(*values.shape[:-1], -1, cpu.kernels().CHANNELS)
+    """The values as an array whose last dimension, the channels, is split into blocks."""
+    return cpu.array(values).reshape(*values.shape[:-1], -1, _kernels().CHANNELS)

@@ -17,6 +17,7 @@ __all__ = [
     "Plans",
     "Request",
     "call_key",
+    "choose_backend",
     "compute_dtype",
     "evaluate",
     "gaussian",

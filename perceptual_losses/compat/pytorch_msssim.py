@@ -130,12 +130,12 @@ def ms_ssim(
         weights = structural.MS_SSIM_WEIGHTS
     weights = _validation.level_weights(weights)
     if isinstance(win_size, int):
-        side = _validation.least(len(weights), win_size)
+        side = _validation.smallest_side(len(weights), win_size)
         if side > min(X.shape[2:]):
             raise ValueError(
                 f"{len(weights)} levels with win_size={win_size} need images of at least "
-                f"{_validation.sizes(X, side)}, and these are {_validation.sizes(X)}: pass fewer "
-                "weights or a smaller win_size"
+                f"{_validation.size_text(X, side)}, and these are {_validation.size_text(X)}: pass "
+                "fewer weights or a smaller win_size"
             )
     return structural.ms_ssim(
         X,
@@ -252,7 +252,7 @@ def _said(data_range: float) -> float:
 def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """A volume with a side of one voxel is an image, as in pytorch-msssim."""
     for name, image in (("X", X), ("Y", Y)):
-        _validation.plain(name, image)
+        _validation.check_plain_tensor(name, image)
     if X.shape != Y.shape or X.dim() not in (4, 5):
         raise ValueError(
             f"X has shape {tuple(X.shape)} and Y {tuple(Y.shape)}: pass images (N, C, H, W) or "

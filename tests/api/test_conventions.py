@@ -72,7 +72,7 @@ def test_losses_take_the_options_of_their_function(loss, function):
     options = dict(inspect.signature(loss).parameters)
     if "L1" in loss.__name__:
         assert options.pop("weight").default == (0.2 if loss is L1SSIMLoss else 0.84)
-    assert list(options.values()) == list(expected.values())
+    assert options == expected
     x, y, mask = inspect.signature(loss().forward).parameters.values()
     assert (x.name, y.name, mask.name) == ("x", "y", "mask")
     assert mask.kind is inspect.Parameter.KEYWORD_ONLY

@@ -15,11 +15,12 @@ from perceptual_losses import (
     L1SSIMLoss,
     MSSSIMLoss,
     SSIMLoss,
-    _ssim,
     ms_ssim,
     ssim,
 )
+from perceptual_losses._runtime import numba_installed
 from perceptual_losses._ssim import definition as contract
+from perceptual_losses._ssim import plans
 from perceptual_losses._ssim.cpu import backend as cpu
 
 
@@ -404,22 +405,21 @@ def test_transforms_run_the_reference():
 def no_numba(monkeypatch, request):
     """Numba as good as absent, or broken."""
     if request.param == "absent":
-        monkeypatch.setattr(cpu, "INSTALLED", False)
+        monkeypatch.setattr(numba_installed, "INSTALLED", False)
     else:
-
-        def fail():
-            raise ImportError("no llvmlite here")
-
-        monkeypatch.setattr(cpu, "_kernels", fail)
-    cpu._broken.cache_clear()
-    _ssim._warn.cache_clear()
+        monkeypatch.setitem(sys.modules, "perceptual_losses._runtime.numba_kernels", None)
+    numba_installed._broken.cache_clear()
+    plans._warn_of_fallback.cache_clear()
     yield request.param
-    cpu._broken.cache_clear()
+    numba_installed._broken.cache_clear()
 
 
 @pytest.mark.parametrize("no_numba", ["absent", "broken"], indirect=True)
 def test_without_numba(no_numba):
-    reason = {"absent": "Numba is not installed", "broken": "no llvmlite here"}[no_numba]
+    reason = {
+        "absent": "Numba is not installed",
+        "broken": "Numba cannot be used .ModuleNotFoundError",
+    }[no_numba]
     x, y = pair(1, 3, 176, 176)
     with pytest.warns(RuntimeWarning, match=f"{reason}.*runs the reference path"):
         value = SSIMLoss()(x, y)

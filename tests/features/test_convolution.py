@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from torch.nn import functional
 
 from perceptual_losses import LPIPSLoss, VGGLoss, vgg_features
-from perceptual_losses._features.winograd import BASES, at_points, convolution, suits
+from perceptual_losses._features.winograd import BASES, convolution, suits, transform_filters
 
 pytestmark = pytest.mark.filterwarnings("ignore:the features of")
 
@@ -44,7 +44,7 @@ def error(got, exact):
 def test_values_and_gradients(dtype, n, height, width, channels, out, rectify):
     x, weight, bias = case(n, channels, height, width, out, dtype)
     x.requires_grad_()
-    matrices = at_points(weight)
+    matrices = transform_filters(weight)
     y = convolution(x, weight, matrices, bias, rectify)
     assert y.dtype == dtype
     wide = x.detach().double().requires_grad_()
@@ -70,14 +70,14 @@ def test_whole_numbers_are_exact(dtype):
     x = torch.arange(64 * 6 * 7).reshape(1, 64, 6, 7).remainder(5).to(dtype)
     weight = torch.zeros(64, 64, 3, 3, dtype=dtype)
     weight[torch.arange(64), torch.arange(64), 0, 1] = 1
-    y = convolution(x, weight, at_points(weight), torch.zeros(64, dtype=dtype), False)
+    y = convolution(x, weight, transform_filters(weight), torch.zeros(64, dtype=dtype), False)
     moved = functional.pad(x, (0, 0, 1, 0))[..., :-1, :]
     torch.testing.assert_close(y, moved, rtol=0, atol=1e-5 if dtype == torch.float32 else 0)
 
 
 def test_layouts_give_the_same():
     x, weight, bias = case(2, 64, 9, 10, 128, torch.float32)
-    matrices = at_points(weight)
+    matrices = transform_filters(weight)
     expected = convolution(x, weight, matrices, bias, True)
     assert expected.is_contiguous(memory_format=torch.channels_last)
     for layout in (
@@ -91,7 +91,7 @@ def test_layouts_give_the_same():
 @pytest.mark.parametrize("rectify", [False, True])
 def test_a_nan_stays_in_its_image(rectify):
     x, weight, bias = case(2, 64, 9, 10, 64, torch.float32)
-    matrices = at_points(weight)
+    matrices = transform_filters(weight)
     expected = convolution(x, weight, matrices, bias, rectify)
     x[0, 3, 4, 5] = float("nan")
     y = convolution(x, weight, matrices, bias, rectify)
@@ -103,7 +103,7 @@ def test_second_derivatives():
     x, weight, bias = case(1, 64, 6, 6, 64, torch.float32)
     x.requires_grad_()
     sent = torch.randn(1, 64, 6, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    y = convolution(x, weight, at_points(weight), bias, True)
+    y = convolution(x, weight, transform_filters(weight), bias, True)
     (gradient,) = torch.autograd.grad(y, x, sent, create_graph=True)
     (second,) = torch.autograd.grad(gradient.sum(), sent)
     ones = functional.conv2d(torch.ones(1, 64, 6, 6).double(), weight.double(), padding=1)

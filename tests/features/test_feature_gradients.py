@@ -6,7 +6,7 @@ from feature_losses import LOSSES, close, make, pair, torchvision_features
 from torch import nn
 
 from perceptual_losses import LPIPSLoss, StyleLoss, VGGLoss
-from perceptual_losses._features.lpips import _formula, calibrated_distance
+from perceptual_losses._features.lpips import layer_distance, layer_distance_formula
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -34,7 +34,7 @@ def test_gradcheck(networks, linear, loss):
     assert torch.autograd.gradgradcheck(module, (x, y))
 
 
-def test_gradcheck_of_the_calibrated_distance(linear):
+def test_gradcheck_of_a_layers_distance(linear):
     loss = LPIPSLoss("alexnet", weights=torchvision_features("alexnet"), linear=linear["alexnet"])
     a, b = (f.requires_grad_() for f in pair(1, 64, 2, 3, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda a, b: loss._distance("relu1", a, b), (a, b))
@@ -75,8 +75,8 @@ def test_places_without_features_have_no_direction(linear):
     assert not x.grad.any()
 
 
-@pytest.mark.parametrize("distance", [_formula, calibrated_distance])
-def test_the_calibrated_distance_where_features_are_zero(distance):
+@pytest.mark.parametrize("distance", [layer_distance_formula, layer_distance])
+def test_a_layers_distance_where_features_are_zero(distance):
     """Asked directly: a network hides a NaN there behind its dead activations."""
     a, b = pair(1, 4, 2, 3)
     a[..., 0, :] = 0
@@ -98,8 +98,8 @@ def test_the_calibrated_distance_where_features_are_zero(distance):
         assert gradient[..., 1, :].abs().min() > 0
 
 
-@pytest.mark.parametrize("distance", [_formula, calibrated_distance])
-def test_the_calibrated_distance_where_lengths_overflow(distance):
+@pytest.mark.parametrize("distance", [layer_distance_formula, layer_distance])
+def test_a_layers_distance_where_lengths_overflow(distance):
     """Neither the distance of zero that unit features of zero would have, nor in other images."""
     a, b = (feature.requires_grad_() for feature in pair(2, 4, 2, 3))
     with torch.no_grad():
@@ -119,5 +119,5 @@ def test_no_nan_is_rounded_to_a_number():
     """All ones in a NaN's lower half would carry over into its sign."""
     a, b = (feature.bfloat16().requires_grad_() for feature in pair(1, 64, 2, 2))
     nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
-    (gradient,) = torch.autograd.grad(calibrated_distance(a, b, torch.ones(64)), a, nan)
+    (gradient,) = torch.autograd.grad(layer_distance(a, b, torch.ones(64)), a, nan)
     assert gradient.isnan().all()

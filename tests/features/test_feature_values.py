@@ -34,12 +34,12 @@ def test_every_layer_against_a_network_run_by_hand(networks, backbone):
 
 
 def test_names_follow_torchvision():
-    names = {layer.place: layer.name for layer in backbones.BACKBONES["vgg19"]}
+    names = {layer.position: layer.name for layer in backbones.BACKBONES["vgg19"]}
     assert [names[i] for i in (0, 1, 3, 4, 9, 11, 34, 35, 36)] == [
         *("conv1_1", "relu1_1", "relu1_2", "pool1", "pool2", "relu3_1", "conv5_4", "relu5_4"),
         "pool5",
     ]
-    names = {layer.place: layer.name for layer in backbones.BACKBONES["vgg16_bn"]}
+    names = {layer.position: layer.name for layer in backbones.BACKBONES["vgg16_bn"]}
     assert [names[i] for i in (0, 1, 2, 6, 7)] == [
         "conv1_1",
         "norm1_1",

@@ -92,7 +92,9 @@ def looked_at(case, x, y):
     """The features that the call has, by layer and image."""
     layers, backbone, _ = weighed(case)
     plan = plan_of(layers, backbone)
-    names = [layer.name for layer in plan if layer.kind in ("relu", "pool") or layer.name in layers]
+    names = [
+        layer.name for layer in plan if layer.layer_type in ("relu", "pool") or layer.name in layers
+    ]
     extract = made(case, names)
     wants = wanted(case, x, y)
     found = []
@@ -130,22 +132,22 @@ def features(case, image, exact, own=None):
     found, before = {}, None
     for layer in plan_of(layers, backbone):
         parts = {
-            part: state[f"{layer.place}.{part}"].to(given).to(dtype)
+            part: state[f"{layer.position}.{part}"].to(given).to(dtype)
             for part in ("weight", "bias", "running_mean", "running_var")
-            if f"{layer.place}.{part}" in state
+            if f"{layer.position}.{part}" in state
         }
-        if layer.kind == "conv":
+        if layer.layer_type == "conv":
             values = functional.conv2d(
                 values, parts["weight"], parts["bias"], layer.stride, layer.padding
             )
-        elif layer.kind == "norm":
+        elif layer.layer_type == "norm":
             # Written out: torch's gradient is wrong for some strides that one image can have.
             mean, variance, weight, bias = (
                 parts[part].reshape(-1, 1, 1)
                 for part in ("running_mean", "running_var", "weight", "bias")
             )
             values = (values - mean) * (weight / (variance + 1e-5).sqrt()) + bias
-        elif layer.kind == "relu":
+        elif layer.layer_type == "relu":
             alive = values > 0 if own is None else own[layer.name] > 0
             values = torch.where(alive | values.isnan(), values, 0.0)
         else:
@@ -270,8 +272,8 @@ def check(case, backend="features"):
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         if case["everywhere"]:
-            stack.enter_context(mock.patch.object(convolution, "ENOUGH", 1))
-            stack.enter_context(mock.patch.dict(convolution.LEAST, {torch.bfloat16: 64}))
+            stack.enter_context(mock.patch.object(convolution, "LEAST_VALUES", 1))
+            stack.enter_context(mock.patch.dict(convolution.LEAST_CHANNELS, {torch.bfloat16: 64}))
         return _refuse(case, backend) if "wrong" in case else _check(case, backend)
 
 
@@ -322,7 +324,7 @@ def _check(case, backend):
     for values in (*own[0].values(), *own[1].values()):
         # Nor where it has none for a feature.
         lost = lost | ~values.isfinite().flatten(1).all(1)
-    depth = sum(layer.kind == "conv" for layer in plan_of(*weighed(case)[:2]))
+    depth = sum(layer.layer_type == "conv" for layer in plan_of(*weighed(case)[:2]))
     less = math.sqrt(depth) * ROUNDING.get(trunk, 0.0)
     results = []
     for which, image, seen, spoiled in zip("xy", (x, y), own, broken, strict=True):

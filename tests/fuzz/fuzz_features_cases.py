@@ -41,19 +41,19 @@ def network(backbone, kind):
 
     state = {}
     for layer in BACKBONES[backbone]:
-        if layer.kind == "conv":
+        if layer.layer_type == "conv":
             fan_in = math.prod(layer.shape[1:])
             weight = torch.randn(layer.shape, generator=generator) * (2 / fan_in) ** 0.5
-            state[f"{layer.place}.weight"] = weight * (gain if layer.place == 0 else 1)
-            state[f"{layer.place}.bias"] = uniform(layer.shape[0], low, high)
-        if layer.kind == "norm":
+            state[f"{layer.position}.weight"] = weight * (gain if layer.position == 0 else 1)
+            state[f"{layer.position}.bias"] = uniform(layer.shape[0], low, high)
+        if layer.layer_type == "norm":
             for part, bounds in (
                 ("weight", (0.5, 1.5)),
                 ("bias", (-0.2, 0.2)),
                 ("running_mean", (-0.2, 0.2)),
                 ("running_var", (0.5, 2.0)),
             ):
-                state[f"{layer.place}.{part}"] = uniform(layer.shape[0], *bounds)
+                state[f"{layer.position}.{part}"] = uniform(layer.shape[0], *bounds)
     return state
 
 

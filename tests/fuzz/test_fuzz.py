@@ -158,7 +158,7 @@ def test_a_wrong_rectifier_fails(monkeypatch):
 @pytest.mark.parametrize("offset", [0.0, 2e-10])
 def test_a_wrong_offset_fails(monkeypatch, offset):
     assert fuzz_features.check(CALIBRATED) == "judged"
-    monkeypatch.setattr(calibrated, "OFFSET", offset)
+    monkeypatch.setattr(calibrated, "EPSILON", offset)
     fails(CALIBRATED, "^output 0 is off")
 
 

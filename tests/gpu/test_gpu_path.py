@@ -564,7 +564,7 @@ def check_known_calls(tiles, monkeypatch, loss, wanted):
     new = step(0)
     gpu.forget()
     step(1)
-    for module, name in ((_validation, "images"), (_ssim, "_path")):
+    for module, name in ((_validation, "check_images"), (_ssim, "_path")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is known"))
     for value, known in zip(new, step(0), strict=True):
         assert torch.equal(value, known)

@@ -146,3 +146,19 @@ def test_second_derivatives_are_refused(name):
 
     with pytest.raises(RuntimeError, match="create_graph=False|double backward"):
         penalty()
+
+
+@pytest.mark.parametrize("name", ["ssim", "l1_ms_ssim"])
+def test_value_and_grad_inside_of_a_compiled_function(backend, name):
+    loss = LOSSES[name](backend=backend)
+    x, y = pair((2, 3, 24, 28))
+    expected = loss.value_and_grad(x, y)
+
+    def doubled(x, y):
+        value, gradient = loss.value_and_grad(x, y)
+        return 2 * value, 2 * gradient
+
+    compiled = torch.compile(doubled, backend="aot_eager")
+    for found, exact in zip(compiled(x, y), expected, strict=True):
+        torch.testing.assert_close(found, 2 * exact, rtol=1e-5, atol=1e-9)
+        assert not found.requires_grad

@@ -516,7 +516,7 @@ launches = registers.launched(registers.Case(11, want=0, distance="apart"), 80)
 ptx = registers.compiled(launches["mean"], 80).asm["ptx"]
 print(hashlib.sha256(ptx.encode()).hexdigest())
 """
-MISSING = gpu.missing(torch.device("cpu"))
+MISSING = gpu.unavailable(torch.device("cpu"))
 needs_triton = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 

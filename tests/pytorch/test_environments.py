@@ -549,12 +549,12 @@ class On:
 
 @pytest.mark.parametrize("device", ["mps", "meta", "hpu"])
 def test_other_devices_take_the_reference(device):
-    settings = _ssim.Settings((0.25, 0.5, 0.25), 0.0, 1e-4, 9e-4, "valid")
+    settings = _ssim.Definition((0.25, 0.5, 0.25), 0.0, 1e-4, 9e-4, "valid")
     image = On(device)
     for path in ("auto", "reference"):
-        assert _ssim._path(image, image, settings, path) == "reference"
+        assert _ssim.choose_backend(image, image, settings, path) == "reference"
     for path, where in (("numba", "CPUs"), ("triton", "GPUs")):
         with pytest.raises(
             ValueError, match=f"on {device} and it runs on {where}; pass backend='a"
         ):
-            _ssim._path(image, image, settings, path)
+            _ssim.choose_backend(image, image, settings, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._runtime import numba_installed
 from ..._runtime.threads import in_threads
 from ..backend import Forward, Layout, premultiplied_by
 from ..definition import FLOOR, Definition, Request, plane_gradient, reduce_planes
 from ..pyramid import halved_shape, upsample_adjoint
 from .tasks import kept_memory, scratch_arrays, tasks_for_images, tasks_for_volumes
-
-INSTALLED = importlib.util.find_spec("numba") is not None
 
 # A pixel of the march costs as much as so many that are halved or scaled.
 LIGHT = 16
@@ -38,19 +36,7 @@ def unsupported(x: Tensor, y: Tensor, definition: Definition) -> str | None:
 
 def unavailable(device: torch.device) -> str | None:
     """The reason why the backend cannot run, or ``None``."""
-    if not INSTALLED:
-        return "Numba is not installed"
-    # Importing is not traced: a compiled call assumes that what is installed can be imported.
-    return None if torch.compiler.is_compiling() else _broken()
-
-
-@functools.cache
-def _broken() -> str | None:
-    try:
-        _kernels()
-    except Exception as error:  # Whatever a broken installation raises is the reason.
-        return f"Numba cannot be used ({type(error).__name__}: {error})"
-    return None
+    return numba_installed.unavailable()
 
 
 def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
