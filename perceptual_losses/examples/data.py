@@ -24,7 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 from tqdm import tqdm
 
-from perceptual_losses import compare
+from perceptual_losses.compare.files import is_deep_grey, stored_mode
 
 Images = Dataset[Any]
 """Images ``(C, H, W)``, each with the number of its class."""
@@ -116,9 +116,9 @@ class Form:
 
 def without_range(image: Image.Image) -> str | None:
     """What is wrong with an image, not decoded yet, whose values have no known range."""
-    if not image.mode.startswith(("I", "F")) or compare.deep_grey(image):
+    if not image.mode.startswith(("I", "F")) or is_deep_grey(image):
         return None
-    kind, _ = compare.stored(image)
+    kind, _ = stored_mode(image)
     return f"has pixels of the kind {kind}: save it with 8 or 16 bits, in grey or RGB"
 
 
