@@ -180,7 +180,7 @@ def _request(options: Options) -> Request:
 
 
 def _map_weights(pixel_weights: Tensor, request: Request) -> list[Tensor]:
-    """For each level the weight of each value of the map, summing to one for each image."""
+    """The weight of each value of the map at each level, summing to one for each image."""
     map_weights = [_normalized(pixel_weights, request)]
     while len(map_weights) < len(request.exponents):
         pixel_weights = halve(pixel_weights)

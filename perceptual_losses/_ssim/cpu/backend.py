@@ -161,8 +161,8 @@ class CpuPlan:
         means: list[Tensor] = []
         gradients: list[list[Tensor]] = [[] for _ in range(request.gradients)]
         distance = None
-        # From the coarsest up, each pair of images freed before the next gradient is allocated: a
-        # step takes little more memory than its gradients.
+        # The coarsest is first, and each pair of images is freed before the next gradient is
+        # allocated: a step takes little more memory than its gradients.
         for j in reversed(range(len(self._levels))):
             images = pyramid.pop()
             for image, memory in zip(images, gradients, strict=False):
@@ -283,7 +283,9 @@ class CpuPlan:
         images, (height, width) = [_strided(image) for image in (x, y)], x.shape[-2:]
         kernels, sums = _kernels(), np.empty(x.numel() // width)
         in_threads(
-            lambda begin, end, share: kernels.abs_difference(*images, height, width, begin, end, sums),
+            lambda begin, end, share: kernels.abs_difference(
+                *images, height, width, begin, end, sums
+            ),
             len(sums),
             x.numel() // LIGHT,
         )
