@@ -5,8 +5,12 @@ import os
 
 import fuzz
 import fuzz_features
+import fuzz_features_cases
+import fuzz_structural
+import fuzz_structural_cases
 import pytest
 import torch
+from fuzz_judge import Violation, require
 from hypothesis import HealthCheck, example, given, settings, strategies
 
 from perceptual_losses import VGGLoss
@@ -30,9 +34,9 @@ def test_what_once_failed(kept):
 
 @pytest.mark.large
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
-@given(case=fuzz.cases("numba", windows=(3, 11)))
+@given(case=fuzz_structural_cases.cases("numba", windows=(3, 11)))
 def test_drawn_calls(case):
-    fuzz.check(case, "numba")
+    fuzz_structural.check(case, "numba")
 
 
 def test_a_wrong_number_fails(monkeypatch):
@@ -47,8 +51,8 @@ def test_a_wrong_number_fails(monkeypatch):
         "wants": "x",
         "options": {"data_range": 1.0, "window_size": 3, "sigma": 1.5, "reduction": "none"},
     }
-    assert fuzz.check(case, "numba") == "judged"
-    call = fuzz.call
+    assert fuzz_structural.check(case, "numba") == "judged"
+    call = fuzz_structural.call
 
     def off(by_value, by_gradient):
         def called(case, backend, *images):
@@ -61,16 +65,16 @@ def test_a_wrong_number_fails(monkeypatch):
         return called
 
     for wrong in (off(1e-6, 0), off(0, 3e-6), off(torch.nan, 0), off(0, torch.nan)):
-        monkeypatch.setattr(fuzz, "call", wrong)
-        with pytest.raises(fuzz.Violation, match=r"is off: .*\n  check\("):
-            fuzz.check(case, "numba")
+        monkeypatch.setattr(fuzz_structural, "call", wrong)
+        with pytest.raises(Violation, match=r"is off: .*\n  check\("):
+            fuzz_structural.check(case, "numba")
 
 
 def test_a_failure_counts_once(monkeypatch):
     """However many calls it takes to find the smallest."""
 
     def check(case, backend):
-        fuzz.require(case["size"] < 6, case, backend, "is large")
+        require(case["size"] < 6, case, backend, "is large")
         return "judged"
 
     numbers = strategies.integers(0, 1000)
@@ -106,7 +110,7 @@ CALIBRATED["options"] = {"data_range": 1.0, "reduction": "none"}
 
 
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
-@given(case=fuzz_features.cases(deep=False, most=20))
+@given(case=fuzz_features_cases.cases(deep=False, most=20))
 @example(case=CONTENT)
 @example(case=HALF)
 @example(case=CALIBRATED)
@@ -115,7 +119,7 @@ def test_drawn_calls_on_features(case):
 
 
 def fails(case, match):
-    with pytest.raises(fuzz.Violation, match=match):
+    with pytest.raises(Violation, match=match):
         fuzz_features.check(case)
 
 

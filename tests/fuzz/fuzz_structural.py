@@ -1,0 +1,213 @@
+"""Judges calls of the structural losses on every path by the reference in float64."""
+
+import math
+import warnings
+from unittest import mock
+
+import torch
+from fuzz_judge import LOST, TIMES, apart, require, shaped, sizes
+from fuzz_structural_cases import TAKERS, images
+
+from perceptual_losses._ssim import reference
+
+
+def wanted(case, x, y):
+    """The images that a gradient is asked for, and which can have one."""
+    names = [name for name, dtype in zip("xy", case["dtypes"], strict=True) if dtype != "uint8"]
+    return [
+        image for name, image in (("x", x), ("y", y)) if name in names and name in case["wants"]
+    ]
+
+
+def call(case, backend, x, y, mask):
+    """The result, and the gradients."""
+    x, y = x.detach(), y.detach()
+    images = wanted(case, x, y)
+    for image in images:
+        image.requires_grad_()
+    keywords = {} if mask is None else {"mask": mask}
+    out = TAKERS[case["name"]](x, y, **keywords, **case["options"], backend=backend)
+    if not images:
+        return out, []
+    generator = torch.Generator().manual_seed(5)
+    # Some up, some down, none near zero.
+    factors = 0.5 + torch.rand(out.shape, generator=generator, dtype=torch.float64)
+    factors = torch.where(factors > 0.8, factors, -factors).to(out.dtype)
+    return out.detach(), list(torch.autograd.grad(out, images, factors))
+
+
+def outcome(case, backend, x, y, mask):
+    """`call`, or what it raises."""
+    try:
+        return call(case, backend, x, y, mask), None
+    except (TypeError, ValueError) as error:
+        return None, error
+
+
+def noise(case, x, y, mask):
+    """The reference's own error in float32, by result and image: the largest of several.
+
+    Mirrored images, a little darker, under a window whose taps are rounded otherwise are as hard as
+    they are, and what cancels by luck in one does not in all. A level's similarity is 1 less what
+    is different: what a power makes of the rounding that it may have is the power's own.
+    """
+
+    def results(case, x, y, mask):
+        value, gradients = call(case, "reference", x, y, mask)
+        return [value, *gradients]
+
+    found, unmoved = [], None
+    for turn, flipped in enumerate(([], [-1], [-2], [-1, -2])):
+        seen = [darker(image.flip(flipped), 1e-3 * turn) for image in (x, y)]
+        sides = [dim for dim in flipped if mask is not None and mask.dim() >= -dim]
+        over = None if mask is None else mask.flip(sides)
+        sigma = case["options"]["sigma"] * (1 + 1e-3 * turn)
+        other = {**case, "options": case["options"] | {"sigma": sigma}}
+        exact = results(other, *(image.double() for image in seen), over)
+        rough = results(other, *(image.float() for image in seen), over)
+        unmoved = unmoved or exact
+        errors = [sizes(apart(got, true)) for got, true in zip(rough, exact, strict=True)]
+        found = list(map(torch.maximum, found, errors)) if found else errors
+    # What cancels to nothing in a flat image does not where a rounding is rounded. Some of a
+    # subnormal pixel's products with taps are all rounding. The fast paths look at the images'
+    # difference, whose roundings are for a flat image those of the other's contrast. Equal pixels
+    # stay so: without a difference there is no gradient at all.
+    generator = torch.Generator().manual_seed(6)
+    of_x, of_y = (torch.randn(image.shape, generator=generator).double() for image in (x, y))
+    parts = of_x, torch.where(x == y, of_x, of_y)
+    difference = (x.double() - y.double()).nan_to_num(0, 0, 0).flatten(2)
+    contrast = (difference - difference.median(2, keepdim=True).values).view_as(x)
+    rounding = 16 * 2.0**-149 + 2.0**-25 * torch.where(x == y, 0.0, contrast)
+    near = [
+        image * (1 + 2.0**-48 * part) + rounding * part
+        for image, part in zip((x, y), parts, strict=True)
+    ]
+    moved = [results(case, *near, mask)]
+    if "weights" in case["options"]:
+        means = reference.level_means
+        # Two of them: of a similarity near 0 the power is far from straight.
+        for by in (2.0**-22 / TIMES, -(2.0**-22) / TIMES):
+            with mock.patch.object(
+                reference, "level_means", lambda *args, by=by: means(*args) + by
+            ):
+                moved.append(results(case, x.double(), y.double(), mask))
+    for outcomes in moved:
+        for place, (off, true) in enumerate(zip(outcomes, unmoved, strict=True)):
+            # A power of what is below 0 by a rounding is no number, and is one above.
+            lost = torch.where(true.isnan() & ~off.isnan(), math.inf, apart(off, true))
+            found[place] = torch.maximum(found[place], sizes(lost))
+    return found
+
+
+def darker(image, by):
+    """By a part of each value, in float32 or float64."""
+    values = image.double() * (1 - by)
+    return values if image.dtype == torch.float64 else values.float()
+
+
+def check(case, backend):
+    """Raises unless a path does what it promises in this case.
+
+    Returns:
+        How it went: ``"refused"``, ``"judged"``, or ``"unjudged"`` where float32 can say nothing of
+        some image.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.get("threads", threads))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _check(case, backend)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check(case, backend):
+    x, y, mask = images(case)
+    kept = x.clone(), y.clone()
+    plain, refused = outcome(case, "reference", x, y, mask)
+    if backend == "reference":
+        got, error = plain, refused
+    else:
+        got, error = outcome(case, backend, x, y, mask)
+    if error is not None and refused is None:
+        # What a path is not for.
+        require("cannot run" in str(error), case, backend, f"raises {error!r}")
+        return "refused"
+    if refused is not None:
+        same = type(error) is type(refused) and str(error) == str(refused)
+        require(same, case, backend, f"raises {error!r} where the reference raises {refused!r}")
+        return "refused"
+    for image, copy in zip((x, y), kept, strict=True):
+        unchanged = torch.equal(image.detach().nan_to_num(1.25), copy.nan_to_num(1.25))
+        require(unchanged, case, backend, "changes an image")
+
+    exact_value, exact_gradients = call(case, "reference", x.double(), y.double(), mask)
+    value, gradients = got
+    double = torch.float64 in (x.dtype, y.dtype)
+    kind = torch.float64 if double else torch.float32
+    require(value.dtype == kind, case, backend, f"gives {value.dtype}")
+    require(value.shape == exact_value.shape, case, backend, f"gives {tuple(value.shape)}")
+
+    spoiled = ~(x.isfinite() & y.isfinite()).flatten(1).all(1)
+    if case["name"] != "ssim_map":
+        alive = ~value.isnan()
+        hidden = (alive & spoiled).any() if value.dim() else alive & spoiled.any()
+        require(not hidden, case, backend, f"hides what is not finite in its images: {value}")
+
+    try:
+        noises = noise(case, x, y, mask)
+    except ValueError:
+        # What float64 alone has numbers for.
+        return "unjudged"
+    own = [image.dtype for image in wanted(case, x, y)]
+    results = [("value", value, exact_value, kind)]
+    results += [("gradient", *rest) for rest in zip(gradients, exact_gradients, own, strict=True)]
+    went = "judged"
+    for (what, result, exact, dtype), error in zip(results, noises, strict=True):
+        require(result.dtype == dtype, case, backend, f"{what} in {result.dtype}")
+        require(result.shape == exact.shape, case, backend, f"{what} of {tuple(result.shape)}")
+        if what == "gradient" and exact.dim():
+            # Not a number near what is none, in its own image alone.
+            exact = torch.where(shaped(spoiled, exact), math.nan, exact)
+        # Beyond what the gradient's dtype holds.
+        exact = torch.where(exact.abs() > torch.finfo(dtype).max / 2, math.nan, exact)
+        allowed, known = budget(what, double, error, exact, dtype)
+        if not known.all():
+            went = "unjudged"
+        far = apart(result, exact)
+        wrong = (sizes(far) > allowed) & known
+        if what == "value":
+            hidden = exact.isnan() & ~result.isnan()
+            wrong |= sizes(hidden.double())[1] * known > 0
+        if wrong.any():
+            worst = far.argmax()
+            text = (
+                f"{what} is off: {result.flatten()[worst].item()!r} for "
+                f"{exact.flatten()[worst].item()!r}; root mean square and largest error of each "
+                f"image {sizes(far).tolist()} with {allowed.tolist()} allowed"
+            )
+            require(False, case, backend, text)
+    return went
+
+
+def budget(what, double, error, exact, dtype):
+    """What `sizes` of the errors may be, and for which images (or the batch) that can be said.
+
+    So many times the reference's own error in float32 and one rounding. Twice is for large images,
+    in which errors even out (`test_the_budget_in_float32`); in small ones all of a gradient is off
+    with one mean, and of many thousand calls some are unlucky. A path in float64 is off by 2^-29 of
+    what it would be in float32, or eight times that again, where a rounding counts as error.
+    """
+    size = sizes(exact.abs().nan_to_num(0, 0, 0))
+    # A similarity is 1 less what is different.
+    scale = size.clamp(min=1.0 if what == "value" else 0.0)
+    known = (error <= LOST * scale[1]).all(0)
+    rounding = torch.finfo(torch.float32).eps * scale
+    allowed = TIMES * error + rounding
+    if double:
+        allowed = TIMES**2 * 2.0**-29 * (error + rounding)
+    kept = torch.finfo(dtype)
+    if kept.bits < (64 if double else 32):
+        allowed = allowed + kept.eps * size
+    return allowed.nan_to_num(math.inf, math.inf) + kept.smallest_normal * kept.eps, known
