@@ -92,17 +92,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def sized(backend: str) -> Callable[[T, T], T]:
-    """Of two sizes the second in the interpreter, which takes seconds where kernels take none."""
+    """The first of two sizes; in the interpreter, which takes seconds for a kernel, the second."""
     return lambda usual, small: small if backend == "triton" else usual
 
 
 class Precision(NamedTuple):
-    """What a path is judged in.
+    """The precision in which a backend is judged.
 
     Attributes:
-        dtype: the widest that it computes in.
-        least: the smallest absolute tolerance of values that makes sense then.
-        least_relative: the same of gradients, relative.
+        dtype: the widest dtype that it computes in.
+        least: the smallest absolute tolerance of values that makes sense in that dtype.
+        least_relative: the smallest relative tolerance of gradients.
     """
 
     dtype: torch.dtype
