@@ -1,7 +1,7 @@
 PYTHON ?= python3
 
-.PHONY: help test test-oldest test-newest fuzz lint format docs pages demo demo-smoke study long-run
-.PHONY: bench bench-gpu release-check lock .venv
+.PHONY: help test test-standins test-oldest test-newest fuzz lint format docs pages demo demo-smoke study
+.PHONY: long-run bench bench-gpu bench-host release-check lock .venv
 
 ## help: list the targets
 help:
@@ -31,6 +31,14 @@ TESTS ?=
 ## test: run the tests, or only TESTS="tests/metrics/test_masks.py -k name"
 test: .venv/installed
 	$(call run-tests,.venv/bin/python)
+	$(if $(TESTS),,$(MAKE) test-standins)
+
+# Runs a module in a process that has loaded the stand-ins before torch.
+STANDINS = -m tests.gpu.emulator.standins
+
+## test-standins: run the tests of GPU launches, which need no GPU
+test-standins: .venv/installed
+	.venv/bin/python $(STANDINS) pytest tests/gpu/standins --junit-xml=runs/tests-$@.xml
 
 # runs/fuzz.json has the counts. A failing call joins the tests.
 ## fuzz: draw calls and judge them for MINUTES=10
@@ -60,6 +68,7 @@ pages: .venv/installed
 	.venv/bin/python -m benchmarks.validation.validate --from-results
 	.venv/bin/python -m benchmarks.reliability.page
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
+	.venv/bin/python -m benchmarks.gpu.host --pages
 	.venv/bin/python -m benchmarks.study --from-results
 
 ## demo: train two small VAEs and draw what they reconstruct
@@ -82,6 +91,10 @@ long-run: .venv/installed
 bench-gpu: .venv/installed
 	.venv/bin/python -m benchmarks.speed.run --device cuda
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages
+
+## bench-host: measure the host's part of small steps on a GPU, without one, 1 minute
+bench-host: .venv/installed
+	.venv/bin/python $(STANDINS) benchmarks.gpu.host
 
 ## bench: compare with other packages on this CPU, 40 minutes
 bench: .venv/installed

@@ -92,6 +92,10 @@ class Evaluator:
             leaf = x.detach().requires_grad_()
             value = self(leaf, y.detach(), mask)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        memory = torch.empty_like(leaf)
+        if gradient.stride() != memory.stride():
+            # The operations of a masked mix may have laid it out otherwise.
+            gradient = memory.copy_(gradient)
         return value.detach(), gradient
 
     def _first_call(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
@@ -164,7 +168,7 @@ def _request(options: Options) -> Request:
     mix: tuple[float, float] | None = None
     exponents: tuple[float, ...] = ()
     if options.structural_weight is not None:
-        weight = _validation.structural_share(options.structural_weight)
+        weight = options.structural_weight
         _, length = _validation.low_and_length(options.data_range)
         mix = weight, (1 - weight) / length
     if options.weights is not None:
@@ -176,7 +180,7 @@ def _request(options: Options) -> Request:
 
 
 def _map_weights(pixel_weights: Tensor, request: Request) -> list[Tensor]:
-    """For each level the weight of each value of the map, summing to one for each image."""
+    """The weight of each value of the map at each level, summing to one for each image."""
     map_weights = [_normalized(pixel_weights, request)]
     while len(map_weights) < len(request.exponents):
         pixel_weights = halve(pixel_weights)

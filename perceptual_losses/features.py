@@ -28,47 +28,48 @@ def vgg_features(
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
 ) -> Extractor:
-    r"""A frozen network, cut after the deepest layer asked for: images in, features by name out.
+    r"""A frozen network, cut after the deepest requested layer: images in, features by name out.
 
-    The network stays as it was trained whatever is done to the model around it: it has no
+    The network stays as it was trained, whatever is done to the model around it: it has no
     parameters, adds nothing to a state dict, ignores ``.train()``, and moves with ``.to()``.
-    Gradients flow to the images, at no cost where the images need none. Inside a model that
-    ``DistributedDataParallel`` wraps, ``broadcast_buffers=False`` spares sending it at each call.
+    Gradients flow to the images, and cost nothing if the images need none. If
+    ``DistributedDataParallel`` wraps a model with the network in it, ``broadcast_buffers=False``
+    avoids sending the network at each call.
 
     On a CPU, 3x3 convolutions of many values take a quarter of the multiplications in float32 and
     4/9 in bfloat16 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR
-    2016), whose rounding is some 1e-6 of the features in float32. The filters take up to four times
-    their memory more then.
+    2016). Their rounding error is some 1e-6 of the features in float32. The transformed filters
+    need up to four times the filters' memory in addition.
 
     Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition",
     ICLR 2015.
 
     Args:
-        layers: names: ``"conv3_2"`` is the output of the second convolution of the third block, as
-            it is before anything follows; ``"relu3_2"`` and ``"pool3"`` come after it, and with
-            a ``_bn`` backbone ``"norm3_2"`` in between. AlexNet has ``"conv1"`` to ``"conv5"``,
-            ``"relu1"`` to ``"relu5"``, ``"pool1"``, ``"pool2"`` and ``"pool5"``.
+        layers: the layers' names. ``"conv3_2"`` is the output of the second convolution of the
+            third block, before any other layer; ``"relu3_2"`` and ``"pool3"`` come after it, and
+            in a ``_bn`` backbone ``"norm3_2"`` between them. AlexNet has ``"conv1"`` to
+            ``"conv5"``, ``"relu1"`` to ``"relu5"``, ``"pool1"``, ``"pool2"`` and ``"pool5"``.
         backbone: ``"vgg16"``, ``"vgg19"``, ``"vgg16_bn"``, ``"vgg19_bn"`` or ``"alexnet"``.
-        weights: ``"imagenet"``: torchvision's, fetched by the first call or by ``.load()`` and kept
-            in torch's cache; a path or a state dict of torchvision's whole model or of its
-            ``features``; such a module; or ``None`` for random ones, with a warning. Only
-            ``"imagenet"`` touches the network.
+        weights: ``"imagenet"`` for torchvision's weights, fetched by the first call or by
+            ``.load()`` and kept in torch's cache; a path or a state dict of torchvision's whole
+            model or of its ``features``; such a module; or ``None`` for random weights, with a
+            warning. Only ``"imagenet"`` uses the internet.
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``; ImageNet's
             normalisation follows inside.
-        dtype: that the network computes in, also under autocast: ``torch.bfloat16`` is several
-            times as fast where the hardware has it. ``None`` for float32, or what autocast and
-            ``.to()`` make of it.
-        checkpointing: keeps one block's activations at a time and computes them again in the
-            backward, for large images.
+        dtype: the dtype that the network computes in, also under autocast: ``torch.bfloat16`` is
+            several times as fast where the hardware supports it. ``None`` stands for float32, or
+            for the dtype that autocast and ``.to()`` choose.
+        checkpointing: keeps the activations of only one block at a time, and computes them again
+            in the backward; for large images.
 
     Returns:
-        A module. Called with images ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey ones, it gives a
-        dict of features ``(N, C', H', W')``, in the order of ``layers``.
+        A module. Called with images ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey images, it
+        returns a dict of features ``(N, C', H', W')``, in the order of ``layers``.
 
     Raises:
-        ValueError: an unknown layer or backbone, weights of another network, images with other
-            channels or too small; with what to pass instead.
-        RuntimeError: ImageNet's weights cannot be fetched; with where to put the file.
+        ValueError: a layer or backbone is unknown, weights belong to another network, or images
+            have other channels or are too small; the message says what to pass instead.
+        RuntimeError: ImageNet's weights cannot be fetched; the message says where to put the file.
 
     Examples:
         >>> import torch, warnings
@@ -179,39 +180,41 @@ class _FeatureLoss(nn.Module):
 
 
 class VGGLoss(_FeatureLoss):
-    r"""Distance between what VGG sees in two batches of images: 0 for identical ones; falls in
-    training.
+    r"""Distance between the features of VGG for two batches of images.
+
+    It is 0 for identical images, and falls in training.
 
     $$
     \sum_l w_l \frac{1}{C_l H_l W_l} \sum \left| \phi_l(x) - \phi_l(y) \right|^p
     $$
 
     with $p = 1$ for ``distance="l1"`` and 2 for ``"l2"``: a mean over the elements of each
-    layer, the weighted sum over layers, the mean over images. At most what the features allow: it
-    has no unit.
+    layer, the weighted sum over layers, the mean over images. It has no unit and no upper bound but
+    that of the features.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", ECCV 2016.
 
     Args:
         layers: weights by names of layers as in `vgg_features`, or the layers, network and distance
-            of a paper: ``"johnson"`` (of that paper: relu2_2), ``"dfc-123"`` and ``"dfc-345"`` (Hou
-            et al. 2017, for VAEs), ``"srgan"`` (Ledig et al. 2017) or ``"esrgan"`` (Wang et al.
-            2018: before the activation).
-        backbone: as for `vgg_features`; the paper's, or ``"vgg16"``, by default.
-        weights: as for `vgg_features`, as are ``data_range``, ``dtype`` and ``checkpointing``. The
+            of a paper: ``"johnson"`` (relu2_2 of the paper above), ``"dfc-123"`` and ``"dfc-345"``
+            (Hou et al. 2017, for VAEs), ``"srgan"`` (Ledig et al. 2017) or ``"esrgan"`` (Wang et
+            al. 2018, features before the activation).
+        backbone: as for `vgg_features`; by default the paper's, or ``"vgg16"``.
+        weights: as for `vgg_features`, like ``data_range``, ``dtype`` and ``checkpointing``. The
             distance is computed in float32 or wider.
-        distance: ``"l1"`` or ``"l2"``, the squared one; the paper's, or ``"l1"``, by default.
+        distance: ``"l1"``, or ``"l2"`` for the squared distance; by default the paper's, or
+            ``"l1"``.
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
-        dtype: that the network computes in.
+        dtype: the dtype that the network computes in.
         checkpointing: trades time for memory.
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Shapes:
-        ``x`` and ``y``: ``(N, 3, H, W)`` or ``(N, 1, H, W)``; ``y`` may also be what ``features``
-        has given for a target; result: scalar, or ``(N,)`` with ``reduction="none"``.
+        ``x`` and ``y``: ``(N, 3, H, W)`` or ``(N, 1, H, W)``; ``y`` may also be the result of
+        ``features`` for a target; result: scalar, or ``(N,)`` with ``reduction="none"``.
 
-    Gradients flow to ``x`` and ``y``; a target that needs none is passed through the network
+    Gradients flow to ``x`` and ``y``. A target that needs no gradient passes through the network
     without a graph. Errors are those of `vgg_features`.
 
     Examples:
@@ -267,15 +270,16 @@ class VGGLoss(_FeatureLoss):
 
 
 class StyleLoss(_FeatureLoss):
-    r"""Distance between the Gram matrices of VGG's features, which know textures and no places: 0
-    for identical images; falls in training.
+    r"""Distance between the Gram matrices of VGG's features, which describe textures, not places.
+
+    It is 0 for identical images, and falls in training.
 
     $$
     \sum_l w_l \left\| G_l(x) - G_l(y) \right\|_F^2, \qquad
     G_l = \frac{\phi_l \phi_l^\top}{C_l H_l W_l}
     $$
 
-    with the features as a matrix of channels and places; the mean over images.
+    with the features as a matrix of channels and pixels; the mean over images.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", CVPR 2016;
     Johnson, Alahi and Fei-Fei, ECCV 2016.
@@ -283,11 +287,11 @@ class StyleLoss(_FeatureLoss):
     Args:
         layers: weights by names of layers, or the layers and network of a paper: ``"johnson"`` or
             ``"gatys"``.
-        backbone: as for `VGGLoss`, as are all the options that follow.
+        backbone: as for `VGGLoss`, like all the options that follow.
 
     Shapes:
-        as for `VGGLoss`, but that ``y`` may be of another height and width; ``features`` gives the
-        Gram matrices ``(N, C', C')``.
+        as for `VGGLoss`, except that ``y`` may have another height and width; ``features`` returns
+        the Gram matrices ``(N, C', C')``.
 
     Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
 
@@ -342,8 +346,9 @@ class StyleLoss(_FeatureLoss):
 
 
 class LPIPSLoss(_FeatureLoss):
-    r"""Learned perceptual image patch similarity (LPIPS), a distance calibrated on people's
-    judgements: 0 for identical images; falls in training.
+    r"""Learned perceptual image patch similarity (LPIPS), calibrated on people's judgements.
+
+    It is a distance: 0 for identical images, and falls in training.
 
     $$
     \sum_l \frac{1}{H_l W_l} \sum_{h, w} \sum_c w_{l c}
@@ -351,8 +356,8 @@ class LPIPSLoss(_FeatureLoss):
     $$
 
     with the norm over channels; the mean over images. It equals version 0.1 of the ``lpips``
-    package for the same weights, but where all features of a place are zero: there the gradient is
-    zero, not NaN; and where their squares overflow: there the distance is NaN, and not that of
+    package for the same weights, with two exceptions. Where all features of a pixel are zero, the
+    gradient is zero, not NaN. Where their squares overflow, the distance is NaN, not that of
     features of zero.
 
     Zhang, Isola, Efros, Shechtman and Wang, "The unreasonable effectiveness of deep features as a
@@ -361,11 +366,11 @@ class LPIPSLoss(_FeatureLoss):
     Args:
         backbone: ``"vgg16"``, which the authors advise for training, or ``"alexnet"``, for
             measuring.
-        weights: of the network, as for `vgg_features`.
+        weights: the network's weights, as for `vgg_features`.
         linear: the weights $w$, which stay as they are: ``"lpips"`` for those in the
             installed ``lpips`` package, a path to such a file, or its state dict.
-        data_range: as for `vgg_features`, as are ``dtype`` and ``checkpointing``.
-        dtype: that the network computes in.
+        data_range: as for `vgg_features`, like ``dtype`` and ``checkpointing``.
+        dtype: the dtype that the network computes in.
         checkpointing: trades time for memory.
         reduction: ``"mean"`` over images, or ``"none"``.
 
@@ -418,10 +423,12 @@ class LPIPSLoss(_FeatureLoss):
 
 
 def _at_least_float32(feature: Tensor) -> Tensor:
+    """The features in float32, or unchanged if they are float64."""
     wide: Tensor = feature.to(torch.promote_types(feature.dtype, torch.float32))
     return wide
 
 
 def _gram(feature: Tensor) -> Tensor:
+    """The Gram matrices ``(N, C, C)`` of features ``(N, C, H, W)``."""
     rows = feature.flatten(2)
     return rows @ rows.mT / (rows.shape[1] * rows.shape[2])

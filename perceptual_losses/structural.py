@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import _ssim, _validation
@@ -57,7 +58,7 @@ def ssim(
         sigma: standard deviation of the window in pixels.
         k1: stabilises the luminance where the images are near zero.
         k2: stabilises the contrast where they are flat.
-        padding: ``"valid"`` counts windows inside the image alone, as the paper and scikit-image
+        padding: ``"valid"`` counts only windows inside the image, as the paper and scikit-image
             do. ``"zeros"`` puts ``low`` around the image, as fused-ssim and Gaussian splatting do.
             ``"symmetric"`` mirrors it, edge pixel included, as scikit-image's full map does.
         mask: non-negative weights that broadcast to ``(N, 1, H, W)``, or booleans: the mean is
@@ -194,7 +195,7 @@ def ms_ssim(
             coarsest, else as many as fit (with five weights and an 11-pixel window: 64 pixels 3
             levels, 128 pixels 4, from 161 on all), with a warning; an int takes that many or
             raises. The weights of the levels that are used are scaled to the sum of all.
-        normalize: what becomes of a level's mean ``v`` before the power, which has no real value
+        normalize: the treatment of a level's mean ``v`` before the power, which has no real value
             for ``v < 0``. ``"floor"``: ``v`` from ``e = 0.01`` upwards and ``e^2 / (2 e - v)``
             below, which is positive, smooth and increasing, so that anti-correlated images can
             train. ``"relu"``: ``max(v, 0)``, the usual choice elsewhere; value and gradient are
@@ -309,15 +310,17 @@ class StructuralLoss(nn.Module):
     def _checked_evaluator(self) -> Evaluator:
         options = self.options
         if "weight" in options:
-            options["structural_weight"] = options.pop("weight")
+            options["structural_weight"] = _validation.structural_share(options.pop("weight"))
         checked = Evaluator(Options(**options, loss=True))
-        self.__dict__["_evaluator"] = checked
+        if not torch.compiler.is_compiling():
+            self.__dict__["_evaluator"] = checked
         return checked
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # The next call checks the new options.
-        self.__dict__["_evaluator"] = None
+        if name in self.__dataclass_fields__:
+            # The next call checks the new options.
+            self.__dict__["_evaluator"] = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_evaluator": None}
@@ -334,6 +337,7 @@ class MultiScaleLoss(StructuralLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weights = tuple(map(float, self.weights))
+        self._checked_evaluator()
 
 
 class SSIMLoss(StructuralLoss):
@@ -418,7 +422,7 @@ class L1MSSSIMLoss(MultiScaleLoss):
 
     The L1 term is the mean of $|x - y| / L$, in units of the data range. The default
     ``weight=0.84`` is the paper's; the paper also blurs the L1 term with the coarsest window,
-    which in the mean over an image changes the weight of the border alone and is left out here.
+    which in the mean over an image changes only the weight of the border and is left out here.
 
     Zhao, Gallo, Frosio and Kautz, "Loss functions for image restoration with neural networks", IEEE
     Transactions on Computational Imaging 3(1), 2017.

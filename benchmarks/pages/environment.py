@@ -60,7 +60,12 @@ def device_name(device: str) -> str:
 
 def file_name(device: str) -> str:
     """The name of the device's result file."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-") + ".json"
+    return f"{slug(device_name(device))}.json"
+
+
+def slug(name: str) -> str:
+    """A name as a file has it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def processor_name() -> str:

@@ -1,1 +1,1 @@
-"""The machine that kernels run on: compilation, threads, tracing, warnings; nothing of images."""
+"""The machine that kernels run on: compilation, threads, tracing, warnings. No images here."""

@@ -24,7 +24,7 @@ OPTIONS = {
 }
 
 
-# Called by other kernels alone, so that nothing to call them from Python is compiled.
+# Only other kernels call these: no wrapper for calls from Python is compiled.
 _INTERNAL = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 kernel = njit(**_INTERNAL, **OPTIONS)
 # Where the call would cost as much as the work.
@@ -54,7 +54,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, function):
         super().__init__(function)
-        # Numba looks for changes in the file of an entry alone, and kernels call each other's.
+        # Numba looks for changes only in the entry's file, and kernels call those of others.
         self._cache_file._source_stamp = _digest(Path(function.__code__.co_filename).parent)
 
     def load_overload(self, signature, target_context):
@@ -84,7 +84,7 @@ class _Cache(FunctionCache):
 
 @functools.cache
 def _digest(folder):
-    """Of all kernels in a folder."""
+    """The digest of all kernels in a folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.py")):
         digest.update(file.read_bytes())

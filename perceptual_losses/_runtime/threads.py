@@ -1,8 +1,8 @@
 """Work for the CPU kernels, on the threads that torch runs its own operations on.
 
-OpenMP's threads keep their cores busy for some milliseconds after each operation of torch, waiting
-for the next one. Threads of our own would share the cores with them, and a loss right behind a
-model's last operation would wait.
+After each operation of torch, OpenMP's threads keep their cores busy for some milliseconds while
+they wait for the next one. Threads of our own would share the cores with them, and a loss right
+after a model's last operation would wait.
 """
 
 import ctypes
@@ -36,8 +36,8 @@ def in_threads(run: Callable[[int, int, int], None], count: int, pixels: int) ->
 
     openmp = _openmp()
     if openmp is not None:
-        # As many threads as torch uses, whatever there is to do: for fewer, OpenMP would end some
-        # and have to start them again.
+        # Always as many threads as torch uses: for fewer, OpenMP would end some and start them
+        # again later.
         openmp(_Callback(work), None, 0, 0)
     else:
         others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
@@ -49,7 +49,7 @@ def in_threads(run: Callable[[int, int, int], None], count: int, pixels: int) ->
 
 
 def cut(size: int, parts: int) -> list[tuple[int, int]]:
-    """Begin and end of each of the parts, as equal as they can be."""
+    """Begin and end of each of so many parts of ``range(size)``, as equal as they can be."""
     return list(itertools.pairwise(size * i // parts for i in range(parts + 1)))
 
 
@@ -61,7 +61,7 @@ def _openmp() -> Any:
     """GNU OpenMP's entry of a parallel region, or ``None`` where torch runs on something else."""
     if _forked or not sys.platform.startswith("linux") or not torch.backends.openmp.is_available():
         return None
-    # Among the libraries that torch has loaded for all to see.
+    # `None` stands for all libraries that are loaded globally, as torch loads OpenMP.
     entry = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
     if entry is not None:
         entry.argtypes = _Callback, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
@@ -71,6 +71,7 @@ def _openmp() -> Any:
 
 @functools.cache
 def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads for a system without GNU OpenMP."""
     return ThreadPoolExecutor(workers, thread_name_prefix="perceptual_losses")
 
 
@@ -79,12 +80,13 @@ _threads = 1
 
 
 def _before_fork() -> None:
+    """Counts this process's threads, which tells whether OpenMP may have some."""
     global _threads
     _threads = len(os.listdir("/proc/self/task")) if sys.platform.startswith("linux") else 1
 
 
 def _after_fork() -> None:
-    """Threads do not live on in a forked process, and OpenMP would wait for its own for ever."""
+    """Gives up OpenMP: a forked process has no threads, and OpenMP would wait for its own."""
     global _forked
     _forked = _forked or _threads > 1
     _openmp.cache_clear()

@@ -34,6 +34,20 @@ def batched(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def readable(grad: Tensor) -> bool:
+    """Whether kernels may read an upstream gradient: it is a plain tensor and nobody is watching.
+
+    Nobody records a second derivative either.
+    """
+    return (
+        type(grad) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._functorch.is_legacy_batchedtensor(grad)
+    )
+
+
 def observed(*tensors: Any) -> bool:
     """Whether kernels must be called through torch's dispatcher, which costs as much as a launch.
 

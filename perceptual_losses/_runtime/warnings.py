@@ -5,19 +5,18 @@ import warnings
 
 import torch
 
-_PASSED = ("perceptual_losses.", "torch.")
+_SKIPPED = ("perceptual_losses.", "torch.")
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warns of the first call on the way here that neither this package nor torch made: a fixed
-    number of frames would name the right line for a function, and for a loss one inside.
+    """Warns, and names the innermost calling line that is not in this package or in torch.
 
-    A compiled call says nothing.
+    A fixed number of frames would name the caller's line only for a function: that of a loss has
+    more frames between. A compiled call gives no warning, which would break the graph.
     """
     if torch.compiler.is_compiling():
-        # It would break the graph.
         return
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PASSED):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_SKIPPED):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level)

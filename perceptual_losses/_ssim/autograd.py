@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime.tracing import batched, observed
+from .._runtime.tracing import batched, readable
 from . import reference
 from .backend import Backend, Plan, gradient_memory, layout_of
 from .cpu import backend as cpu
@@ -65,7 +65,7 @@ class _Planned(torch.autograd.Function):
         x, y, *saved = ctx.saved_tensors
         weights, saved = saved[: ctx.num_weights], saved[ctx.num_weights :]
         unused = (None,) * (4 - request.gradients + len(weights))
-        if torch.is_grad_enabled() or batched(grad) or observed(grad):
+        if not readable(grad):
             return *_reference_gradients(x, y, weights, request, grad), *unused
         if ctx.consumed:
             # An earlier backward through the same graph has scaled the saved gradients in place.
@@ -73,9 +73,14 @@ class _Planned(torch.autograd.Function):
             plan = make_plan(x, y, weights, request, ctx.backend)
             saved = plan.forward(x, y, weights).saved
         ctx.consumed = True
-        gradients = plan.backward(saved, grad, x, y)
-        # Detached by `data`, so that a caller may change its gradient and still go back again.
-        return *(g.to(i.dtype).data for g, i in zip(gradients, (x, y), strict=False)), *unused
+        found = []
+        gradients = plan.backward(saved, grad.resolve_neg(), x, y)
+        for gradient, image in zip(gradients, (x, y), strict=False):
+            if gradient.dtype != image.dtype:
+                gradient = gradient.to(image.dtype)
+            # Detached by `data`, so that a caller may change its gradient and still go back again.
+            found.append(gradient.data)
+        return *found, *unused
 
 
 _apply: Any = super(torch.autograd.Function, _Planned).apply

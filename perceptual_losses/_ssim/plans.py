@@ -141,6 +141,9 @@ def remember(plans: Plans, key: tuple[Any, ...], call: Call) -> None:
 
 def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Both images as the backend can read them: Triton's kernels convert half precision."""
+    if not torch.compiler.is_compiling():
+        # Kernels read memory, where a lazily negated image has the other sign.
+        x, y = x.resolve_neg(), y.resolve_neg()
     if name == "triton" and x.is_floating_point() and y.is_floating_point():
         return x, y
     dtype = compute_dtype(x, y)

@@ -1,6 +1,6 @@
-"""Other packages' names, defaults and numbers over this package's paths.
+"""Other packages' interfaces and numbers, computed by this package.
 
-Change the import and nothing else::
+Only the import changes::
 
     from perceptual_losses.compat.pytorch_msssim import MS_SSIM
     from perceptual_losses.compat.fused_ssim import fused_ssim

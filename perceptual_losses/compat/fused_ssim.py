@@ -13,16 +13,16 @@ _PADDINGS = {"same": "zeros", "valid": "valid"}
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
-    """SSIM of images with values in [0, 1] as fused-ssim has it: 1 for identical ones.
+    """SSIM of images with values in [0, 1] as fused-ssim computes it: 1 for identical images.
 
-    Beyond fused-ssim: the gradient reaches ``img2`` too, any dtype, layout and device are read
-    right, and ``train=False`` may be called on images that require gradients. Images smaller than
-    the 11-pixel window are refused.
+    It does more than fused-ssim: the gradient reaches ``img2`` too, any dtype, layout and device
+    is read right, and ``train=False`` takes images that require gradients. Images smaller than the
+    11-pixel window are refused.
 
     Args:
         img1: prediction, ``(N, C, H, W)``.
         img2: target, same shape and device.
-        padding: ``"same"`` puts zeros around the images, ``"valid"`` counts inner windows alone.
+        padding: ``"same"`` puts zeros around the images, ``"valid"`` counts only windows inside.
         train: whether the result has a gradient.
 
     Returns:

@@ -1,13 +1,13 @@
 """The interface of pytorch-msssim 1.0.
 
-Values are those of pytorch-msssim to rounding, except where its definition is not the paper's:
+Values equal pytorch-msssim's up to rounding, except where its definition is not the paper's:
 
-* MS-SSIM where a level has an odd side. pytorch-msssim pads it with zeros on both sides, which
-  darkens the border of every coarser level; here the last row or column counts twice, as in MATLAB
-  and TensorFlow. On scikit-image's photos at odd sizes from 177
-  to 449 pixels, with noise, blur or darkening, the values differ by 4e-4 (median) and at most 8e-3.
+* MS-SSIM differs where a level has an odd side. pytorch-msssim pads it with zeros on both sides,
+  which darkens the border of every coarser level. Here the last row or column counts twice, as in
+  MATLAB and TensorFlow. On scikit-image's photos at odd sizes from 177 to 449 pixels, with noise,
+  blur or darkening, the values differ by 4e-4 (median) and at most 8e-3.
 * ``win``, a window tensor, is refused: pass ``win_size`` and ``win_sigma``.
-* MS-SSIM of images too small for its levels is a ValueError and no AssertionError, and the limit
+* Images too small for the levels of MS-SSIM raise ValueError, not AssertionError, and the limit
   follows the number of weights.
 * Half precision is computed in float32, and the result is float32.
 """
@@ -24,7 +24,7 @@ from .._runtime.warnings import warn
 
 __all__ = ["MS_SSIM", "SSIM", "ms_ssim", "ssim"]
 
-# The default of pytorch-msssim, told from the same number passed by a caller by its identity.
+# Pytorch-msssim's default. Its identity tells it from the same number passed by a caller.
 _UNSAID: Final[float] = float("255")
 
 
@@ -39,19 +39,19 @@ def ssim(
     K: Sequence[float] = (0.01, 0.03),
     nonnegative_ssim: bool = False,
 ) -> Tensor:
-    """SSIM as pytorch-msssim has it: 1 for identical images; higher is more similar.
+    """SSIM as pytorch-msssim computes it: 1 for identical images; higher is more similar.
 
     Args:
         X: images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)``.
-        Y: same shape and device.
-        data_range: ``L`` for values in ``[0, L]``. Left at 255 it warns: on images in [0, 1] that
-            makes every value nearly 1 and every loss nearly 0.
-        size_average: mean over the batch, or else one value per image.
+        Y: images of the same shape and device.
+        data_range: ``L`` for values in ``[0, L]``. If it is left at 255, a warning follows: on
+            images in [0, 1] it makes every value nearly 1 and every loss nearly 0.
+        size_average: whether the result is the mean over the batch, or one value per image.
         win_size: pixels across the Gaussian window.
-        win_sigma: its standard deviation.
+        win_sigma: the window's standard deviation.
         win: must be ``None``.
         K: ``(k1, k2)``.
-        nonnegative_ssim: replace the negative value of a channel by 0.
+        nonnegative_ssim: whether the negative value of a channel is replaced by 0.
 
     Returns:
         A scalar, or ``(N,)`` without ``size_average``, differentiable with respect to both.
@@ -65,14 +65,14 @@ def ssim(
         >>> ssim(x, x, data_range=1).item()
         1.0
     """
-    X, Y = _images(X, Y)
-    _refuse_window(win)
-    k1, k2 = _pair(K)
-    # Each channel as an image of its own: the rectification is per channel.
+    X, Y = _check_images(X, Y)
+    _check_window(win)
+    k1, k2 = _check_pair(K)
+    # Each channel becomes an image, because each is rectified.
     per_channel: Tensor = structural.ssim(
         X.flatten(0, 1).unsqueeze(1),
         Y.flatten(0, 1).unsqueeze(1),
-        data_range=_said(data_range),
+        data_range=_warn_of_default(data_range),
         window_size=win_size,
         sigma=win_sigma,
         k1=k1,
@@ -95,10 +95,10 @@ def ms_ssim(
     weights: Sequence[float] | None = None,
     K: Sequence[float] = (0.01, 0.03),
 ) -> Tensor:
-    """MS-SSIM as pytorch-msssim has it: 1 for identical images; higher is more similar.
+    """MS-SSIM as pytorch-msssim computes it: 1 for identical images; higher is more similar.
 
-    Negative means are replaced by 0 (``normalize="relu"``), with the dead gradient that comes with
-    it: `perceptual_losses.ms_ssim` does not have that by default.
+    Negative means are replaced by 0 (``normalize="relu"``), where the gradient is zero:
+    `perceptual_losses.ms_ssim` avoids that by default.
 
     Args:
         X: as for `ssim`.
@@ -123,9 +123,9 @@ def ms_ssim(
         >>> ms_ssim(x, x, data_range=1).item()
         1.0
     """
-    X, Y = _images(X, Y)
-    _refuse_window(win)
-    k1, k2 = _pair(K)
+    X, Y = _check_images(X, Y)
+    _check_window(win)
+    k1, k2 = _check_pair(K)
     if weights is None:
         weights = structural.MS_SSIM_WEIGHTS
     weights = _validation.level_weights(weights)
@@ -140,7 +140,7 @@ def ms_ssim(
     return structural.ms_ssim(
         X,
         Y,
-        data_range=_said(data_range),
+        data_range=_warn_of_default(data_range),
         window_size=win_size,
         sigma=win_sigma,
         k1=k1,
@@ -153,8 +153,9 @@ def ms_ssim(
 
 
 class SSIM(nn.Module):
-    """`ssim` as a module; a similarity, not a loss. ``channel`` and ``spatial_dims`` are not needed
-    and not used: any number of either works.
+    """`ssim` as a module; a similarity, not a loss.
+
+    ``channel`` and ``spatial_dims`` are ignored: any number of either works.
 
     Examples:
         >>> import torch
@@ -175,7 +176,7 @@ class SSIM(nn.Module):
         nonnegative_ssim: bool = False,
     ) -> None:
         super().__init__()
-        self.data_range = _said(data_range)
+        self.data_range = _warn_of_default(data_range)
         self.size_average = size_average
         self.win_size = win_size
         self.win_sigma = win_sigma
@@ -196,8 +197,9 @@ class SSIM(nn.Module):
 
 
 class MS_SSIM(nn.Module):
-    """`ms_ssim` as a module; a similarity, not a loss. ``channel`` and ``spatial_dims`` are not
-    needed and not used: any number of either works.
+    """`ms_ssim` as a module; a similarity, not a loss.
+
+    ``channel`` and ``spatial_dims`` are ignored: any number of either works.
 
     Examples:
         >>> import torch
@@ -218,7 +220,7 @@ class MS_SSIM(nn.Module):
         K: Sequence[float] = (0.01, 0.03),
     ) -> None:
         super().__init__()
-        self.data_range = _said(data_range)
+        self.data_range = _warn_of_default(data_range)
         self.size_average = size_average
         self.win_size = win_size
         self.win_sigma = win_sigma
@@ -238,7 +240,8 @@ class MS_SSIM(nn.Module):
         )
 
 
-def _said(data_range: float) -> float:
+def _warn_of_default(data_range: float) -> float:
+    """The range, after a warning if the caller didn't pass it."""
     if data_range is not _UNSAID:
         return data_range
     warn(
@@ -249,8 +252,8 @@ def _said(data_range: float) -> float:
     return 255.0
 
 
-def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """A volume with a side of one voxel is an image, as in pytorch-msssim."""
+def _check_images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """The images, checked; volumes with a side of one voxel become images, as in pytorch-msssim."""
     for name, image in (("X", X), ("Y", Y)):
         _validation.check_plain_tensor(name, image)
     if X.shape != Y.shape or X.dim() not in (4, 5):
@@ -262,13 +265,15 @@ def _images(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squeeze(image: Tensor) -> Tensor:
+    """The image or volume without its sides of one voxel."""
     if image.dim() == 5:
         for dim in (4, 3, 2):
             image = image.squeeze(dim)
     return image
 
 
-def _pair(K: Sequence[float]) -> tuple[float, float]:
+def _check_pair(K: Sequence[float]) -> tuple[float, float]:
+    """``K`` as two numbers; refuses any other number of them."""
     try:
         k1, k2 = K
     except (TypeError, ValueError):
@@ -276,7 +281,8 @@ def _pair(K: Sequence[float]) -> tuple[float, float]:
     return k1, k2
 
 
-def _refuse_window(win: object) -> None:
+def _check_window(win: object) -> None:
+    """Refuses a window tensor."""
     if win is not None:
         raise ValueError(
             "win is not supported: pass win_size and win_sigma, which give the same Gaussian window"

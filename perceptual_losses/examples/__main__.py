@@ -1,4 +1,4 @@
-"""``python -m perceptual_losses.examples``: train VAEs with the losses and look at what comes."""
+"""``python -m perceptual_losses.examples``: train VAEs with the losses and look at the results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from .vae import MODELS, OUTPUTS
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 MODEL_FLAGS = {
     "kl_weight": tuple(MODELS),
@@ -18,11 +21,11 @@ MODEL_FLAGS = {
     "alpha": ("cvae",),
     "beta": ("cvae",),
 }
-"""Options that are handed to the model if they are given, and whose they are."""
+"""The options that are passed on to models, and the models that take each."""
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 upwards."""
+    """The whole number in a text, from 1 upwards."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive: pass 1 or more")
@@ -30,7 +33,7 @@ def positive(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """A whole number from 0 upwards."""
+    """The whole number in a text, from 0 upwards."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative: pass 0 or more")
@@ -38,7 +41,7 @@ def whole(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A number that torch takes as a seed, from 0 upwards."""
+    """The number in a text, which torch must take as a seed."""
     number = whole(text)
     if number >= 2**64:
         raise argparse.ArgumentTypeError(f"{number} is too large: pass at most {2**64 - 1}")
@@ -46,7 +49,7 @@ def seed(text: str) -> int:
 
 
 def rate(text: str) -> float:
-    """A number above 0."""
+    """The number in a text, above 0."""
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no rate: pass a number above 0")
@@ -54,91 +57,116 @@ def rate(text: str) -> float:
 
 
 def folder(text: str) -> Path:
-    """A folder, which need not exist yet."""
+    """The folder of a path, which need not exist yet."""
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a file: pass a folder")
     return path
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The commands and their options."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command and its options, or the exit that argparse makes of wrong ones."""
     parser = argparse.ArgumentParser(prog="python -m perceptual_losses.examples")
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_demo(commands)
+    _add_train(commands)
+    _add_sample(commands)
+    _add_reconstruct(commands)
+    return parser.parse_args(argv)
 
-    def command(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=summary,
-            description=description or None,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            # What has no default is not there unless it is given, and --help shows none.
-            argument_default=argparse.SUPPRESS,
-        )
 
-    demo = command(
+def _add_command(
+    commands: Commands, name: str, summary: str, description: str = ""
+) -> argparse.ArgumentParser:
+    """Adds a command; options without a default are absent unless they are given."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description or None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+
+
+def _add_demo(commands: Commands) -> None:
+    """Adds the command `demo`."""
+    parser = _add_command(
+        commands,
         "demo",
         "train a VAE with the mean squared error and with MS-SSIM, and compare them",
         "Trains a VAE with the mean squared error and again with MS-SSIM, with the same seed, data "
         "and number of steps, and compares them on held-out photos. Exits with 1 if training with "
         "MS-SSIM did not give the better SSIM and MS-SSIM.",
     )
-    demo.add_argument("--steps", type=positive, default=2000, help="updates of each model")
-    demo.add_argument("--batch-size", type=positive, default=32, help="images for each update")
-    demo.add_argument(
+    parser.add_argument("--steps", type=positive, default=2000, help="updates of each model")
+    parser.add_argument("--batch-size", type=positive, default=32, help="images for each update")
+    parser.add_argument(
         "--seed", type=seed, default=0, help="of the weights, the order and the noise"
     )
-    demo.add_argument("--out", type=folder, default=Path("runs/demo"), help="folder to write to")
+    parser.add_argument("--out", type=folder, default=Path("runs/demo"), help="folder to write to")
 
-    train = command("train", "train a model on photos, a folder of images or a data set")
-    train.add_argument("--model", choices=MODELS, required=True)
-    _add_data(train, default="photos")
-    train.add_argument("--image-size", type=positive, help="side in pixels; else the data's")
-    train.add_argument("--channels", type=int, choices=(1, 3), help="else the data's")
-    train.add_argument("--output-activation", choices=OUTPUTS, default="sigmoid")
-    train.add_argument("--steps", type=positive, default=2000, help="updates in all")
-    train.add_argument(
+
+def _add_train(commands: Commands) -> None:
+    """Adds the command `train`."""
+    parser = _add_command(
+        commands, "train", "train a model on photos, a folder of images or a data set"
+    )
+    parser.add_argument("--model", choices=MODELS, required=True)
+    _add_data(parser, default="photos")
+    parser.add_argument("--image-size", type=positive, help="side in pixels; else the data's")
+    parser.add_argument("--channels", type=int, choices=(1, 3), help="else the data's")
+    parser.add_argument("--output-activation", choices=OUTPUTS, default="sigmoid")
+    parser.add_argument("--steps", type=positive, default=2000, help="updates in all")
+    parser.add_argument(
         "--batch-size", type=positive, default=32, help="images for each update, of all processes"
     )
-    train.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
-    train.add_argument("--seed", type=seed, default=0, help="of the weights, the order, the noise")
-    train.add_argument("--kl-weight", type=float, help="else the model's")
-    train.add_argument(
+    parser.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
+    parser.add_argument("--seed", type=seed, default=0, help="of the weights, the order, the noise")
+    parser.add_argument("--kl-weight", type=float, help="else the model's")
+    parser.add_argument(
         "--level-weights", type=float, nargs="+", help="msssim: else those of Wang et al."
     )
-    train.add_argument("--layers", help="dfc: dfc-345, or else dfc-123")
-    train.add_argument(
+    parser.add_argument("--layers", help="dfc: dfc-345, or else dfc-123")
+    parser.add_argument(
         "--weights", help="dfc: a path, random (features of no meaning), or else imagenet"
     )
-    train.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
-    train.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
-    train.add_argument("--eval-every", type=positive, help="steps; else those of an epoch")
-    train.add_argument("--save-every", type=positive, default=500, help="steps")
-    train.add_argument("--workers", type=whole, default=0, help="processes that read images")
-    train.add_argument("--out", type=folder, help="folder to write to; else runs/MODEL")
-    train.add_argument(
+    parser.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
+    parser.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
+    parser.add_argument("--eval-every", type=positive, help="steps; else those of an epoch")
+    parser.add_argument("--save-every", type=positive, default=500, help="steps")
+    parser.add_argument("--workers", type=whole, default=0, help="processes that read images")
+    parser.add_argument("--out", type=folder, help="folder to write to; else runs/MODEL")
+    parser.add_argument(
         "--resume",
         action="store_true",
         default=False,
         help="go on from the checkpoint in --out, if there is one",
     )
 
-    sample = command("sample", "draw new images from a trained model")
-    sample.add_argument("--checkpoint", type=Path, required=True, help="a training's checkpoint.pt")
-    sample.add_argument("--rows", type=positive, default=8, help="a model with classes has its own")
-    sample.add_argument("--columns", type=positive, default=8)
-    sample.add_argument("--seed", type=seed, default=0)
-    sample.add_argument("--out", type=Path, required=True, help="picture to write, .png")
 
-    reconstruct = command("reconstruct", "what a trained model makes of images it has not seen")
-    reconstruct.add_argument("--checkpoint", type=Path, required=True)
-    _add_data(reconstruct, default=argparse.SUPPRESS)
-    reconstruct.add_argument("--columns", type=positive, default=8)
-    reconstruct.add_argument("--out", type=Path, required=True, help="picture to write, .png")
-    return parser
+def _add_sample(commands: Commands) -> None:
+    """Adds the command `sample`."""
+    parser = _add_command(commands, "sample", "draw new images from a trained model")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a training's checkpoint.pt")
+    parser.add_argument("--rows", type=positive, default=8, help="a model with classes has its own")
+    parser.add_argument("--columns", type=positive, default=8)
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="picture to write, .png")
+
+
+def _add_reconstruct(commands: Commands) -> None:
+    """Adds the command `reconstruct`."""
+    parser = _add_command(
+        commands, "reconstruct", "what a trained model makes of images it has not seen"
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    _add_data(parser, default=argparse.SUPPRESS)
+    parser.add_argument("--columns", type=positive, default=8)
+    parser.add_argument("--out", type=Path, required=True, help="picture to write, .png")
 
 
 def _add_data(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """Adds the options that choose the data."""
     text = "photos, cifar10, celeba, mnist, or a folder of images"
     if default == argparse.SUPPRESS:
         text += "; else what the model was trained on"
@@ -149,7 +177,7 @@ def _add_data(parser: argparse.ArgumentParser, *, default: str) -> None:
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Two models, side by side."""
+    """Trains two models and compares them; returns the exit code."""
     from .demo import demo, metrics_not_won, table
     from .train import make_folder
 
@@ -170,7 +198,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """One model, on any data."""
+    """Trains one model on any data; returns the exit code."""
     from .data import IMAGE_SIZES, Form, load
     from .train import Training, first_process_first, processes
 
@@ -213,7 +241,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def sample(options: argparse.Namespace) -> int:
-    """New images of a model."""
+    """Writes a picture of a model's new images; returns the exit code."""
     from torchvision.utils import save_image
 
     from . import checkpoints, pictures
@@ -228,7 +256,7 @@ def sample(options: argparse.Namespace) -> int:
 
 
 def reconstruct(options: argparse.Namespace) -> int:
-    """Images, and what a model makes of them."""
+    """Writes a picture of images and a model's reconstructions; returns the exit code."""
     from torchvision.utils import save_image
 
     from . import checkpoints, pictures
@@ -258,12 +286,12 @@ COMMANDS = {
 
 
 class RefusedError(Exception):
-    """Something that was asked for is of no use; with what to ask for instead."""
+    """An option cannot be used; the message says what to pass instead."""
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """While a command prepares its work, errors are about what it was given: no traceback."""
+    """Turns errors of a command's preparations into refusals, which have no traceback."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
@@ -272,7 +300,7 @@ def refusals() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
-    options = arguments().parse_args(argv)
+    options = parse_arguments(argv)
     try:
         return COMMANDS[options.command](options)
     except ModuleNotFoundError as error:

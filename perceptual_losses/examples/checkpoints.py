@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints, which are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KEYS = {
     *("model", "options", "data", "images", "classes", "batch_size", "seed", "learning_rate"),
     *("step", "weights", "optimizer"),
 }
-"""What a checkpoint of a training holds."""
+"""The entries of a training's checkpoint."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values. A process killed meanwhile leaves the last checkpoint."""
+    """Writes tensors and plain values. A process that is killed leaves the last checkpoint."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         torch.save(state, file)
@@ -30,11 +30,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(
     path: Path, *, instead: str = "a checkpoint.pt that `train` has written"
 ) -> dict[str, Any]:
-    """The checkpoint of a training; runs no code of the file.
+    """The checkpoint of a training; no code in the file is run.
 
     Args:
-        path: what `save` has written.
-        instead: of a file that is none, what errors say to pass.
+        path: a file that `save` has written.
+        instead: the advice in the error for any other file.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file: pass {instead}")
@@ -51,10 +51,10 @@ def load(
 
 
 def model_of(state: dict[str, Any]) -> BaseVAE:
-    """The model of a checkpoint, in evaluation mode, to make images with."""
+    """The model of a checkpoint, in evaluation mode."""
     options = dict(state["options"])
     if state["model"] == "dfc":
-        # Images need no features: nothing is read or fetched for these unless a loss is computed.
+        # Only a loss needs features: no weights are read or fetched to generate images.
         options["weights"] = "imagenet"
     model = MODELS[state["model"]](**options)
     model.load_state_dict(state["weights"])

@@ -1,5 +1,7 @@
-"""Labelled images to train on, and others to measure on: photos that come with scikit-image, so
-that nothing has to be downloaded, a folder of one's own, or a data set of torchvision.
+"""Labelled images to train on, and others to measure on.
+
+They are photos that come with scikit-image, so that nothing has to be downloaded, a folder of
+images, or a data set of torchvision.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 from tqdm import tqdm
 
-from perceptual_losses import compare
+from perceptual_losses.compare.files import is_deep_grey, stored_mode
 
 Images = Dataset[Any]
 """Images ``(C, H, W)``, each with the number of its class."""
@@ -49,18 +51,19 @@ TRAINING_PHOTOS: dict[str, Photo] = {
 HELD_OUT_PHOTOS: dict[str, Photo] = {"chelsea": photos.chelsea, "coffee": photos.coffee}
 
 SHORT_SIDES = (256, 224, 192, 160, 128)
-"""Each photo is scaled to these: a patch then shows a detail of it, or a good part. Which of them
-it was is the label of a patch.
+"""The shorter sides that each photo is scaled to: a patch shows a detail of it, or a good part.
+
+A patch's label is the number of its side in this list.
 """
 
 HELD_OUT_EVERY = 10
-"""Of the files of a folder in the order of their names, each tenth is held out."""
+"""Each tenth file of a folder is held out, in the order of their names."""
 
 HELD_OUT_AT_MOST = 1000
-"""Images that are measured on; of more, these are spread evenly over all."""
+"""The most images that are measured on; if there are more, these are spread evenly over all."""
 
 IMAGE_SIZES = {"cifar10": 32, "mnist": 32}
-"""Sides that suit a data set. Elsewhere 64 pixels do."""
+"""Sides in pixels that suit a data set; 64 suit all others."""
 
 WHERE = {
     "cifar10": "put https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz at "
@@ -71,12 +74,12 @@ WHERE = {
     "celeba": "put img_align_celeba.zip, unpacked, and the five .txt files of "
     "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html into {root}/celeba",
 }
-"""What to do on a machine without network."""
+"""The advice for a machine without internet, by data set."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What every image is brought to: its side in pixels, its channels and its range."""
+    """The form that every image is brought to: side in pixels, channels and range."""
 
     image_size: int = 64
     channels: int = 3
@@ -90,17 +93,18 @@ class Form:
         """The middle of an image of any size, upright.
 
         Args:
-            image: in any of Pillow's modes with 8 bits, or with 16 in grey; if it comes from a
-                file, not decoded yet, as Pillow then forgets the bits that the file has.
+            image: an image in any of Pillow's modes with 8 bits, or with 16 in grey. One that
+                comes from a file must not be decoded yet, because Pillow then forgets how many
+                bits the file has.
 
         Raises:
-            ValueError: its values have no known range, as floats or integers of 32 bits.
+            ValueError: the values have no known range, such as floats or integers of 32 bits.
         """
         if problem := without_range(image):
             raise ValueError(f"the image {problem}")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
-            # Pillow would cut 16 bits off at 255 and make the image white.
+            # Pillow would clip 16 bits at 255 and make the image white.
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image = image.convert("L" if self.channels == 1 else "RGB")
         square = functional.center_crop(
@@ -109,21 +113,21 @@ class Form:
         return self.ranged(functional.to_tensor(square))
 
     def ranged(self, x: Tensor) -> Tensor:
-        """Values in [0, 1], brought to the range."""
+        """The values in [0, 1], scaled to the range."""
         low, high = self.data_range
         return x if (low, high) == (0, 1) else low + (high - low) * x
 
 
 def without_range(image: Image.Image) -> str | None:
-    """What is wrong with an image, not decoded yet, whose values have no known range."""
-    if not image.mode.startswith(("I", "F")) or compare.deep_grey(image):
+    """The problem of an image, not decoded yet, whose values have no known range."""
+    if not image.mode.startswith(("I", "F")) or is_deep_grey(image):
         return None
-    kind, _ = compare.stored(image)
-    return f"has pixels of the kind {kind}: save it with 8 or 16 bits, in grey or RGB"
+    mode, _ = stored_mode(image)
+    return f"has pixels of the kind {mode}: save it with 8 or 16 bits, in grey or RGB"
 
 
 class Data(NamedTuple):
-    """Images in one form. Nothing is learned from those that are held out."""
+    """Images in one form. Nothing is learned from the held-out ones."""
 
     name: str
     form: Form
@@ -156,27 +160,27 @@ class Files(Images):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        # Of a name Pillow 13 maps the file, and mixes up the pixels of a TIFF that is turned.
+        # Given a name, Pillow 13 maps the file, and mixes up the pixels of a rotated TIFF.
         with self.files[index].open("rb") as file, Image.open(file) as image:
             return self.form.of(image), self.labels[index]
 
 
 def count(images: Images) -> int:
-    """How many there are: torch leaves it open whether a ``Dataset`` has a length."""
+    """The number of images: torch leaves it open whether a ``Dataset`` has a length."""
     return len(images)  # type: ignore[arg-type]
 
 
 def load(name: str, form: Form, root: Path = Path("data")) -> Data:
-    """The data of a name that the commands know, or of a folder.
+    """The data that the commands know by a name, or the images of a folder.
 
     Args:
         name: ``"photos"``, ``"cifar10"``, ``"celeba"``, ``"mnist"`` or a folder of images.
-        form: of all images.
-        root: where torchvision's data sets are, or are downloaded to.
+        form: the form of all images.
+        root: the folder where torchvision's data sets are, or are downloaded to.
 
     Raises:
-        ValueError: the folder or the form is of no use; with what is wrong.
-        RuntimeError: a download failed; with which file to put where.
+        ValueError: the folder or the form cannot be used; the message says why.
+        RuntimeError: a download failed; the message says which file to put where.
     """
     if name == "photos":
         return embedded(form)
@@ -193,8 +197,9 @@ def load(name: str, form: Form, root: Path = Path("data")) -> Data:
 
 
 def embedded(form: Form) -> Data:
-    """Overlapping patches and their mirror images; the held-out ones are of other photos and do not
-    overlap.
+    """Overlapping patches of photos and their mirror images.
+
+    The held-out patches belong to other photos and do not overlap.
     """
     size = form.image_size
     if size > min(SHORT_SIDES):
@@ -245,21 +250,21 @@ def downloaded(name: str, form: Form, root: Path) -> Data:
         source = {"cifar10": datasets.CIFAR10, "mnist": datasets.MNIST}[name]
         training, held_out = source(train=True, **options), source(train=False, **options)
         classes = list(training.classes)
-    if name != "mnist":  # The mirror image of a digit is none.
+    if name != "mnist":  # The mirror image of a digit is no digit.
         training = Mirrored(training)
     return Data(name, form, classes, training, spread(held_out))
 
 
 def smiling(attributes: Tensor) -> int:
-    """One of CelebA's forty attributes."""
+    """The label among CelebA's forty attributes: whether a face smiles."""
     return int(attributes[31])
 
 
 def folder(path: Path, form: Form) -> Data:
     """All images of a folder, at any depth; its subfolders are the classes.
 
-    Files that cannot be read, have values of no known range or are smaller than ``form`` are left
-    out, and named on stderr.
+    Files are left out, and named on stderr, if they cannot be read, have values of no known range
+    or are smaller than ``form``.
     """
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
@@ -298,18 +303,18 @@ def folder(path: Path, form: Form) -> Data:
 
 
 def unusable(files: Sequence[Path], image_size: int) -> dict[Path, str]:
-    """What is wrong with the files that cannot be used. Decodes each: a header tells too little."""
+    """The problems of files that cannot be used. Each is decoded: a header tells too little."""
 
     def problem(file: Path) -> str | None:
         try:
             with Image.open(file) as image:
-                kind = without_range(image)
+                range_problem = without_range(image)
                 image.load()
                 width, height = image.size
         except Exception as error:  # Whatever a broken file raises is the reason.
             return f"cannot be read ({type(error).__name__}: {error})"
-        if kind:
-            return kind
+        if range_problem:
+            return range_problem
         if min(width, height) < image_size:
             return f"has {width}x{height} pixels, less than {image_size}x{image_size}"
         return None
@@ -327,11 +332,11 @@ def unusable(files: Sequence[Path], image_size: int) -> dict[Path, str]:
 
 
 def speaks() -> bool:
-    """Whether this is the one that says things, of the processes that torchrun starts."""
+    """Whether this process prints: only the first one that torchrun starts does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def spread(images: Images) -> Images:
-    """At most `HELD_OUT_AT_MOST` of some images, evenly."""
+    """The images, or `HELD_OUT_AT_MOST` of them that are spread evenly over all."""
     chosen = torch.linspace(0, count(images) - 1, min(count(images), HELD_OUT_AT_MOST))
     return Subset(images, chosen.long().tolist())

@@ -29,7 +29,7 @@ METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM"}
 
 
 def demo(*, steps: int, batch_size: int, seed: int, out: Path) -> dict[str, Metrics]:
-    """Trains both models alike, writes what came of it into ``out``, returns the final metrics."""
+    """Trains both models alike, writes the results into ``out`` and returns the final metrics."""
     data = load("photos", Form())
     trainings = {
         name: Training(
@@ -85,7 +85,7 @@ def table(metrics: Mapping[str, Metrics]) -> str:
 
 
 def metrics_not_won(metrics: Mapping[str, Metrics]) -> list[str]:
-    """Which of SSIM and MS-SSIM are not better after training with MS-SSIM than with the MSE."""
+    """The titles of SSIM and MS-SSIM, if training with MS-SSIM did not make them better."""
     mse, ms_ssim = metrics[MSE]._asdict(), metrics[MS_SSIM]._asdict()
     return [METRICS[key] for key in ("ssim", "ms_ssim") if not ms_ssim[key] > mse[key]]
 
@@ -114,7 +114,7 @@ def plot_reconstructions(models: Mapping[str, BaseVAE], data: Data, *, rows: int
 
 
 def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Above what training minimised, each model's own loss and the KL; below held-out metrics."""
+    """Curves of the training: the models' own losses and the KL, and below held-out metrics."""
     figure = Figure(figsize=(13, 7.5), dpi=100, layout="constrained")
     (*loss_panels, kl_panel), metric_panels = figure.subplots(2, 3)
     for (name, rows), loss_panel in zip(histories.items(), loss_panels, strict=True):

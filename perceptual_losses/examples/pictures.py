@@ -1,4 +1,4 @@
-"""What a model makes of images, as one picture ``(3, H, W)`` with values in [0, 1]."""
+"""Pictures ``(3, H, W)`` of a model's images, with values in [0, 1]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .vae import BaseVAE
 
 
 def grid(model: BaseVAE, images: Tensor, columns: int) -> Tensor:
-    """Images of a model's range, row by row."""
+    """One picture of many images, row by row; their range is the model's."""
     low, high = model.data_range
     images = ((images.cpu() - low) / (high - low)).clamp(0, 1)
     picture: Tensor = make_grid(images, nrow=columns, pad_value=1.0)
@@ -19,7 +19,7 @@ def grid(model: BaseVAE, images: Tensor, columns: int) -> Tensor:
 
 
 def some(data: Data, n: int) -> tuple[Tensor, Tensor]:
-    """Held-out images and their labels, spread evenly."""
+    """Some held-out images, spread evenly over all, and their labels."""
     places = torch.linspace(0, count(data.held_out) - 1, n).long().tolist()
     chosen = [data.held_out[place] for place in places]
     images, labels = zip(*chosen, strict=True)
@@ -27,14 +27,14 @@ def some(data: Data, n: int) -> tuple[Tensor, Tensor]:
 
 
 def reconstructions(model: BaseVAE, images: Tensor, labels: Tensor) -> Tensor:
-    """Above the images, below what they come back as."""
+    """A row of images, and below each its reconstruction."""
     device = next(model.parameters()).device
     back = model.generate(images.to(device), labels.to(device)).cpu()
     return grid(model, torch.cat([images, back]), len(images))
 
 
 def samples(model: BaseVAE, *, rows: int = 8, columns: int = 8, seed: int = 0) -> Tensor:
-    """New images; where a model has classes, a row for each, of the same codes."""
+    """New images; a model with classes has a row for each, with the same codes."""
     device = next(model.parameters()).device
     labels, generator = None, torch.Generator().manual_seed(seed)
     if not model.num_classes:
@@ -48,7 +48,7 @@ def samples(model: BaseVAE, *, rows: int = 8, columns: int = 8, seed: int = 0) -
 
 @torch.no_grad()
 def interpolations(model: BaseVAE, images: Tensor, labels: Tensor, *, columns: int = 8) -> Tensor:
-    """A row for each pair of neighbours: from the one's code to the other's in equal steps."""
+    """A row for each pair of neighbours: images between their codes in equal steps."""
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
     mu, _ = model.encode(images, labels)

@@ -1,8 +1,8 @@
-"""One training for every model, in one process or in several, that can be killed and go on.
+"""The training of any model, in one process or in several; it can be killed and resumed.
 
-The order of the images and the samples of the posterior are functions of the seed and the step
-alone. So a checkpoint needs no state of random generators, and several processes, each with its
-part of every batch, compute what one would.
+The order of the images and the samples of the posterior depend only on the seed and the step. So a
+checkpoint needs no state of random generators, and several processes, each with its part of every
+batch, compute the same as one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .data import Data, Images, count
 from .vae import DFCVAE, MODELS, BaseVAE, VAELoss, levels_that_fit
 
 REPORT_EVERY = 10
-"""Steps from one look at the loss to the next: each look waits for the device."""
+"""Steps between looks at the loss, each of which waits for the device."""
 
 ORDER, NOISE = 0, 1
-"""Streams of random numbers of a seed."""
+"""The streams of random numbers of a seed."""
 
 
 class Metrics(NamedTuple):
-    """Means over images; higher is better."""
+    """Metrics of reconstructions, as means over images; higher is better."""
 
     psnr: float
     """Peak signal-to-noise ratio in dB."""
@@ -48,7 +48,7 @@ class Metrics(NamedTuple):
 
 @torch.no_grad()
 def evaluate(model: BaseVAE, images: Images, batch_size: int = 64) -> Metrics:
-    """How close the reconstructions of images are. Leaves the model in its mode."""
+    """The metrics of the images' reconstructions. The model stays in its mode."""
     device = next(model.parameters()).device
     low, high = model.data_range
     options: dict[str, Any] = {"data_range": model.data_range, "reduction": "none"}
@@ -71,13 +71,13 @@ def evaluate(model: BaseVAE, images: Images, batch_size: int = 64) -> Metrics:
 
 
 EVALUATION = {"step", *Metrics._fields, "training"}
-"""What a line of the metrics holds."""
+"""The entries of a line of the metrics' file."""
 
 
 class Shares:
-    """For each step the numbers of the images that this process takes, of a batch that all share.
+    """The indices of the images that this process takes in each step: its share of the batch.
 
-    The images are drawn without replacement until none are left, then anew.
+    The images are drawn without replacement until none are left, and then anew.
     """
 
     def __init__(self, images: int, batch_size: int, seed: int, steps: range, share: slice) -> None:
@@ -103,7 +103,7 @@ class Shares:
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Lets processes that torchrun has started, if it has, find each other."""
+    """Connects the processes, if torchrun has started several."""
     if "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -118,7 +118,7 @@ def processes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Lets one process do what is done once, such as a download, before the others find it done."""
+    """Lets one process go first, for work that is done once, such as a download."""
     together = distributed.is_initialized()
     if together and distributed.get_rank():
         distributed.barrier()
@@ -127,8 +127,21 @@ def first_process_first() -> Iterator[None]:
         distributed.barrier()
 
 
+def process_share(batch_size: int) -> tuple[int, slice]:
+    """This process's rank, and its share of the images of each batch."""
+    together = distributed.is_initialized()
+    rank = distributed.get_rank() if together else 0
+    world = distributed.get_world_size() if together else 1
+    if batch_size % world:
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of the {world} processes: pass one"
+        )
+    part = batch_size // world
+    return rank, slice(rank * part, (rank + 1) * part)
+
+
 def make_folder(path: Path) -> None:
-    """Makes a folder unless there is one, and tries whether it takes a file."""
+    """Makes a folder unless it exists, and tries to write a file there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -140,24 +153,24 @@ def make_folder(path: Path) -> None:
 
 
 class Training:
-    """A training, ready to run: everything that could be refused has been by then.
+    """A training, ready to run: all that can be refused has been checked.
 
     Args:
         model: a name of `MODELS`.
-        options: of the model, plain values; what the data decide is added.
-        data: images to learn from, others to measure on.
-        out: folder for the checkpoint, metrics and pictures.
-        steps: updates in all, those before a resumption included.
+        options: the model's options, plain values; those that the data decide are added.
+        data: the images to learn from, and others to measure on.
+        out: the folder for the checkpoint, metrics and pictures.
+        steps: the number of updates, including those before a resumption.
         batch_size: images for each update, of all processes together.
         seed: decides the model's first weights, the order of the images and the noise.
-        learning_rate: of Adam.
-        evaluate_every: steps from one evaluation to the next, by default those of an epoch; the
-            last step always has one.
-        save_every: steps from one checkpoint to the next; the last step always has one.
-        existing: what to do with a checkpoint in ``out``: ``"refuse"``, ``"resume"`` or
-            ``"replace"`` it. Without one all three start from the beginning. Files of these names
-            that no training has written are replaced too, and else refused.
-        workers: processes that read images, beside each that trains.
+        learning_rate: Adam's learning rate.
+        evaluate_every: steps between evaluations, by default those of an epoch; the last step
+            always has one.
+        save_every: steps between checkpoints; the last step always has one.
+        existing: the treatment of a checkpoint in ``out``: ``"refuse"``, ``"resume"`` or
+            ``"replace"``. Without a checkpoint all three start from the beginning. Only
+            ``"replace"`` accepts files of these names that no training has written.
+        workers: processes that read images for each process that trains.
 
     Raises:
         ValueError: options that do not go together; ``out`` cannot be written to.
@@ -180,20 +193,13 @@ class Training:
         existing: str = "refuse",
         workers: int = 0,
     ) -> None:
+        rank, self.share = process_share(batch_size)
+        self.writes = rank == 0
         images = count(data.training)
-        together = distributed.is_initialized()
-        rank = distributed.get_rank() if together else 0
-        world = distributed.get_world_size() if together else 1
-        if batch_size % world:
-            raise ValueError(
-                f"batch_size={batch_size} is not a multiple of the {world} processes: pass one"
-            )
-        part = batch_size // world
-
         options = {**options, "image_size": data.form.image_size, "in_channels": data.form.channels}
         if model == "cvae":
             options["num_classes"] = len(data.classes)
-        # The first weights, and a DFC-VAE's random features, are the same after a resumption.
+        # So a resumption has the same first weights, and the same random features of a DFC-VAE.
         torch.manual_seed(seed)
         self.model = MODELS[model](**options)
         if self.model.data_range != data.form.data_range:
@@ -211,7 +217,6 @@ class Training:
         self.seed, self.batch_size, self.first = seed, batch_size, 0
         self.evaluate_every = evaluate_every or -(-images // batch_size)
         self.save_every, self.workers, self.device = save_every, workers, device
-        self.writes, self.share = rank == 0, slice(rank * part, (rank + 1) * part)
         self.setup = {
             "model": model,
             "options": options,
@@ -231,6 +236,7 @@ class Training:
             make_folder(out)
 
     def _resume(self, existing: str) -> None:
+        """Loads the checkpoint; refuses one of another training, or all if ``existing`` does."""
         state = checkpoints.load(self.checkpoint, instead="another --out")
         if existing == "refuse":
             raise ValueError(
@@ -249,11 +255,11 @@ class Training:
         self.first = state["step"]
 
     def run(self) -> Metrics:
-        """Trains up to the last step and returns the metrics of the model that comes of it.
+        """Trains up to the last step and returns the metrics of the trained model.
 
-        Files in ``out``: ``checkpoint.pt``; ``metrics.jsonl`` with a line for each evaluation,
-        the held-out `Metrics` and the loss of the step; TensorBoard's events; pictures of
-        the last evaluation.
+        It writes these files into ``out``: ``checkpoint.pt``; ``metrics.jsonl`` with a line for
+        each evaluation, the held-out `Metrics` and the loss of the step; TensorBoard's events;
+        pictures of the last evaluation.
         """
         if self.writes:
             self._forget_what_comes_again()
@@ -292,9 +298,9 @@ class Training:
         return evaluate(self.model, self.data.held_out)
 
     def updates(self) -> Iterator[tuple[int, VAELoss]]:
-        """Updates the model, and after each update gives its number, from 1, and the loss."""
+        """Updates the model, and yields the number of each update, from 1 on, and its loss."""
         network = (
-            # The losses' frozen features are equal everywhere: nothing to send around.
+            # The losses' frozen features are equal everywhere and need not be sent.
             DistributedDataParallel(self.model, broadcast_buffers=False)
             if distributed.is_initialized()
             else self.model
@@ -321,13 +327,13 @@ class Training:
             yield step + 1, loss
 
     def noise(self, step: int) -> Tensor:
-        """Of the posterior's samples in a step, for the batch of all processes."""
+        """The noise of the posterior's samples in a step, for the batch of all processes."""
         random = np.random.default_rng([self.seed, NOISE, step])
         shape = self.batch_size, self.model.latent_dim
         return torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
 
     def mean_of_all(self, loss: VAELoss) -> dict[str, float]:
-        """The total and the terms by name, means over the processes."""
+        """The total and the terms by name, as means over the processes."""
         values = torch.stack([loss.total, *loss.terms.values()]).detach()
         if distributed.is_initialized():
             distributed.all_reduce(values)
@@ -339,6 +345,7 @@ class Training:
         return self.metrics.read_text().splitlines(True) if self.metrics.exists() else []
 
     def _refuse_other_metrics(self) -> None:
+        """Refuses a file of metrics that no training has written."""
         try:
             rows = [json.loads(line) for line in self._lines() if line.endswith("\n")]
         except ValueError:
@@ -351,7 +358,7 @@ class Training:
     def _forget_what_comes_again(self) -> None:
         """Drops the metrics of steps after the checkpoint, and a line that was cut off."""
         if not self.first:
-            # None is kept, and what is replaced need not be a training's.
+            # No line is kept, and the file need not be a training's.
             self.metrics.unlink(missing_ok=True)
         lines = self._lines()
         whole = [line for line in lines if line.endswith("\n")]
@@ -362,6 +369,7 @@ class Training:
             os.replace(partial, self.metrics)
 
     def _evaluate(self, step: int, terms: dict[str, float], board: SummaryWriter) -> None:
+        """Writes the held-out metrics and pictures."""
         metrics = evaluate(self.model, self.data.held_out)._asdict()
         with self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **metrics, "training": terms}) + "\n")

@@ -1,4 +1,4 @@
-"""Variational autoencoders that share an encoder and a decoder and differ in what they call close.
+"""Variational autoencoders with the same encoder and decoder and different losses.
 
 Kingma and Welling, "Auto-encoding variational Bayes", arXiv:1312.6114.
 """
@@ -21,11 +21,11 @@ OUTPUTS: dict[str, tuple[type[nn.Module], tuple[float, float]]] = {
     "sigmoid": (nn.Sigmoid, (0.0, 1.0)),
     "tanh": (nn.Tanh, (-1.0, 1.0)),
 }
-"""How a decoder can end, and the range that its images then have."""
+"""The activations that a decoder can end with, and the range of its images."""
 
 
 class VAEOutput(NamedTuple):
-    """What `BaseVAE` returns for a batch: the images and the posterior they were decoded from."""
+    """The result of `BaseVAE` for a batch: images, and the posterior that they come from."""
 
     reconstruction: Tensor
     """``(N, C, H, W)``, values in the model's ``data_range``."""
@@ -36,7 +36,7 @@ class VAEOutput(NamedTuple):
 
 
 class VAELoss(NamedTuple):
-    """The objective and what it is the sum of, scalars."""
+    """The objective and the terms that it is the sum of; all are scalars."""
 
     total: Tensor
     """Each term times its weight, added up."""
@@ -48,18 +48,18 @@ class BaseVAE(nn.Module):
     """A convolutional VAE for square images, with any number of channels.
 
     In training mode it decodes a sample of the posterior, in evaluation mode the posterior's mean,
-    so that reconstructions are then deterministic. A model is this class and a call of
+    so that reconstructions are then deterministic. A model is this class with a call of
     `minimise` for each distance between images that it trains on.
 
     Args:
-        kl_weight: what one nat of KL divergence costs, in units of the other terms.
+        kl_weight: the cost of one nat of KL divergence, in units of the other terms.
         in_channels: channels of the images.
-        image_size: their side in pixels, a multiple of ``2 ** len(hidden_dims)``.
+        image_size: the images' side in pixels, a multiple of ``2 ** len(hidden_dims)``.
         latent_dim: size of the code.
         hidden_dims: channels after each convolution; each halves the side of the image.
         output_activation: ``"sigmoid"`` for images with values in [0, 1], ``"tanh"`` for [-1, 1].
-        num_classes: of the labels that come with the images, which are told to the encoder and to
-            the decoder; 0 for a model without, which ignores labels.
+        num_classes: the number of classes, if the encoder and the decoder take each image's label;
+            0 for a model that ignores labels.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class BaseVAE(nn.Module):
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The posterior ``q(z|x)``: its mean and the logarithm of its variance."""
-        # In the images' precision, as autocast would take the variance's exponential in its own.
+        # In the images' precision: autocast would take the variance's exponential in its own.
         mu, logvar = self.encoder(self._with_labels(x, labels)).to(x.dtype).chunk(2, dim=1)
         return mu, logvar
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
-        """A sample of the posterior, written so that gradients reach ``mu`` and ``logvar``.
+        """A sample of the posterior, computed so that gradients reach ``mu`` and ``logvar``.
 
         Args:
             mu: the posterior's mean.
@@ -171,18 +171,18 @@ class BaseVAE(nn.Module):
         Args:
             n: number of images.
             labels: ``(n,)``, for a model with classes.
-            generator: on the CPU, decides the codes; torch's own by default.
+            generator: a generator on the CPU that draws the codes; torch's own by default.
         """
         z = torch.randn(n, self.latent_dim, generator=generator)
         return self.decode(z.to(next(self.parameters())), labels)
 
     @torch.no_grad()
     def generate(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The images that ``x`` come back as, decoded from the posterior's mean in any mode."""
+        """The reconstructions of ``x``, decoded from the posterior's mean in any mode."""
         return self.decode(self.encode(x, labels)[0], labels)
 
     def _with_labels(self, tensor: Tensor, labels: Tensor | None) -> Tensor:
-        """Images or codes, with a channel or element for each class, 1 for the label's."""
+        """Images or codes with a further channel or element for each class, 1 for the label."""
         if not self.num_classes:
             return tensor
         if labels is None:
@@ -211,7 +211,7 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
 class RelativeMSE(nn.Module):
     """The mean squared error of images in units of their range.
 
-    With it a weight means the same for sigmoid and for tanh decoders, as it does with SSIM.
+    So a weight means the same for sigmoid and for tanh decoders, as it does with SSIM.
     """
 
     def __init__(self, data_range: tuple[float, float]) -> None:
@@ -224,7 +224,7 @@ class RelativeMSE(nn.Module):
 
 
 def levels_that_fit(image_size: int) -> int:
-    """The levels of MS-SSIM, at most five, whose last still holds its window of 11 pixels.
+    """The number of MS-SSIM's levels, at most five, in whose last a window of 11 pixels fits.
 
     Examples:
         >>> [levels_that_fit(size) for size in (32, 64, 128, 256)]
@@ -266,10 +266,10 @@ class MSSSIMVAE(BaseVAE):
     arXiv:1511.06409.
 
     Args:
-        level_weights: of the levels of MS-SSIM, finest first; of more than fit into the images, the
-            first are scaled to the sum of all. Those of Wang et al. by default. With 1 for each
-            level it is the EL-VAE of that paper, which is slow to leave its start: a product of
-            small means has a small gradient.
+        level_weights: the weights of MS-SSIM's levels, finest first; by default those of Wang et
+            al. If fewer levels fit into the images, their weights are scaled to the sum of all.
+            Weights of 1 make the EL-VAE of that paper, which is slow to leave its start: a product
+            of small means has a small gradient.
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
@@ -300,15 +300,15 @@ class MSSSIMVAE(BaseVAE):
 
 
 class DFCVAE(BaseVAE):
-    """The VAE trained on what VGG-19 sees. The other options are those of `BaseVAE`.
+    """The VAE trained on features of VGG-19. The other options are those of `BaseVAE`.
 
     Hou, Shen, Sun and Qiu, "Deep feature consistent variational autoencoder", arXiv:1610.00291.
 
     Args:
-        layers: ``"dfc-123"`` or ``"dfc-345"``, the paper's two models, or what else
+        layers: ``"dfc-123"`` or ``"dfc-345"``, the paper's two models, or any other layers that
             `perceptual_losses.VGGLoss` takes.
-        weights: of the network, as for `perceptual_losses.VGGLoss`: ``"imagenet"`` is fetched by
-            `load`, or else by the first loss; constructing the model needs no network.
+        weights: the network's weights, as for `perceptual_losses.VGGLoss`. `load` fetches
+            ``"imagenet"``, or else the first loss does; constructing the model fetches nothing.
         kl_weight: as for `BaseVAE`. The features have no unit: it has to suit layers and weights.
         options: as for `BaseVAE`; 1 or 3 ``in_channels``.
     """
@@ -326,18 +326,18 @@ class DFCVAE(BaseVAE):
         self.minimise("vgg_loss", 1.0, self.features)
 
     def load(self) -> None:
-        """Fetches the network's weights now, so that what they need is known before training."""
+        """Fetches the network's weights now, so that a failure comes before training."""
         self.features.load()
 
 
 class ConditionalVAE(BaseVAE):
-    """The VAE that is told each image's class, trained with ``alpha * MSE + beta * (1 - SSIM)``.
+    """The VAE that takes each image's class, trained with ``alpha * MSE + beta * (1 - SSIM)``.
 
     Sohn, Lee and Yan, "Learning structured output representation using deep conditional generative
     models", NIPS 2015. The other options are those of `BaseVAE`.
 
     Args:
-        num_classes: of the labels, at least 1.
+        num_classes: the number of classes, at least 1.
         alpha: the weight of the mean squared error; a term with weight 0 is not computed.
         beta: the weight of ``1 - SSIM``.
         kl_weight: as for `BaseVAE`.
@@ -376,4 +376,4 @@ MODELS: dict[str, type[BaseVAE]] = {
     "dfc": DFCVAE,
     "cvae": ConditionalVAE,
 }
-"""The models by the names that the commands know them by."""
+"""The models by their names in commands."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from perceptual_losses import __main__
+from perceptual_losses.compare import cli
 
 
 def png16(path, values, *, chunk=b""):
@@ -78,4 +78,4 @@ def tensor(values):
 
 
 def run(*flags):
-    return __main__.main(["compare", *map(str, flags)])
+    return cli.main(["compare", *map(str, flags)])

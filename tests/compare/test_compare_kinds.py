@@ -12,7 +12,8 @@ import pytest
 from compared_files import patch, png16, run, tiff16, write
 from PIL import Image, ImageOps
 
-from perceptual_losses import __main__, compare
+from perceptual_losses.compare import cli
+from perceptual_losses.compare.files import NotComparedError, read_picture
 
 READ = {"megapixels": 200}
 
@@ -43,13 +44,13 @@ def test_kinds_that_are_read_as_they_are(tmp_path):
         (Image.fromarray(deep), "deep.tif", deep),
         (Image.fromarray(deep), "deep.pgm", deep),
     ]:
-        picture = compare.read(saved(tmp_path / name, image), **READ)
+        picture = read_picture(saved(tmp_path / name, image), **READ)
         values = picture.values[..., 0] if expected.ndim == 2 else picture.values
         assert values.dtype == expected.dtype, name
         assert np.array_equal(values, expected), name
         assert picture.notices == ()
         assert picture.data_range == (65535 if "deep" in name else 255)
-    lossless = compare.read(saved(tmp_path / "x.webp", colour, lossless=True), **READ)
+    lossless = read_picture(saved(tmp_path / "x.webp", colour, lossless=True), **READ)
     assert np.array_equal(lossless.values, np.array(colour))
 
 
@@ -61,15 +62,15 @@ def test_images_are_upright(tmp_path, orientation):
     path = saved(tmp_path / "x.png", image, exif=exif)
     turned = np.array(ImageOps.exif_transpose(Image.open(path)))
     assert (turned.shape == (24, 16, 3)) is (orientation > 4)
-    assert np.array_equal(compare.read(path, **READ).values, turned)
+    assert np.array_equal(read_picture(path, **READ).values, turned)
     chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
     png16(tmp_path / "deep.png", np.array(image).astype(np.uint16) * 257, chunk=chunk)
-    deep = compare.read(tmp_path / "deep.png", **READ).values
+    deep = read_picture(tmp_path / "deep.png", **READ).values
     assert np.array_equal(deep, turned.astype(np.uint16) * 257)
     grey = Image.fromarray(np.array(image)[..., 0].astype(np.uint16) * 257)
     for kind in (None, "tiff_lzw"):
         path = saved(tmp_path / "deep.tif", grey, exif=exif, compression=kind)
-        assert np.array_equal(compare.read(path, **READ).values, deep[..., :1])
+        assert np.array_equal(read_picture(path, **READ).values, deep[..., :1])
 
 
 def test_alpha_is_left_out_where_it_says_nothing(tmp_path, capsys):
@@ -85,14 +86,14 @@ def test_alpha_is_left_out_where_it_says_nothing(tmp_path, capsys):
     ):
         path = tmp_path / "x.png"
         write(path, values) if mode == "deep" else Image.fromarray(values).save(path)
-        picture = compare.read(path, **READ)
+        picture = read_picture(path, **READ)
         assert np.array_equal(picture.values, values[..., :last])
         assert picture.notices == (f"{path}: its alpha is opaque everywhere and left out",)
         values = values.copy()
         values[3, 4, -1] -= 1
         write(path, values) if mode == "deep" else Image.fromarray(values).save(path)
-        with pytest.raises(compare.NotComparedError, match="x.png is transparent in parts: put it"):
-            compare.read(path, **READ)
+        with pytest.raises(NotComparedError, match="x.png is transparent in parts: put it"):
+            read_picture(path, **READ)
     Image.fromarray(np.dstack([x, opaque])).save(path)
     assert run(path, path, "--csv", tmp_path / "out.csv") == 0
     notice = f"{path}: its alpha is opaque everywhere and left out"
@@ -139,15 +140,15 @@ def refused_files(folder):
 
 def test_kinds_that_are_refused(tmp_path):
     for path, text in refused_files(tmp_path):
-        with pytest.raises(compare.NotComparedError) as caught:
-            compare.read(path, **READ)
+        with pytest.raises(NotComparedError) as caught:
+            read_picture(path, **READ)
         assert str(caught.value).startswith(f"{path} {text}")
 
 
 def test_the_first_picture_of_a_camera(tmp_path):
     image, path = pixels(), tmp_path / "x.jpg"
     image.save(path, "MPO", save_all=True, append_images=[image.rotate(180)])
-    picture = compare.read(path, **READ)
+    picture = read_picture(path, **READ)
     assert np.abs(picture.values - np.array(image, int)).mean() < 10
     assert picture.notices == (f"{path}: the first of its 2 pictures is read",)
 
@@ -159,7 +160,7 @@ def test_what_pillow_warns_of_is_passed_on(tmp_path, monkeypatch):
 
     path = saved(tmp_path / "x.png", pixels())
     monkeypatch.setattr(ImageOps, "exif_transpose", complaining)
-    assert compare.read(path, **READ).notices == (f"{path}: Corrupt EXIF data",)
+    assert read_picture(path, **READ).notices == (f"{path}: Corrupt EXIF data",)
 
 
 def test_large_images(tmp_path, monkeypatch, capsys):
@@ -208,6 +209,6 @@ def test_names_that_are_no_text(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "a", tmp_path / "b", *files) == 1
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
-    __main__.say("é")
+    cli.print_encodable("é")
     stdout.flush()
     assert stdout.buffer.getvalue() == b"\\xe9\n"

@@ -11,20 +11,20 @@ import torch
 from compared_files import patch, run, tensor, write
 from PIL import Image
 
-from perceptual_losses import __main__, compare
+from perceptual_losses.compare import cli, measure
 from perceptual_losses.features import LPIPS_LAYERS
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are written, by their names."""
-    figures, save = {}, compare.save
+    figures, save = {}, measure.save_figure
 
     def keep(figure, path):
         figures[path.name] = figure
         save(figure, path)
 
-    monkeypatch.setattr(__main__, "save", keep)
+    monkeypatch.setattr(cli, "save_figure", keep)
     return figures
 
 
@@ -83,10 +83,10 @@ def test_a_defect_is_where_the_map_says(tmp_path, drawn):
 
 def test_bands_of_the_map_are_the_map(monkeypatch):
     x, y = map(tensor, patch("astronaut", 60))
-    expected = compare.ssim_map(x, y, data_range=255).mean(1)[0]
+    expected = measure.ssim_map(x, y, data_range=255).mean(1)[0]
     for values in (1, 65 * 3 * 7, 65 * 3 * 50, 65 * 3 * 51, 10**6):
-        monkeypatch.setattr(compare, "BAND", values)
-        got = compare.similarity_map(x, y, data_range=255)
+        monkeypatch.setattr(measure, "BAND", values)
+        got = measure.similarity_map(x, y, data_range=255)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_help_says_the_exit_codes(capsys):
         run("--help")
     assert caught.value.code == 0
     said = capsys.readouterr().out
-    assert __main__.EXIT_CODES in said
+    assert cli.EXIT_CODES in said
     assert all(name in said for name in (*LPIPS_LAYERS, "imagenet", "--max-megapixels"))
 
 
@@ -128,6 +128,6 @@ def test_the_page_shows_what_is_printed(root, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run("--help")
     assert options == set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
-    for line in __main__.EXIT_CODES.splitlines()[1:]:
+    for line in cli.EXIT_CODES.splitlines()[1:]:
         number, _, meaning = line.strip().partition("  ")
         assert f"| {number} | {meaning} |" in page

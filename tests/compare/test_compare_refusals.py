@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from compared_files import definition, patch, run, tensor, write
 
-from perceptual_losses import __main__, compare, ms_ssim
+import perceptual_losses
+from perceptual_losses import ms_ssim
+from perceptual_losses.compare import cli
 
 HEADER = "file,width,height,channels,data_range,ssim,ms_ssim,levels,notice,problem\n"
 
@@ -79,7 +81,7 @@ def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
     assert ssim == pytest.approx(good, abs=1e-12)
     rest = {"levels": 5, "notice": ""}
     assert record == {
-        "version": compare.__version__,
+        "version": perceptual_losses.__version__,
         "a": "a",
         "b": "b",
         "dtype": "float64",
@@ -181,7 +183,7 @@ def test_results_that_cannot_be_written(folders, monkeypatch, capsys):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(__main__, "write_csv", full)
+    monkeypatch.setattr(cli, "write_csv", full)
     assert run(place / "a", place / "b", "--csv", place / "out.csv") == 2
     captured = capsys.readouterr()
     assert captured.err == "error: No space left on device\n"

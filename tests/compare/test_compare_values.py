@@ -11,7 +11,8 @@ import torch
 from compared_files import definition, patch, run, tensor, write
 from torchvision.models import vgg
 
-from perceptual_losses import LPIPSLoss, VGGLoss, compare, ms_ssim
+from perceptual_losses import LPIPSLoss, VGGLoss, ms_ssim
+from perceptual_losses.compare import measure
 
 
 def test_numbers_are_those_of_scikit_image(folders, capsys):
@@ -74,7 +75,7 @@ def test_float32_is_float32(folders):
         record = json.loads((place / "out.json").read_text())
         rows[record["dtype"]] = np.array([row["ssim"] for row in record["files"]])
     error = np.abs(rows["float32"] - rows["float64"])
-    assert 1e-12 < error.max() < compare.BOUND
+    assert 1e-12 < error.max() < measure.BOUND
     assert (np.float32(rows["float32"]) == rows["float32"]).all()
 
 
@@ -190,8 +191,8 @@ def test_check(folders, capsys):
 def test_a_difference_fails_the_check_alone(folders, monkeypatch, capsys, shift):
     place, _ = folders
     (place / "b" / "moon.png").unlink()
-    ssim = compare.ssim
-    monkeypatch.setattr(compare, "ssim", lambda *args, **kw: ssim(*args, **kw) + shift)
+    ssim = measure.ssim
+    monkeypatch.setattr(measure, "ssim", lambda *args, **kw: ssim(*args, **kw) + shift)
     within = shift == 5e-7
     assert run(place / "a", place / "b", "--check") == (1 if within else 3)
     assert ("does NOT agree" in capsys.readouterr().out) is not within

@@ -11,6 +11,7 @@ import torch
 from torchvision.models import vgg
 
 import perceptual_losses
+from benchmarks.gpu import host
 from benchmarks.reliability import page as reliability
 from benchmarks.speed import report, run
 from benchmarks.validation import numerics
@@ -75,6 +76,12 @@ def test_reliability_is_that_of_the_results(tmp_path):
     page = Path(shutil.copy(reliability.PAGE, tmp_path))
     reliability.pages(page=page)
     assert page.read_text() == reliability.PAGE.read_text()
+
+
+def test_host_times_are_those_of_the_results(tmp_path):
+    page = Path(shutil.copy(host.PAGE, tmp_path))
+    host.pages(page=page)
+    assert page.read_text() == host.PAGE.read_text()
 
 
 def test_speed_is_that_of_the_results():

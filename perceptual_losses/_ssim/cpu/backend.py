@@ -148,7 +148,7 @@ class CpuPlan:
             shape,
             (images[0], images[1], images[2], images[3]),
             tuple(map(self._dtype.type, constants)),
-            (padding.upper(), mirrored, contrast, (0, 1, 3)[self.request.gradients]),
+            (padding.upper(), mirrored, contrast, self.request.gradients),
             math.prod(side - lost for side in shape[2:]),
         )
 
@@ -161,8 +161,8 @@ class CpuPlan:
         means: list[Tensor] = []
         gradients: list[list[Tensor]] = [[] for _ in range(request.gradients)]
         distance = None
-        # From the coarsest up, each pair of images freed before the next gradient is allocated: a
-        # step takes little more memory than its gradients.
+        # The coarsest is first, and each pair of images is freed before the next gradient is
+        # allocated: a step takes little more memory than its gradients.
         for j in reversed(range(len(self._levels))):
             images = pyramid.pop()
             for image, memory in zip(images, gradients, strict=False):
@@ -234,12 +234,16 @@ class CpuPlan:
         sums = np.empty((math.prod(shape[:2]), parts))
         distances = np.empty_like(sums)
         memory = kept_memory()
-        modes = (getattr(kernels, level.modes[0]), *level.modes[1:])
+        padding, mirror, *others = level.modes
+        variant = kernels.Variant(getattr(kernels, padding), *others)
+        mirrored = () if volume else (mirror,)
+        window = kernels.Window(self._extent, self._window)
+        constants = kernels.Constants(*level.constants)
 
         def run(begin: int, end: int, share: int) -> None:
             march(
-                *of_images, *of_gradients, map_weights, shape, self._extent, self._window,
-                *level.constants, self._l1, *modes, tasks[begin:end],
+                *of_images, *of_gradients, map_weights, shape, window, constants, self._l1,
+                *mirrored, variant, tasks[begin:end],
                 *scratch_arrays(memory, share, scratch, dtype), sums, distances,
             )  # fmt: skip
 
@@ -279,7 +283,9 @@ class CpuPlan:
         images, (height, width) = [_strided(image) for image in (x, y)], x.shape[-2:]
         kernels, sums = _kernels(), np.empty(x.numel() // width)
         in_threads(
-            lambda begin, end, share: kernels.distance(*images, height, width, begin, end, sums),
+            lambda begin, end, share: kernels.abs_difference(
+                *images, height, width, begin, end, sums
+            ),
             len(sums),
             x.numel() // LIGHT,
         )
@@ -306,7 +312,7 @@ class CpuPlan:
 
         def run(begin: int, end: int, share: int) -> None:
             (rows,) = scratch_arrays(memory, share, [(1, shape[3])], factors.dtype)
-            kernels.sweep(image, shape, factors, coarser, begin, end, rows[0])
+            kernels.accumulate_level(image, shape, factors, coarser, begin, end, rows[0])
 
         in_threads(run, shape[0] * shape[1] * shape[2], fine.numel() // LIGHT)
 

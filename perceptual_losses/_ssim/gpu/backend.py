@@ -130,7 +130,7 @@ class GpuPlan:
             of_levels = gradients[k * per_image : (k + 1) * per_image]
             tensors = (grad, *factors, *images, *of_levels)
             # Hooks on saved tensors may have given them other strides.
-            key = (k, grad.data_ptr() & 15, *[tensor.stride() for tensor in tensors])
+            key = (k, grad.data_ptr() & 15, *map(Tensor.stride, tensors))
             launches = self._backward.get(key)
             if launches is None:
                 launches = self._backward[key] = self._plan_backward(grad, images, of_levels)

@@ -135,7 +135,8 @@ class Launches:
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Runs the launches on the device's current stream, and returns the outputs."""
         bound = self._bound
-        if bound is None or _hooks_installed():
+        # Somebody, a profiler say, may want each launch described, as Triton's own way does.
+        if bound is None or _hooks[0].calls or _hooks[1].calls:
             return self._run(tensors)
         device = self._device.index
         if torch._C._cuda_getDevice() != device:
@@ -144,19 +145,23 @@ class Launches:
         stream = torch._C._cuda_getCurrentRawStream(device)
         memory: list[Any] = [*tensors]
         addresses = [tensor.data_ptr() for tensor in tensors]
-        for allocators, template, patches, run, frees in bound:
-            for allocate in allocators:
+        for step in bound:
+            for allocate in step.allocators:
                 tensor = allocate(memory)
                 memory.append(tensor)
                 addresses.append(tensor.data_ptr())
-            arguments = template.copy()
+            arguments = step.template.copy()
             arguments[_STREAM] = stream
-            for index, address in patches:
-                arguments[index] = address(addresses)
-            run(*arguments)
-            for number in frees:
+            for index, number, offset in step.buffers:
+                arguments[index] = addresses[number] + offset
+            for index, number, offset, strides in step.images:
+                arguments[index] = addresses[number] + offset, strides
+            for index, buffers in step.groups:
+                arguments[index] = tuple([addresses[n] + offset for n, offset in buffers])
+            step.run(*arguments)
+            for number in step.frees:
                 memory[number] = None
-        return [memory[number] for number in self._outputs]
+        return list(map(memory.__getitem__, self._outputs))
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Runs the launches through Triton, and keeps what it has compiled."""
@@ -193,12 +198,20 @@ class Launches:
         ]
         first = len(template)
         template += [*step.arguments, *(step.constants[name] for name in names)]
-        patches = [
-            (first + i, _addresses(argument, self._numbers))
-            for i, argument in enumerate(step.arguments)
-            if _has_buffer(argument)
-        ]
-        return _Bound(allocators, template, patches, compiled.run, frees)
+        bound = _Bound(allocators, template, [], [], [], compiled.run, frees)
+        for index, argument in enumerate(step.arguments, first):
+            if isinstance(argument, Buffer):
+                bound.buffers.append((index, *self._place(argument)))
+            elif isinstance(argument, tuple) and argument and isinstance(argument[-1], Buffer):
+                bound.groups.append((index, list(map(self._place, argument))))
+            elif isinstance(argument, tuple) and argument and isinstance(argument[0], Buffer):
+                address, strides = argument
+                bound.images.append((index, *self._place(address), strides))
+        return bound
+
+    def _place(self, buffer: Buffer) -> tuple[int, int]:
+        """The number of a buffer's tensor, and the bytes after its first."""
+        return self._numbers[buffer.name], 4 * buffer.offset
 
     def _allocator(self, allocation: Allocation | Counter) -> _Allocator:
         device = self._device
@@ -224,19 +237,25 @@ _STREAM = 3
 
 
 class _Bound(NamedTuple):
-    """A launch of a compiled kernel, in which a call fills in the stream and the addresses."""
+    """A launch of a compiled kernel, in which a call fills in the stream and the addresses.
+
+    Attributes:
+        allocators: the functions that allocate its memory.
+        template: the arguments of ``run``, in which the rest is filled in.
+        buffers: the index of an address among them, the number of its tensor, and an offset.
+        images: the same for an image's address, with the strides that follow it.
+        groups: the index of a tuple of addresses, and for each a number and an offset.
+        run: Triton's launcher.
+        frees: the numbers of the tensors that no later launch needs.
+    """
 
     allocators: list[_Allocator]
     template: list[Any]
-    patches: list[tuple[int, Callable[[list[int]], Any]]]
+    buffers: list[tuple[int, int, int]]
+    images: list[tuple[int, int, int, Any]]
+    groups: list[tuple[int, list[tuple[int, int]]]]
     run: Callable[..., None]
     frees: list[int]
-
-
-def _has_buffer(argument: Any) -> bool:
-    if isinstance(argument, tuple):
-        return any(map(_has_buffer, argument))
-    return isinstance(argument, Buffer)
 
 
 def _filled(argument: Any, tensor: Callable[[Buffer], Any]) -> Any:
@@ -249,26 +268,7 @@ def _filled(argument: Any, tensor: Callable[[Buffer], Any]) -> Any:
     return type(argument)(*parts) if hasattr(argument, "_fields") else tuple(parts)
 
 
-def _addresses(argument: Any, numbers: dict[str, int]) -> Callable[[list[int]], Any]:
-    """A function that gives the argument with the addresses of the numbered tensors filled in."""
-    if isinstance(argument, Buffer):
-        number, offset = numbers[argument.name], 4 * argument.offset
-        if not offset:
-            return lambda addresses: addresses[number]
-        return lambda addresses: addresses[number] + offset
-    if all(isinstance(part, Buffer) for part in argument):
-        places = [(numbers[part.name], 4 * part.offset) for part in argument]
-        return lambda addresses: tuple([addresses[n] + offset for n, offset in places])
-    first, rest = _addresses(argument[0], numbers), tuple(argument[1:])
-    return lambda addresses: (first(addresses), *rest)
-
-
-def _hooks_installed() -> bool:
-    """Whether a profiler, say, wants each launch described, as Triton does it."""
-    before, after = _hooks
-    return bool(before.calls or after.calls)
-
-
+# Triton's chains of functions that a launch calls before and after, once a launch has been bound.
 _hooks: tuple[Any, Any] = (None, None)
 
 

@@ -116,6 +116,26 @@ def test_half_precision(dtype, gradients):
         assert sizes.count(stored * x.numel()) == gradients
 
 
+SIZES = [
+    *((2, 3, 64, 90), (1, 3, 73, 101), (2, 3, 96, 131), (2, 3, 64, 96), (3, 2, 78, 106)),
+    *((4, 1, 120, 187), (1, 3, 80, 128), (8, 3, 200, 333), (1, 3, 68, 74)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("SSIM", (5, 3)), ("L1-SSIM", (5, 3)), ("MS-SSIM", (3, 2, 5, 1, 1, 3))]
+)
+def test_sizes_share_compilations(name, most):
+    """Kernels differ by how rows are aligned and by how a size is shared out, and no further.
+
+    The coarser levels differ only by whether all their rows are aligned, whatever their sizes.
+    """
+    found = [steps.take(CALLS[name][0], *steps.images(*shape)) for shape in SIZES]
+    launches = [step.forward.triton + step.backward.triton for step in found]
+    for events, limit in zip(zip(*launches, strict=True), most, strict=True):
+        assert len({event.function for event in events}) <= limit
+
+
 @pytest.mark.parametrize(
     ("loss", "shape", "options"),
     [

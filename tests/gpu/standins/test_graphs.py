@@ -112,13 +112,13 @@ def test_the_first_call_in_a_graph(loss):
 def test_the_stand_ins_refuse_to_wait_in_a_graph():
     """So a call that synchronises would fail the tests above."""
     x, _ = steps.images(*SHAPE)
-    with pytest.raises(RuntimeError, match="not while a stream is captured"):
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            x.detach().sum().item()
+    refused = pytest.raises(RuntimeError, match="not while a stream is captured")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        x.detach().sum().item()
 
 
 def test_a_second_backward(loss):
-    """The first has changed what was saved: the second computes it again, into memory of its own."""
+    """The first one has changed the saved gradients. The second one computes them again."""
     x, y = steps.images(*SHAPE)
     value = loss(x, y)
     upstream = torch.ones_like(value)

@@ -116,6 +116,21 @@ def test_one_of_each_kind(name, data_range):
     assert steps.take(call, x, y).launches == first["gradient"]
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("aligned_first", [False, True])
+def test_an_image_that_is_not_aligned(place, aligned_first, data_range):
+    """The compiler takes four values at once of an image that begins at 16 bytes, only there."""
+    loss = SSIMLoss(data_range=data_range)
+    functions = {}
+    for shift in (0, 1) if aligned_first else (1, 0):
+        pair = list(steps.images(2, 3, 64, 96, gradients=0))
+        pair[place] = torch.empty(pair[0].numel() + shift, device="cuda")[shift:].view_as(pair[0])
+        for _ in range(2):
+            step = steps.take(loss, *pair)
+        functions[shift] = {event.function for event in step.forward.triton}
+    assert not functions[0] & functions[1]
+
+
 def test_the_second_image(data_range):
     """Its gradient is the first one's with the images exchanged."""
     x, y = steps.images(*SHAPE)

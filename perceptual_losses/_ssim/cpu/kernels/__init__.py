@@ -1,7 +1,7 @@
 """Numba kernels of the CPU path."""
 
-from .constants import SYMMETRIC, VALID, ZEROS, Image
-from .levels import add_sign, distance, halve, sweep
+from .arguments import SYMMETRIC, VALID, ZEROS, Constants, Image, Variant, Window
+from .levels import abs_difference, accumulate_level, add_sign, halve
 from .march import march
 from .march_volume import march_volume
 
@@ -9,11 +9,14 @@ __all__ = [
     "SYMMETRIC",
     "VALID",
     "ZEROS",
+    "Constants",
     "Image",
+    "Variant",
+    "Window",
+    "abs_difference",
+    "accumulate_level",
     "add_sign",
-    "distance",
     "halve",
     "march",
     "march_volume",
-    "sweep",
 ]

@@ -1,8 +1,8 @@
 """Halved images, the sum of the levels' gradients, and the mean of |x - y|."""
 
 from ...._runtime.numba_kernels import entry, kernel
-from .formulas import _add_signs, _signed
-from .images import _gather, _place, _store
+from .formulas import add_signs, signed
+from .images import gather, place, store_row
 
 
 @entry
@@ -12,13 +12,13 @@ def halve(image, shape, begin, end, rows, out):
     for index in range(begin, end):
         plane = index // out.shape[1]
         i = index - plane * out.shape[1]
-        upper = _place(image, plane, 2 * i, 0)
-        lower = _place(image, plane, min(2 * i + 1, height - 1), 0)
+        upper = place(image, plane, 2 * i, 0)
+        lower = place(image, plane, min(2 * i + 1, height - 1), 0)
         if image.column == 1:
             _mean(image.flat[upper : upper + width], image.flat[lower : lower + width], rows[0])
         else:
-            _gather(image, upper, rows[0])
-            _gather(image, lower, rows[1])
+            gather(image, upper, rows[0])
+            gather(image, lower, rows[1])
             _mean(rows[0], rows[1], rows[0])
         _halve_row(rows[0, :width], out[plane, i])
 
@@ -40,46 +40,47 @@ def _halve_row(row, out):
 
 
 @entry
-def sweep(gradient, shape, scale, coarse, begin, end, row):
+def accumulate_level(gradient, shape, factors, coarse, begin, end, row):
     """Scales rows of a level's gradient and adds what the next coarser level sends back.
 
-    ``scale`` has a number for each plane; ``coarse`` is ``(planes, h, w)``.
+    ``factors`` has a number for each plane; ``coarse`` is ``(planes, h, w)``.
     """
     height, width = shape[2], shape[3]
-    kind = coarse.dtype.type
+    dtype = coarse.dtype.type
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
-        start = _place(gradient, plane, i, 0)
-        share = kind(0.5 if i == height - 1 and height % 2 else 0.25)
+        start = place(gradient, plane, i, 0)
+        # A pixel is one of four under a coarse one, in an odd last row one of two.
+        fraction = dtype(0.5 if i == height - 1 and height % 2 else 0.25)
         if gradient.column == 1:
             here = gradient.flat[start : start + width]
-            _scale_and_spread(coarse[plane, i // 2], share, scale[plane], here)
+            _scale_and_spread(coarse[plane, i // 2], fraction, factors[plane], here)
         else:
-            _gather(gradient, start, row[:width])
-            _scale_and_spread(coarse[plane, i // 2], share, scale[plane], row[:width])
-            _store(gradient, plane, i, 0, width, row)
+            gather(gradient, start, row[:width])
+            _scale_and_spread(coarse[plane, i // 2], fraction, factors[plane], row[:width])
+            store_row(gradient, plane, i, 0, width, row)
 
 
 @kernel
-def _scale_and_spread(coarse, share, factor, a):
+def _scale_and_spread(coarse, fraction, factor, a):
     for j in range(a.shape[0] // 2):
-        sent = coarse[j] * share
+        sent = coarse[j] * fraction
         a[2 * j] = a[2 * j] * factor + sent
         a[2 * j + 1] = a[2 * j + 1] * factor + sent
     if a.shape[0] % 2:
-        a[-1] = a[-1] * factor + coarse[-1] * (share + share)
+        a[-1] = a[-1] * factor + coarse[-1] * (fraction + fraction)
 
 
 @entry
-def distance(x, y, height, width, begin, end, out):
-    """Sums of ``|x - y|`` over rows ``begin`` to ``end`` of all planes."""
+def abs_difference(x, y, height, width, begin, end, out):
+    """Sums of ``|x - y|`` over each of rows ``begin`` to ``end`` of all planes."""
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
-        x_at, y_at = _place(x, plane, i, 0), _place(y, plane, i, 0)
+        x_at, y_at = place(x, plane, i, 0), place(y, plane, i, 0)
         if x.column == 1 and y.column == 1:
-            out[index] = _sum_of_distances(x.flat[x_at : x_at + width], y.flat[y_at:])
+            out[index] = _sum_of_differences(x.flat[x_at : x_at + width], y.flat[y_at:])
         else:
             total = 0.0
             for j in range(width):
@@ -88,7 +89,7 @@ def distance(x, y, height, width, begin, end, out):
 
 
 @kernel
-def _sum_of_distances(x, y):
+def _sum_of_differences(x, y):
     total = x.dtype.type(0)
     for j in range(x.shape[0]):
         total += abs(x[j] - y[j])
@@ -102,13 +103,13 @@ def add_sign(gradient, x, y, scale, height, width, begin, end):
         plane = index // height
         i = index - plane * height
         at, x_at, y_at = (
-            _place(gradient, plane, i, 0),
-            _place(x, plane, i, 0),
-            _place(y, plane, i, 0),
+            place(gradient, plane, i, 0),
+            place(x, plane, i, 0),
+            place(y, plane, i, 0),
         )
         if gradient.column == 1 and x.column == 1 and y.column == 1:
-            _add_signs(x.flat[x_at:], y.flat[y_at:], scale[plane], gradient.flat[at : at + width])
+            add_signs(x.flat[x_at:], y.flat[y_at:], scale[plane], gradient.flat[at : at + width])
         else:
             for j in range(width):
                 d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
-                gradient.flat[at + j * gradient.column] += _signed(scale[plane], d)
+                gradient.flat[at + j * gradient.column] += signed(scale[plane], d)

@@ -1,0 +1,64 @@
+"""Arguments of the kernels: paddings as numbers, and tuples with named fields."""
+
+from typing import Any, NamedTuple
+
+VALID, ZEROS, SYMMETRIC = 0, 1, 2
+
+
+class Image(NamedTuple):
+    """A tensor ``(N, C, H, W)`` or ``(N, C, D, H, W)`` with any strides.
+
+    Attributes:
+        flat: its memory, from the first pixel to the last.
+        starts: the place of the first pixel of each plane, a volume's slices in turn.
+        row: the step to the next row.
+        column: the step to the next column.
+    """
+
+    flat: Any
+    starts: Any
+    row: int
+    column: int
+
+
+class Window(NamedTuple):
+    """The separable window.
+
+    Attributes:
+        extent: a tuple as long as the window; loops over its length are unrolled.
+        taps: the weight of each pixel under the window, in one dimension.
+    """
+
+    extent: tuple[int, ...]
+    taps: Any
+
+
+class Constants(NamedTuple):
+    """The constants of the formulas, in the kernel's dtype.
+
+    Attributes:
+        low: the pixel value that counts as zero.
+        c1: ``(k1 L)^2``.
+        c2: ``(k2 L)^2``.
+        plane_gradient: the upstream gradient of each plane's mean, which gradients are written
+            times.
+    """
+
+    low: Any
+    c1: Any
+    c2: Any
+    plane_gradient: Any
+
+
+class Variant(NamedTuple):
+    """The choices between the kernel's branches.
+
+    Attributes:
+        padding: `VALID`, `ZEROS` or `SYMMETRIC`.
+        contrast: whether the mean is that of the contrast-structure factor, not of SSIM.
+        gradients: the number of gradients: 0, 1 (for the first image) or 2.
+    """
+
+    padding: int
+    contrast: bool
+    gradients: int
