@@ -8,7 +8,18 @@ help:
 	@awk -F ': ' '/^## / { sub(/^## /, ""); printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The test files are shared out to two processes, because one process uses one core most of the time.
-PYTEST = -m pytest -n 2 --dist loadfile --junit-xml=runs/tests-$@.xml
+PYTEST = -m pytest -n 2 --dist loadfile
+
+# A second run has Triton's interpreter, which must be switched on before Triton is imported. Both get
+# TESTS. One of the runs may find no test (pytest's exit code 5), but not both.
+define run-tests
+@usual=0; $(1) $(PYTEST) --junit-xml=runs/tests-$@.xml $(TESTS) || usual=$$?; \
+echo "The tests in Triton's interpreter:"; interpreted=0; TRITON_INTERPRET=1 \
+$(1) $(PYTEST) --junit-xml=runs/tests-$@-interpreted.xml $(TESTS) || interpreted=$$?; \
+if [ $$interpreted -eq 5 ]; then interpreted=0; echo "Skipped: none of these tests runs there."; \
+elif [ $$usual -eq 5 ]; then usual=0; fi; \
+[ $$usual -eq 0 ] && [ $$interpreted -eq 0 ]
+endef
 
 # Two processes have four threads on two cores. A thread that spins while it waits takes the time of
 # one that works.
@@ -19,7 +30,7 @@ TESTS ?=
 
 ## test: run the tests, or only TESTS="tests/metrics/test_masks.py -k name"
 test: .venv/installed
-	.venv/bin/python $(PYTEST) $(TESTS)
+	$(call run-tests,.venv/bin/python)
 	$(if $(TESTS),,$(MAKE) test-standins)
 
 # Runs a module in a process that has loaded the stand-ins before torch.
@@ -96,7 +107,7 @@ bench: .venv/installed
 ## test-oldest: run the tests on the oldest releases that pyproject.toml declares
 ## test-newest: run the tests on the newest releases of requirements-newest.lock
 test-oldest test-newest: test-%: .venv-%/installed
-	.venv-$*/bin/python $(PYTEST) $(TESTS)
+	$(call run-tests,.venv-$*/bin/python)
 
 .venv/installed: requirements.lock pyproject.toml
 .venv-oldest/installed: requirements-oldest.lock pyproject.toml

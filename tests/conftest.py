@@ -13,9 +13,17 @@ import torch
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
-# Triton's interpreter has to be switched on before Triton is imported: the triton path's properties
-# run in a process of their own, which tests/gpu/test_gpu_path.py starts.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Triton's interpreter has to be switched on before Triton is imported. So its tests run in a
+# process of their own, which `make test` starts.
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = INTERPRETER and gpu.unavailable(torch.device("cpu")) is None
+INTERPRETER_TESTS = Path(__file__).parent / "gpu" / "interpreted"
+
+# Elsewhere nothing imports these files unless they are asked for.
+collect_ignore = [] if INTERPRETED else [str(INTERPRETER_TESTS)]
+
+# The backend refuses float64 and volumes. The others take the interpreter minutes.
+NOT_INTERPRETED = ("float64", "volumes", "training", "large")
 
 if INTERPRETED:
     import interpreter  # noqa: F401
@@ -31,6 +39,28 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=3 if INTERPRETED else 60
 )
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignores warnings of the interpreter: masked columns compute with whatever lies in memory."""
+    if INTERPRETED:
+        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests of the interpreter where it is switched on, and the others elsewhere."""
+    elsewhere = [item for item in items if _interpreted(item) != INTERPRETER]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if _interpreted(item) == INTERPRETER]
+
+
+def _interpreted(item: pytest.Item) -> bool:
+    # Functions named check_ are those that tests/gpu/test_gpu_path.py runs in such a process.
+    if INTERPRETER_TESTS in item.path.parents or item.name.startswith("check_"):
+        return True
+    marked = item.get_closest_marker("interpreted") is not None
+    return marked and not any(item.get_closest_marker(name) for name in NOT_INTERPRETED)
 
 
 @contextlib.contextmanager
@@ -62,17 +92,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def sized(backend: str) -> Callable[[T, T], T]:
-    """Of two sizes the second in the interpreter, which takes seconds where kernels take none."""
+    """The first of two sizes; in the interpreter, which takes seconds for a kernel, the second."""
     return lambda usual, small: small if backend == "triton" else usual
 
 
 class Precision(NamedTuple):
-    """What a path is judged in.
+    """The precision in which a backend is judged.
 
     Attributes:
-        dtype: the widest that it computes in.
-        least: the smallest absolute tolerance of values that makes sense then.
-        least_relative: the same of gradients, relative.
+        dtype: the widest dtype that it computes in.
+        least: the smallest absolute tolerance of values that makes sense in that dtype.
+        least_relative: the smallest relative tolerance of gradients.
     """
 
     dtype: torch.dtype

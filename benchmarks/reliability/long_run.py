@@ -30,7 +30,7 @@ from .page import RESULTS
 SHAPE = (4, 3, 64, 64)
 
 BATCHES = 8
-"""Of targets, one after the other."""
+"""The number of batches of targets, which are taken one after the other."""
 
 STRUCTURAL = {
     "SSIM": lambda backend: SSIMLoss(backend=backend),
@@ -143,7 +143,7 @@ def _fixed(targets: Tensor) -> list[Tensor]:
 
 
 def _values_and_gradients(x: Tensor, y: Tensor, backend: str = "auto") -> list[Tensor]:
-    """Of each structural loss, one after the other."""
+    """The value and gradient of each structural loss, one after the other."""
     found = []
     for build in STRUCTURAL.values():
         x = x.detach().requires_grad_()
@@ -153,7 +153,7 @@ def _values_and_gradients(x: Tensor, y: Tensor, backend: str = "auto") -> list[T
 
 
 def _deviations(x: Any, y: Any, ours: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """Of each loss, relative, from the reference path's in float64; of NumPy's arrays."""
+    """The relative deviations of each loss from the reference path in float64."""
     x, y = (torch.from_numpy(image).double() for image in (x, y))
     exact = _values_and_gradients(x, y, "reference")
     apart = [

@@ -26,15 +26,18 @@ LOCKS = {
 OUTCOMES = ("judged", "refused", "unjudged", "failed")
 
 
-def suite(name: str, junit: Path) -> dict[str, Any]:
-    """What a run of the tests counted, and the versions of its lock.
+def suite(name: str, reports: Sequence[Path]) -> dict[str, Any]:
+    """The counts of a run of the tests, and the versions of its lock.
 
     Args:
         name: one of `LOCKS`.
-        junit: that ``pytest --junit-xml`` wrote.
+        reports: the files of ``pytest --junit-xml``, one for each process of ``make test``.
     """
-    (run,) = xml.etree.ElementTree.parse(junit).getroot().iter("testsuite")
-    counts = {key: int(run.attrib[key]) for key in ("tests", "failures", "errors", "skipped")}
+    runs = [run for file in reports for run in xml.etree.ElementTree.parse(file).iter("testsuite")]
+    counts = {
+        key: sum(int(run.attrib[key]) for run in runs)
+        for key in ("tests", "failures", "errors", "skipped")
+    }
     lock = (ROOT / LOCKS[name]).read_text()
     versions = {
         package: locked(lock, package) for package in ("torch", "torchvision", "triton", "numba")
@@ -134,11 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--suite",
-        nargs=2,
+        nargs="+",
         action="append",
         default=[],
         metavar=("NAME", "XML"),
-        help=f"keep what a run of the tests counted; NAME is one of {', '.join(LOCKS)}",
+        help="keep the counts of a run of the tests, from the XML of each of its processes; NAME "
+        f"is one of {', '.join(LOCKS)}",
     )
     parser.add_argument(
         "--fuzz", nargs="*", type=Path, help="keep these runs instead of those that are there"
@@ -148,7 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.suite:
         file = RESULTS / "suites.json"
         suites = json.loads(file.read_text()) if file.exists() else {}
-        suites |= {name: suite(name, Path(junit)) for name, junit in options.suite}
+        suites |= {
+            name: suite(name, [Path(file) for file in files]) for name, *files in options.suite
+        }
         file.write_text(json.dumps(suites, indent=1) + "\n")
     if options.fuzz:
         runs = [json.loads(path.read_text()) for path in options.fuzz]

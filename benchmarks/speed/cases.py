@@ -1,4 +1,4 @@
-"""What is measured: a metric, a size, with or without the gradient."""
+"""The cases that are measured: a metric, a size, with or without the gradient."""
 
 from __future__ import annotations
 
@@ -100,4 +100,4 @@ def _cases(shapes: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
 
 
 CASES = {device: _cases(shapes) for device, shapes in IMAGES.items()}
-"""What is measured on each kind of device."""
+"""The cases for each kind of device."""

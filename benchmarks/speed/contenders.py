@@ -1,5 +1,5 @@
 """The packages, called as their users call them, with the settings that compute the same thing:
-Gaussian window of 11 pixels and sigma 1.5, inside the image alone; range 1; population variance.
+Gaussian window of 11 pixels and sigma 1.5, only inside the image; range 1; population variance.
 For features VGG-16 with the same random weights for all, and the mean squared distance at relu3_3
 or LPIPS with its calibrated linear weights.
 
@@ -72,7 +72,7 @@ def _module(module: Callable[..., Any], device: str, **options: Any) -> Call:
 def _trained(
     case: Case, call: Call, module: Callable[..., Any], device: str, **options: Any
 ) -> Call:
-    """With the package's own loss, in a case with a gradient."""
+    """A call of the package's own loss, in a case with a gradient."""
     if not case.backward:
         return call
     own = _module(module, device, **options)
@@ -149,7 +149,7 @@ def _cached(case: Case, device: str) -> Call:
 
 
 def _pasted(case: Case, device: str) -> Call:
-    """What people paste: the network twice, whole, with a graph for both images."""
+    """The code that people paste: the whole network twice, with a graph for both images."""
     if case.metric == "LPIPS":
         raise NotImplementedError("nobody pastes it")
     network = random_vgg().to(device)
@@ -351,7 +351,7 @@ CONTENDERS = (
         "perceptual-losses",
         functools.partial(_own, "reference"),
     ),
-    # The compiler alone takes longer than all the others' turns, on a CPU and with several levels.
+    # Only the compiler takes longer than all the others' turns, on a CPU and with several levels.
     Contender(
         *("perceptual-losses, reference compiled", "perceptual-losses", _compiled),
         *(("cuda",), ("SSIM", "L1-SSIM")),

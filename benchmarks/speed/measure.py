@@ -25,17 +25,17 @@ from .cases import Case, images
 from .contenders import FEATURES, Call, Contender, feature_loss
 
 VALUE_TOLERANCE = 2e-5
-"""Of a similarity, absolute, or of a larger value, relative: float32 moments and windows."""
+"""The largest error of a value, relative if it is above 1: float32 moments and windows."""
 
 GRADIENT_TOLERANCE = 1e-4
-"""Of a gradient: the norm of the difference over the norm."""
+"""The largest error of a gradient: the norm of the difference over the norm."""
 
 FEATURE_GRADIENT_TOLERANCE = 1e-2
-"""Of a gradient through a network: a rounding decides on which side of zero an activation lies, and
-with it whether a part of the gradient is there."""
+"""The largest error of a gradient through a network. A rounding decides on which side of zero an
+activation lies, and with it whether a part of the gradient is there."""
 
 DEVIATION_LIMIT = 1e-2
-"""Of a similarity by a definition that is known to differ: it is still the same work."""
+"""The largest error of a value by a definition that is known to differ: the work is the same."""
 
 MEMORY_METHOD = {
     "cpu": "peak resident set (VmHWM, reset through /proc/self/clear_refs) less the resident set "
@@ -49,7 +49,7 @@ LONG_STEP = 1.0
 """Seconds from which what a first step needs only once does not show beside what every one does."""
 
 M_MMAP_THRESHOLD = -3
-"""From malloc.h."""
+"""The number of an option in malloc.h."""
 
 _libc = ctypes.CDLL(None)
 
@@ -57,7 +57,7 @@ Step = Callable[[], tuple[Tensor, Tensor | None]]
 
 
 class Expected(NamedTuple):
-    """What the reference path computes in float64: the gradient is that of `loss`."""
+    """The reference path's value and gradient in float64: the gradient is that of `loss`."""
 
     value: float
     gradient: Tensor
@@ -85,18 +85,18 @@ def expected(case: Case, device: str) -> Expected:
 
 
 def loss(case: Case, value: Tensor) -> Tensor:
-    """What is trained on: 1 less similarity, or what is a loss already."""
+    """The loss to train on: 1 - similarity, or the value itself where it is a loss."""
     return value if case.metric in ("L1-SSIM", *FEATURES) else 1 - value
 
 
 def similarity(case: Case, value: Tensor) -> Tensor:
-    """Of what a `step` gives, or the loss."""
+    """The similarity, or the metric's own loss, from the value that a `step` gives."""
     return loss(case, value) if case.backward else value
 
 
 def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
-    """What is timed: the similarity; in a case with a gradient `loss`, and its gradient with
-    respect to ``x``.
+    """The step that is timed: the similarity; in a case with a gradient `loss`, and its gradient
+    with respect to ``x``.
     """
     x, y = x.to(call.dtype), y.to(call.dtype)
     if not case.backward:
@@ -114,7 +114,7 @@ def step(call: Call, case: Case, x: Tensor, y: Tensor) -> Step:
 def check(
     value: float, gradient: Tensor | None, target: Expected, deviation: str
 ) -> dict[str, float | None]:
-    """Errors of value and gradient; raises if they are beyond what is allowed."""
+    """Errors of value and gradient; raises if they are beyond the tolerances."""
     errors: dict[str, float | None] = {
         "value_error": abs(value - target.value) / max(1, abs(target.value)),
         "gradient_error": None,
@@ -192,7 +192,7 @@ def reason(error: BaseException) -> str:
 
 
 class WorkerError(Exception):
-    """What a worker could not do, and why, in one line."""
+    """A worker's failure and its reason, in one line."""
 
 
 class Worker:
@@ -271,7 +271,7 @@ def _serve(connection: Connection, contender: Contender, device: str, threads: i
 
 
 class _Served:
-    """What a `Worker` asks for, in its process."""
+    """The requests of a `Worker`, served in its process."""
 
     def __init__(self, contender: Contender, device: str) -> None:
         self.contender, self.device = contender, device

@@ -66,7 +66,7 @@ def table(cases: Sequence[Result]) -> str:
     """One metric at one size: a row for each contender, the fastest first.
 
     Args:
-        cases: forward alone, forward and backward, or both.
+        cases: only forward, forward and backward, or both.
     """
     modes = {
         case["backward"]: {row["contender"]: row for row in case["rows"]}
@@ -218,7 +218,7 @@ def _rates(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]
 
 
 def _cases(results: Sequence[Result]) -> list[Result]:
-    """Of all files, metric by metric, each's sizes in their order."""
+    """The cases of all files, metric by metric, each with its sizes in their order."""
     cases = itertools.chain.from_iterable(result["cases"] for result in results)
     return sorted(cases, key=lambda case: METRICS.index(case["metric"]))
 
@@ -273,7 +273,7 @@ def _cost(cost: Result) -> str:
 
 
 def _floor(case: Result, rate: float) -> str:
-    """What memory alone would take, to hold the times against."""
+    """The time that only moving the memory would take, to compare the times with."""
     read, written = (1e3 * 4 * images * case["pixels"] / rate for images in (2, 3))
     return (
         f"At the {_number(rate / 1e12)} TB/s of a copy in the same run, to read both images takes "

@@ -30,8 +30,8 @@ TURN = 0.05
 COST_SHAPE = (16, 3, 256, 256)
 
 MULTIPLY_ADDS = 154 + 40
-"""Of SSIM and its gradient for each pixel: eleven taps, two ways, for four moments and for three
-maps back; and about 40 for the formulas in between."""
+"""The multiply-adds of SSIM and its gradient for each pixel: eleven taps, two ways, for four
+moments and for three maps back; and about 40 for the formulas in between."""
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ class Options(NamedTuple):
         device: ``"cpu"`` or ``"cuda"``.
         rounds: turns that a contender gets in a case.
         budget: seconds of turns in a case, after which a contender gets no further one.
-        seed: of the order in each round.
+        seed: the seed of the order in each round.
     """
 
     device: str = "cpu"
@@ -139,7 +139,7 @@ def _compare(
                 peak = worker.peak(case, warm_up=median < 1000 * measure.LONG_STEP)
                 row["peak_megabytes"] = peak / 1e6
                 row["peak_gradients"] = peak / (4 * case.pixels)
-        # What an allocator of CUDA keeps does not show in what another case takes.
+        # Memory that CUDA's allocator keeps does not show in the peak of another case.
         if options.device == "cuda" and worker.alive:
             worker.forget()
             kept[contender.name] = worker

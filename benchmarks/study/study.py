@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     VGG: ("dfc", {"weights": None}, "the DFC-VAE, on random features of VGG-19 (dfc-123)"),
     LABELS: ("cvae", {}, "the conditional VAE, told the scale that each patch was cut at"),
 }
-"""What is trained: a model, its options, and what it is in words."""
+"""The trainings: a model, its options, and a description."""
 
 Results = dict[str, Any]
 
@@ -59,7 +59,7 @@ def study(*, steps: int, batch_size: int, seeds: Sequence[int], runs: Path, out:
     Args:
         steps: updates of each model.
         batch_size: images for each update.
-        seeds: of the weights, the order of the images and the noise.
+        seeds: the seeds of the weights, the order of the images and the noise.
         runs: folder for the trainings.
         out: folder for ``results.json`` and pictures; the page is beside it, ``out`` with ``.md``.
 
@@ -113,16 +113,14 @@ def study(*, steps: int, batch_size: int, seeds: Sequence[int], runs: Path, out:
 
 
 def prepared(model: str, options: dict[str, Any], data: Data, out: Path, **rest: Any) -> Training:
-    """A training that replaces what is in ``out``, and says nothing of features that are random on
-    purpose.
-    """
+    """A training that overwrites ``out``, without the warning that features are random."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the features of vgg19 are random")
         return Training(model, options, data, out, save_every=10**9, existing="replace", **rest)
 
 
 def cost_of_the_loss(data: Data, batch_size: int, out: Path, *, steps: int = 50) -> dict[str, Any]:
-    """The MS-SSIM loss alone, forward and backward, and the training step that it is part of.
+    """The time of the MS-SSIM loss, forward and backward, and of the training step around it.
 
     Medians of turns, as both vary with whatever else the machine does.
     """
@@ -150,7 +148,7 @@ def cost_of_the_loss(data: Data, batch_size: int, out: Path, *, steps: int = 50)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what has been started."""
+    """Waits until the device has done all work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -177,7 +175,7 @@ def write(results: Results, out: Path, models: dict[str, BaseVAE], data: Data) -
 
 
 def write_page(results: Results, out: Path) -> None:
-    """What needs the results alone: the curves and the page."""
+    """Writes the curves and the page, which need only the results."""
     plot_curves(results).savefig(out / "curves.png")
     out.with_suffix(".md").write_text(page(results, out.name))
 

@@ -58,18 +58,18 @@ PACKAGES = {
 
 
 ALSO = (Package("the networks", "torchvision"), Package("JPEG", "pillow"))
-"""What the numbers depend on besides."""
+"""Other packages that the numbers depend on."""
 
 
 class Comparison(NamedTuple):
     """Two calls that are to give the same, or whose difference is to be known.
 
     Attributes:
-        package: of `PACKAGES`.
+        package: a name of `PACKAGES`.
         theirs: an expression of ``x`` and ``y``.
         ours: the same with this package.
-        images: of `IMAGES`.
-        dtype: of the images; integers have values to 255, all others to 1.
+        images: a name of `IMAGES`.
+        dtype: the images' dtype; integers have values to 255, all others to 1.
         compares: ``"values"``, ``"both"`` for the gradient to ``x`` as well, or ``"gradients"``
             where the expressions are gradients.
         note: why they differ, if they do.

@@ -227,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.validation.numerics", description=__doc__
     )
-    parser.add_argument("--from-results", action="store_true", help="write the page alone")
+    parser.add_argument(
+        "--from-results", action="store_true", help="measure nothing, only write the page"
+    )
     if not parser.parse_args(arguments).from_results:
         result = {"environment": environment("cpu", [entry.distribution for entry in CONTENDERS])}
         result |= {name: measure() for name, measure in MEASURED.items()}

@@ -14,12 +14,12 @@ class Published(NamedTuple):
     """A number that somebody has printed, with an input that can be made again.
 
     Attributes:
-        source: who.
-        images: what it is of.
+        source: the publisher.
+        images: the images that it was computed for.
         value: the number as it is printed.
-        tolerance: with which the source itself compares, or half of its last digit.
+        tolerance: the one that the source itself compares with, or half of its last digit.
         ours: an expression of ``x`` and ``y``.
-        pair: makes them.
+        pair: a function that makes both images.
     """
 
     source: str

@@ -1,5 +1,5 @@
-"""What the calls may use besides the packages: definitions transcribed from other languages, and
-networks that are alike on both sides.
+"""Definitions transcribed from other languages, and networks that are alike on both sides. Calls
+may use them besides the packages.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def toolbox_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def skimage_gradient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What scikit-image gives, where it is the gradient of its value."""
+    """scikit-image's gradient inside the border, scaled: there it is the gradient of its value."""
     _, gradient = structural_similarity(
         *(x[0], y[0]),
         data_range=1.0,
@@ -86,7 +86,7 @@ def skimage_gradient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def inner_gradient(function: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """To ``y``, without its 10 outer pixels."""
+    """The gradient with respect to ``y``, without its 10 outer pixels."""
     y = y.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(function(x, y), y)
     return gradient[..., 10:-10, 10:-10]
@@ -125,9 +125,7 @@ def _alexnet() -> torch.nn.Sequential:
 
 @functools.cache
 def _lpips(net: str) -> torch.nn.Module:
-    """Its calibrated weights on the backbone that ours gets, which is random: nothing is
-    downloaded.
-    """
+    """The lpips package's loss, with the same random backbone as ours: nothing is downloaded."""
     import lpips
 
     with warnings.catch_warnings():

@@ -27,7 +27,7 @@ MIGRATING = fill.ROOT / "docs" / "migrating.md"
 Row = dict[str, Any]
 
 KEYS = ("package", "theirs", "ours", "images", "dtype", "compares")
-"""What a row of the results says of its comparison; the rest is words."""
+"""The fields that a row of the results has of its comparison; the rest is words."""
 
 IMAGES_TEXT = """The images are scikit-image's camera, astronaut, chelsea and coffee. Each one comes
   with noise (sigma 20 of 255), blurred (sigma 1.5), as a JPEG of quality 20, and with 0.6 of its
@@ -55,13 +55,11 @@ SECTIONS = {
     "which 3D Gaussian splatting trains: `conv2d` with 5 zeros around the images.",
     "MONAI": "MONAI is not in the lock. It is compared if it is installed.",
 }
-"""What is said of each package before its table."""
+"""The text before the table of each package."""
 
 
 def measured(comparison: Comparison, only: Sequence[str] = ()) -> Row:
-    """What both calls give for each pair of images, or some of them by name, and how far apart
-    that is.
-    """
+    """The results of both calls and their difference, for all pairs of images or ``only`` some."""
     row = {key: getattr(comparison, key) for key in KEYS} | {"cases": [], "error": None}
     package = PACKAGES[comparison.package]
     try:
@@ -80,7 +78,10 @@ def measured(comparison: Comparison, only: Sequence[str] = ()) -> Row:
 
 
 def _function(expression: str, package: Package | None = None) -> Any:
-    """Of two images: NumPy's of one without its batch, where the package knows no tensors."""
+    """A function of two images that evaluates the expression.
+
+    A package that knows no tensors gets NumPy arrays without the batch.
+    """
     found, code = names(expression, package), compile(expression, expression, "eval")
     in_numpy = package is not None and not package.of_tensors
 
@@ -189,7 +190,7 @@ def _worst(cases: Sequence[Row], key: str) -> str:
 
 
 def _number(value: float) -> str:
-    """One digit of what is rounding, two of what is not."""
+    """The number as text: one digit where it is rounding, two where it is not."""
     if value and value < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}"

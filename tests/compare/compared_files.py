@@ -13,7 +13,7 @@ from perceptual_losses.compare import cli
 
 
 def png16(path, values, *, chunk=b""):
-    """Of any number of channels, which Pillow does not write."""
+    """Writes a PNG of 16 bits with any number of channels, which Pillow cannot."""
 
     def chunked(kind, data):
         check = struct.pack(">I", zlib.crc32(kind + data))
@@ -29,7 +29,7 @@ def png16(path, values, *, chunk=b""):
 
 
 def tiff16(path, values, *, sample_format=1):
-    """As `png16`; with samples of 2, signed."""
+    """Writes a TIFF of 16 bits; with a ``sample_format`` of 2 its values are signed."""
     height, width, channels = values.shape
     tags = {256: width, 257: height, 258: 16, 259: 1, 262: 2 if channels == 3 else 1, 273: 200}
     tags |= {277: channels, 278: height, 279: values.nbytes, 339: sample_format}

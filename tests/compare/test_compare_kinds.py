@@ -196,7 +196,7 @@ def test_names_in_any_script(tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there names are bytes")
 def test_names_that_are_no_text(tmp_path, monkeypatch, capsys):
     x, y = patch("camera", 40)
     for folder, value in (("a", x), ("b", y)):

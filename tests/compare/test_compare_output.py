@@ -1,4 +1,4 @@
-"""What the command draws, shows meanwhile, and says of itself."""
+"""The pictures that the command draws, its progress bar, its help and its page."""
 
 import json
 import re

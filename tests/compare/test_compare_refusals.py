@@ -1,4 +1,4 @@
-"""What the command cannot compare: it is named, and the rest is done."""
+"""Files that the command cannot compare: it names them, and compares the rest."""
 
 import json
 import os

@@ -237,7 +237,7 @@ def test_folders_that_cannot_be_trained_in(tmp_path):
     assert [row["step"] for row in lines(tmp_path)] == [1]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is there alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is /proc")
 def test_a_folder_that_takes_no_files():
     with pytest.raises(ValueError, match="/proc cannot be written to "):
         training(Path("/proc"))

@@ -1,4 +1,4 @@
-"""Random weights, which nothing has to be downloaded for."""
+"""Random weights: nothing has to be downloaded."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The losses on features with random networks, and what several tests of them share."""
+"""Random networks, losses on their features, and helpers that several tests share."""
 
 import torch
 import torchvision

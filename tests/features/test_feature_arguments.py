@@ -1,4 +1,4 @@
-"""What the losses on features refuse, and the order of their options."""
+"""Arguments that the losses on features refuse, and the order of their options."""
 
 import inspect
 

@@ -62,7 +62,7 @@ def test_where_it_moves_to(networks):
 
 
 def test_a_target_makes_no_graph(networks):
-    """The step keeps activations of the prediction alone, and in place of what it overwrites."""
+    """The step keeps only the prediction's activations, each in place of the one it overwrites."""
     loss = VGGLoss({"relu2_2": 1.0}, weights=networks["vgg16"])
     x, y = pair(1, 3, 32, 32)
     loss(x, y)

@@ -22,7 +22,7 @@ def test_every_layer_against_a_network_run_by_hand(networks, backbone):
     extract = vgg_features(names, backbone=backbone, weights=networks[backbone])
     features = extract(x)
     assert list(features) == names
-    # Asked for alone, with in-place activations all around.
+    # Only this layer is asked for, with in-place activations all around.
     deepest = vgg_features(names[-1:], backbone=backbone, weights=networks[backbone])(x)
     image = x
     x = normalized(x)

@@ -1,4 +1,4 @@
-"""Where the weights of the losses on features come from, and which are refused."""
+"""The sources of weights of the losses on features, and weights that are refused."""
 
 import os
 import warnings

@@ -29,18 +29,22 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 KEPT = Path(__file__).parent / "fuzz_cases.jsonl"
 
 
-# What is drawn and how it is judged, by backend; the losses on features choose theirs themselves.
+# The drawn calls and their judge, by backend. The losses on features choose their backend.
 KINDS = {
     backend: (fuzz_structural_cases.cases(backend), fuzz_structural.check)
     for backend in ("numba", "reference", "triton")
 }
 KINDS["features"] = (fuzz_features_cases.cases(), fuzz_features.check)
-# In a round: some seconds of each.
+# The number of calls in a round, some seconds for each backend.
 EXAMPLES = {"numba": 100, "reference": 100, "features": 25, "triton": 10}
 
 
 def failing(backend, seed, examples):
-    """Draws cases: how they went, and the smallest that fails, with what it says, or ``None``."""
+    """Draws cases and counts their outcomes.
+
+    Returns:
+        The counts, and the smallest case that fails with its message, or ``None``.
+    """
     tally = collections.Counter()
     found = []
     drawn, check = KINDS[backend]
@@ -56,7 +60,7 @@ def failing(backend, seed, examples):
     )
     @hypothesis.given(drawn)
     def run(case):
-        # What comes after a failure shrinks it, and is not drawn.
+        # Calls after a failure shrink it, and are not drawn.
         drawing = not found
         went = "failed"
         try:

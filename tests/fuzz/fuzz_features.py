@@ -77,7 +77,7 @@ def differentiated(outputs, wants):
 
 
 def call(case, x, y):
-    """What the package gives: its outputs, and the gradients."""
+    """The package's outputs, and the gradients."""
     module = made(case)
     x, y = x.detach(), y.detach()
     wants = wanted(case, x, y)
@@ -106,7 +106,7 @@ def looked_at(case, x, y):
 
 
 def features(case, image, exact, own=None):
-    """Of all layers, by the definition.
+    """The features of all layers, by the definition.
 
     Args:
         case: names the network and its layers.
@@ -163,7 +163,10 @@ def features(case, image, exact, own=None):
 
 
 def unit(feature):
-    """Of length 1 at each place; zero, as is its derivative, where there is nothing."""
+    """The features divided by their length at each place.
+
+    Where all are zero so are the result and its derivative.
+    """
     squared = feature.square().sum(1, keepdim=True)
     squared = torch.where(squared.isinf(), math.nan, squared)
     dark = squared == 0
@@ -175,7 +178,7 @@ def gram(feature):
 
 
 def distance(case, a, b):
-    """Of the features of two images, as the docstrings define it."""
+    """The distance of the features of two images, as the docstrings define it."""
     layers, backbone, power = weighed(case)
     total = 0.0
     for index, (name, weight) in enumerate(layers.items()):
@@ -233,9 +236,10 @@ def noise(case, x, y, mirrors):
     return found
 
 
-# Of the features: what `vgg_features` documents of a convolution in float32, for images of a pixel,
-# where one of nine taps meets it and fewer products are rounded like all of them; some roundings in
-# float64; in half precision that of what is kept. Those of several convolutions are independent.
+# The rounding of the features. In float32 it is what `vgg_features` documents of a convolution, for
+# images of a pixel, where one of nine taps meets it and fewer products are rounded like all of
+# them. In float64 it is some roundings, in half precision that of the stored value. The roundings
+# of several convolutions are independent.
 ROUNDING = {
     torch.float32: 3 * 1e-6,
     torch.float64: 1e-14,
@@ -245,10 +249,11 @@ ROUNDING = {
 
 
 def budget(rounding, error, exact, dtype, convolved):
-    """What `sizes` of the errors may be, and for which images (or the batch) that can be said.
+    """The largest `sizes` of the errors, and the images (or the batch) for which they are known.
 
-    So many times the definition's own error in the network's dtype, what fewer products cost of
-    what a convolution gave, of which a ReLU may leave little, and one rounding of the result.
+    They are `TIMES` the definition's own error in the network's dtype, the cost of fewer products
+    relative to the convolution's output, and one rounding of the result. A ReLU may leave little of
+    that output.
     """
     size = sizes(exact.abs().nan_to_num(0, 0, 0))
     whole = torch.maximum(size, sizes(convolved.abs().nan_to_num(0, 0, 0)))
@@ -311,7 +316,7 @@ def _check(case, backend):
     broken = [~image.isfinite().flatten(1).all(1) for image in (x, y)]
     either = broken[0] if case["name"] == "vgg_features" else broken[0] | broken[1]
     if either.any():
-        # What stays finite is not what has seen it.
+        # An output that stays finite has not seen it.
         clean, _, _ = defined(case, x, y, True)
         for got, expected in zip(outputs, clean, strict=True):
             hidden = (got.isfinite() & ~expected.isfinite()).any()
@@ -358,7 +363,7 @@ def _judged(case, backend, results, errors):
         require(result.dtype == dtype, case, backend, f"{text} in {result.dtype}")
         require(result.shape == expected.shape, case, backend, f"{text} of {tuple(result.shape)}")
         if expected.dim():
-            # Not a number near what is none, in its own image alone.
+            # NaN is near only in the image that has it.
             expected = torch.where(shaped(spoiled, expected), math.nan, expected)
         # Beyond what the dtype holds.
         expected = torch.where(expected.abs() > torch.finfo(dtype).max / 2, math.nan, expected)

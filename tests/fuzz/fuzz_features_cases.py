@@ -25,7 +25,7 @@ NETWORKS = {
     "usual": (1.0, -0.1, 0.1),
     # Most features are dead, and with some images all of some places.
     "dark": (1.0, -2.5, -1.0),
-    # Of the size that an offset of 1e-10 shows in.
+    # Features so small that an offset of 1e-10 shows.
     "faint": (1e-8, 0.0, 0.0),
 }
 
@@ -97,7 +97,7 @@ def smallest_of(case):
     return side
 
 
-# What is refused, and how: by a network in any precision in the same words.
+# Calls that a network in any precision refuses in the same words.
 WRONG = {
     "VGGLoss": [
         {"layers": "dfc"},

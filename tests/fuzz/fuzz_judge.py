@@ -1,4 +1,4 @@
-"""What the drawn calls of both kinds of losses are made of, and how far results may be apart."""
+"""The contents and layouts of drawn images, and how far results may be apart."""
 
 import math
 
@@ -51,7 +51,7 @@ LAYOUTS = {
 
 
 def spoil(pair, places):
-    """Two images with what is not finite at some places, where their dtypes can be that."""
+    """Two images with infinities or NaN at some places, where their dtypes have them."""
     pair = list(pair)
     for which, place, value in places:
         index = "xy".index(which)
@@ -61,9 +61,9 @@ def spoil(pair, places):
     return pair
 
 
-# Of the definition's own error.
+# The budget is so many times the definition's own error.
 TIMES = 8
-# Of the result: float32 is no judge of what it keeps less than a digit of.
+# A result is not judged if the error is a larger share of it: float32 keeps less than a digit.
 LOST = 0.1
 
 

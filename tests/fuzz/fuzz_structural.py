@@ -37,7 +37,7 @@ def call(case, backend, x, y, mask):
 
 
 def outcome(case, backend, x, y, mask):
-    """`call`, or what it raises."""
+    """The results of `call`, and the error that it raises, one of them ``None``."""
     try:
         return call(case, backend, x, y, mask), None
     except (TypeError, ValueError) as error:
@@ -68,7 +68,7 @@ def noise(case, x, y, mask):
         unmoved = unmoved or exact
         errors = [sizes(apart(got, true)) for got, true in zip(rough, exact, strict=True)]
         found = list(map(torch.maximum, found, errors)) if found else errors
-    # What cancels to nothing in a flat image does not where a rounding is rounded. Some of a
+    # Terms that cancel to nothing in a flat image do not where a rounding is rounded. Some of a
     # subnormal pixel's products with taps are all rounding. The fast paths look at the images'
     # difference, whose roundings are for a flat image those of the other's contrast. Equal pixels
     # stay so: without a difference there is no gradient at all.
@@ -131,7 +131,7 @@ def _check(case, backend):
     else:
         got, error = outcome(case, backend, x, y, mask)
     if error is not None and refused is None:
-        # What a path is not for.
+        # The path is not for such calls.
         require("cannot run" in str(error), case, backend, f"raises {error!r}")
         return "refused"
     if refused is not None:
@@ -158,7 +158,7 @@ def _check(case, backend):
     try:
         noises = noise(case, x, y, mask)
     except ValueError:
-        # What float64 alone has numbers for.
+        # Only float64 has numbers for it.
         return "unjudged"
     own = [image.dtype for image in wanted(case, x, y)]
     results = [("value", value, exact_value, kind)]
@@ -168,7 +168,7 @@ def _check(case, backend):
         require(result.dtype == dtype, case, backend, f"{what} in {result.dtype}")
         require(result.shape == exact.shape, case, backend, f"{what} of {tuple(result.shape)}")
         if what == "gradient" and exact.dim():
-            # Not a number near what is none, in its own image alone.
+            # NaN is near only in the image that has it.
             exact = torch.where(shaped(spoiled, exact), math.nan, exact)
         # Beyond what the gradient's dtype holds.
         exact = torch.where(exact.abs() > torch.finfo(dtype).max / 2, math.nan, exact)
@@ -192,12 +192,12 @@ def _check(case, backend):
 
 
 def budget(what, double, error, exact, dtype):
-    """What `sizes` of the errors may be, and for which images (or the batch) that can be said.
+    """The largest `sizes` of the errors, and the images (or the batch) for which they are known.
 
-    So many times the reference's own error in float32 and one rounding. Twice is for large images,
-    in which errors even out (`test_the_budget_in_float32`); in small ones all of a gradient is off
-    with one mean, and of many thousand calls some are unlucky. A path in float64 is off by 2^-29 of
-    what it would be in float32, or eight times that again, where a rounding counts as error.
+    They are `TIMES` the reference's own error in float32 and one rounding. Twice is enough only for
+    large images, in which errors even out (`test_the_budget_in_float32`). In small ones all of a
+    gradient is off with one mean, and of many thousand calls some are unlucky. A path in float64 is
+    off by 2^-29 of its error in float32, or eight times that, where a rounding counts as error.
     """
     size = sizes(exact.abs().nan_to_num(0, 0, 0))
     # A similarity is 1 less what is different.

@@ -106,7 +106,7 @@ def cases(draw, backend, windows=None, most=40):
     return case
 
 
-# What is refused, or at the edge of what can be computed: by every path in the same words.
+# Options that every path refuses in the same words, or at the edge of what can be computed.
 WRONG = [
     {"k1": 1e200},
     {"window_size": 4},

@@ -149,7 +149,7 @@ def test_a_wrong_convolution_fails(case, monkeypatch):
 
 
 def test_a_wrong_rectifier_fails(monkeypatch):
-    """Of the gradient alone: what was rectified lets it through."""
+    """Only the gradient is wrong: values that were rectified let it through."""
     run = convolution._run
     monkeypatch.setattr(convolution, "_run", lambda x, _, *others: run(x, None, *others))
     fails(CONTENT, "^gradient 0 is off")
