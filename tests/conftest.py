@@ -1,5 +1,4 @@
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -9,14 +8,11 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from backends import BACKENDS, INTERPRETED, INTERPRETER
 
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
-# Triton's interpreter has to be switched on before Triton is imported. So its tests run in a
-# process of their own, which `make test` starts.
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-INTERPRETED = INTERPRETER and gpu.unavailable(torch.device("cpu")) is None
 INTERPRETER_TESTS = Path(__file__).parent / "gpu" / "interpreted"
 
 # Elsewhere nothing imports these files unless they are asked for.
@@ -29,11 +25,6 @@ if INTERPRETED:
     import interpreter  # noqa: F401
 
 T = TypeVar("T")
-
-# The fast paths after the reference.
-BACKENDS = ["reference", "numba"]
-if INTERPRETED:
-    BACKENDS.append(pytest.param("triton", marks=pytest.mark.interpreted))
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=3 if INTERPRETED else 60
