@@ -4,7 +4,7 @@ import definition
 import numpy as np
 import pytest
 import torch
-from conftest import BACKENDS
+from backends import BACKENDS
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
 from perceptual_losses._ssim import reference
