@@ -49,6 +49,13 @@ def plane_of(image, plane, channels):
 
 
 @triton.jit
+def weights_of(weights, plane, channels):
+    """The weights of a plane's map, which all channels of an image share."""
+    n, strides = plane // channels, weights.strides
+    return Image(weights.address + n.to(tl.int64) * strides[0], strides)
+
+
+@triton.jit
 def mirrored(index, size):
     """The pixel that a position in or beside the image shows, the edge being a mirror."""
     index = tl.maximum(index, -1 - index)

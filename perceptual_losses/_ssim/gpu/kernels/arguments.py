@@ -54,6 +54,18 @@ class Constants(NamedTuple):
     c2: Any
 
 
+class Maps(NamedTuple):
+    """Maps of derivatives in memory.
+
+    Attributes:
+        address: address of the first value.
+        pitch: values from one row to the next.
+    """
+
+    address: Any
+    pitch: Any
+
+
 class Totals(NamedTuple):
     """Numbers that make the result of all tiles' sums.
 

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, tile_of, width_hint
+from .addresses import plane_of, tile_of, weights_of, width_hint
 from .arguments import VALID, Region, Window
 from .formulas import add_moments, add_row, gradients_of, row_of_map
 from .pixels import advance, first_row, local_offsets, store_columns
@@ -49,6 +49,7 @@ def fused_kernel(
     result,
     arrived,
     sums_stride,
+    weight_total,
     first_program,
     strips,
     bands,
@@ -62,7 +63,6 @@ def fused_kernel(
     constants,
     gradient_scale,
     abs_difference_scale,
-    weight_total,
     totals,
     K: tl.constexpr,
 ):
@@ -84,7 +84,7 @@ def fused_kernel(
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
-    weight = plane_of(weight, plane // channels * channels, channels)
+    weight = weights_of(weight, plane, channels)
     # Rows of pixels, one after the other until the gradient is complete there, and then two of
     # derivatives.
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH

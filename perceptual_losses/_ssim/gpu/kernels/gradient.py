@@ -20,7 +20,6 @@ def gradient_kernel(
     x_gradient,
     y_gradient,
     maps,
-    pitch,
     strips,
     bands,
     rows,
@@ -51,13 +50,12 @@ def gradient_kernel(
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    map_size = (height + HALO).to(tl.int64) * pitch
-    maps += plane * MAPS * map_size
+    map_size = (height + HALO).to(tl.int64) * maps.pitch
     none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
     filtered = (none,) * MAPS
     # One loop, as in `value_kernel`.
     row = top - HALO
-    map_row = maps + (row + HALO).to(tl.int64) * pitch
+    map_row = maps.address + plane * MAPS * map_size + (row + HALO).to(tl.int64) * maps.pitch
     x_row = x.address + row.to(tl.int64) * x.strides[2]
     y_row = y.address + row.to(tl.int64) * y.strides[2]
     x_gradient_row = x_gradient.address + row.to(tl.int64) * x_gradient.strides[2]
@@ -82,7 +80,7 @@ def gradient_kernel(
             if K.GRADIENTS == 2:
                 store_columns(y_gradient_row, y_gradient.strides[3], column, to_y, inside, K)
             row += 1
-            map_row += pitch
+            map_row += maps.pitch
             x_row, y_row = x_row + x.strides[2], y_row + y.strides[2]
             x_gradient_row += x_gradient.strides[2]
             y_gradient_row += y_gradient.strides[2]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .addresses import plane_of, tile_of
-from .arguments import COLUMNS_PER_ACCESS, VALID, Constants, Image
+from .arguments import COLUMNS_PER_ACCESS, VALID, Constants, Image, Maps
 from .fused import fused_kernel
 from .value import columns_before, value_kernel
 
@@ -169,14 +169,25 @@ def coarse_levels_kernel(
     if K.GRADIENTS > 0:
         fused_kernel(
             *(x, y, weight, x_gradient, y_gradient, memory, place, place, place, place),
-            *(sums_stride, first_program, strips, parts, rows, channels, height, width),
-            *(across, down, root, constants, gradient_scale, 0.0, weight_total, (), K),
+            *(
+                sums_stride,
+                weight_total,
+                first_program,
+                strips,
+                parts,
+                rows,
+                channels,
+                height,
+                width,
+            ),
+            *(across, down, root, constants, gradient_scale, 0.0, (), K),
         )
     else:
         # One more where programs end in a strip that others begin in.
         parts += (strip_height % rows > 0).to(tl.int32)
         value_kernel(
-            *(x, y, weight, x.address, memory, place, place, place, place, sums_stride, 0),
-            *(first_program, strips, parts, rows, planes * strips * strip_height),
-            *(channels, height, width, across, down, root, constants, weight_total, (), K),
+            *(x, y, weight, Maps(x.address, 0), memory, place, place, place, place, sums_stride),
+            *(weight_total, first_program, strips, parts, rows, planes * strips * strip_height),
+            *(-MAP_OFFSET, strip_height - MAP_OFFSET, channels, height, width),
+            *(across, down, root, constants, (), K),
         )

@@ -133,8 +133,8 @@ def _store_in_scratch(region, pixels, scratch_row, row, left, K: tl.constexpr):
 
 @triton.jit
 def _add_abs_differences(sums, a, b, row, own, height):
-    """Adds |a - b| of a row to the sums of each thread's columns, if the row is in the image and one
-    of the program's ``own``.
+    """Adds |a - b| of a row to the sums of each thread's columns, if the row is in the image and
+    one of the program's ``own``.
     """
     counted = (row >= tl.maximum(own[0], 0)) & (row < tl.minimum(own[1], height))
     differences = scratch.split_columns(tl.abs(_floats(a) - _floats(b)))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, segment, width_hint
+from .addresses import plane_of, segment, weights_of, width_hint
 from .arguments import VALID, Region, Window
 from .formulas import add_moments, row_of_map
 from .pixels import advance, first_row, local_offsets
@@ -26,8 +26,8 @@ def columns_before(offset, columns):
 
 @triton.jit(
     do_not_specialize=[
-        *("first_program", "strips", "parts", "rows", "lines", "channels", "height", "width"),
-        *("sums_stride", "weight_total"),
+        *("first_program", "strips", "parts", "rows", "lines", "map_top", "map_bottom"),
+        *("channels", "height", "width", "sums_stride", "weight_total"),
     ],
     do_not_specialize_on_alignment=["tile_sums", "abs_difference_sums", "result", "arrived"],
 )
@@ -42,12 +42,14 @@ def value_kernel(
     result,
     arrived,
     sums_stride,
-    pitch,
+    weight_total,
     first_program,
     strips,
     parts,
     rows,
     lines,
+    map_top,
+    map_bottom,
     channels,
     height,
     width,
@@ -55,7 +57,6 @@ def value_kernel(
     down,
     root,
     constants,
-    weight_total,
     totals,
     K: tl.constexpr,
 ):
@@ -70,8 +71,7 @@ def value_kernel(
     COLUMNS: tl.constexpr = K.COLUMNS
     HALO: tl.constexpr = K.TAPS - 1
     MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
-    # Without a gradient as few rows and columns before the image as the map has.
-    TOP: tl.constexpr = -HALO if K.GRADIENTS > 0 else -MAP_OFFSET
+    # Without a gradient as few columns before the image as the map has.
     BEFORE: tl.constexpr = HALO if K.GRADIENTS > 0 else columns_before(MAP_OFFSET, K.COLUMNS)
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     size = height, width_hint(width, K)
@@ -83,21 +83,15 @@ def value_kernel(
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
     none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
-    # Rows of a strip: those of the maps, of the image where |x - y| is summed, or of the map.
-    if K.GRADIENTS > 0:
-        strip_height = height + HALO
-    elif K.ABS_DIFFERENCE:
-        strip_height = height
-    else:
-        strip_height = map_size[0]
+    strip_height = map_bottom - map_top
     program = tl.program_id(0) - first_program
     line = program.to(lines.dtype) * rows
     end = tl.minimum(line + rows, lines)
     while line < end:
         strip, plane, top, bottom, part = segment(program, line, end, rows, strip_height, strips)
-        top, bottom = TOP + top, TOP + bottom
+        top, bottom = map_top + top, map_top + bottom
         x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
-        weight = plane_of(all_weights, plane // channels * channels, channels)
+        weight = weights_of(all_weights, plane, channels)
         # The same for the whole plane, because programs filter each other's derivatives.
         offsets = local_offsets(x, y, 0, 0, size[0], size[1], root, constants.low)
         region = Region(x, y, weight, size, map_size, offsets, root, constants)
@@ -129,11 +123,11 @@ def value_kernel(
                     region, moments, deficits, counted, here + MAP_OFFSET, left + MAP_OFFSET, K
                 )
                 if K.GRADIENTS > 0:
-                    map_row = plane * MAPS * strip_height.to(tl.int64) + (here - TOP)
-                    target = maps + map_row * pitch + (left + BEFORE + local)
+                    map_row = plane * MAPS * strip_height.to(tl.int64) + (here - map_top)
+                    target = maps.address + map_row * maps.pitch + (left + BEFORE + local)
                     for k in tl.static_range(MAPS):
                         values = scratch.join_columns(derivatives[k])
-                        step = k * strip_height.to(tl.int64) * pitch
+                        step = k * strip_height.to(tl.int64) * maps.pitch
                         tl.store(target + step, values, mask=counted)
                 if K.STORE_AFTER_READ:
                     abs_differences, pixels = advance(
@@ -143,7 +137,7 @@ def value_kernel(
                 slot = other_slot
                 here += 1
         place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
-        last = (bottom == TOP + strip_height) & (part + 1 < parts)
+        last = (bottom == map_bottom) & (part + 1 < parts)
         column = left + MAP_OFFSET
         deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
         sums.store_sum(deficits, tile_sums + place, last, weight_total, True)
