@@ -59,7 +59,7 @@ class KernelTiles(NamedTuple):
     gradient: tuple[Tile, ...]
 
 
-# For each architecture, and up to each window size. A row's time is what benchmarks/gpu/tuning has
+# For each architecture, and up to each window size. A row's time is what benchmarks/tuning has
 # at the largest size, over the rows that `_cover` counts. Programs of one warp wait for no other;
 # the strips of wider ones overlap less in `fused_kernel`, and for 21 taps they were faster all the
 # same.
@@ -228,7 +228,7 @@ class Plan(NamedTuple):
         return 2 * (taps + 2 + self.maps) if self.fused else 4
 
 
-class March(NamedTuple):
+class Traversal(NamedTuple):
     """The way of a kernel's programs over a level.
 
     Attributes:
@@ -273,7 +273,7 @@ def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     if work.abs_difference:
         # A position for each column of pixels, if beside the map.
         extra_columns = before
-    march = March(
+    traversal = Traversal(
         warm_up_rows=halo,
         extra_rows=-halo if valid and not work.abs_difference else 0,
         extra_columns=extra_columns,
@@ -281,19 +281,21 @@ def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
         one_launch_for_levels=True,
         summed_later=work.summed_later,
     )
-    return Plan(0, value=_cover(tiles.plain_value if plain else tiles.value, march, work, machine))
+    return Plan(
+        0, value=_cover(tiles.plain_value if plain else tiles.value, traversal, work, machine)
+    )
 
 
 def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     halo = work.taps - 1
-    march = March(
+    traversal = Traversal(
         # A row before the first of the map takes half the time of the others.
         warm_up_rows=halo + halo // 2,
         halo=halo,
         one_launch_for_levels=True,
         summed_later=work.summed_later,
     )
-    cover = _cover(tiles.fused, march, work, machine)
+    cover = _cover(tiles.fused, traversal, work, machine)
     if work.padding != "valid":
         cover = cover._replace(tile=cover.tile._replace(store_after_read=False))
     return Plan(work.gradients, fused=cover)
@@ -301,15 +303,15 @@ def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
 
 def _plan_maps(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     halo = work.taps - 1
-    march = March(
+    traversal = Traversal(
         warm_up_rows=halo,
         extra_rows=halo,
         extra_columns=halo,
         spans_strips=True,
         summed_later=work.summed_later,
     )
-    value = _cover(tiles.value, march, work, machine)
-    gradient = _cover(tiles.gradient, March(warm_up_rows=halo), work, machine)
+    value = _cover(tiles.value, traversal, work, machine)
+    gradient = _cover(tiles.gradient, Traversal(warm_up_rows=halo), work, machine)
     # Room for what the last threads of a row write and read beyond it.
     written = value.strips * value.tile.width
     read = gradient.strips * gradient.tile.width + work.taps + 3
@@ -317,21 +319,25 @@ def _plan_maps(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     return Plan(work.gradients, value=value, gradient=gradient, pitch=pitch)
 
 
-def _cover(tiles: tuple[Tile, ...], march: March, work: Workload, machine: Machine) -> Cover:
+def _cover(
+    tiles: tuple[Tile, ...], traversal: Traversal, work: Workload, machine: Machine
+) -> Cover:
     """Chooses the tile and the rows of a program that take the least time by the model."""
     shapes, level = work.shapes, work.level
-    sizes = [(shape[2] + march.extra_rows, shape[3] + march.extra_columns) for shape in shapes]
+    sizes = [
+        (shape[2] + traversal.extra_rows, shape[3] + traversal.extra_columns) for shape in shapes
+    ]
     alike = slice(1, None) if level else slice(1)
-    if march.one_launch_for_levels:
+    if traversal.one_launch_for_levels:
         own = sizes[alike]
         launches = [own]
     else:
         own = [sizes[level]]
         launches = [[size] for size in sizes]
-    is_coarse = march.one_launch_for_levels and level > 0
-    model = _Model(march, shapes[0][0] * shapes[0][1], machine, is_coarse)
+    is_coarse = traversal.one_launch_for_levels and level > 0
+    model = _Model(traversal, shapes[0][0] * shapes[0][1], machine, is_coarse)
     # The same for all levels, because for another one the kernel is compiled again.
-    possible = (tile for tile in tiles if tile.width > march.halo)
+    possible = (tile for tile in tiles if tile.width > traversal.halo)
     tile = min(possible, key=lambda tile: model.cost(tile, launches))
     time, rows = model.fit(tile, own)
     height, width = sizes[level]
@@ -340,8 +346,8 @@ def _cover(tiles: tuple[Tile, ...], march: March, work: Workload, machine: Machi
         aligned_width=all(shape[3] % tile.columns == 0 for shape in shapes[alike]),
         strips=model.strips(tile, width),
         height=height,
-        rows=min(rows, height) if march.spans_strips else rows,
-        spans_strips=march.spans_strips,
+        rows=min(rows, height) if traversal.spans_strips else rows,
+        spans_strips=traversal.spans_strips,
         time=time,
     )
 
@@ -350,20 +356,20 @@ class _Model(NamedTuple):
     """The time of launches, in rows that a program of a kernel's first tile takes.
 
     Attributes:
-        march: the way of the programs.
+        traversal: the way of the programs.
         planes: the number of planes.
         machine: the device: so many programs at once, and the next when these are done.
         is_coarse: whether the launch is the coarse levels'.
     """
 
-    march: March
+    traversal: Traversal
     planes: int
     machine: Machine
     is_coarse: bool
 
     def strips(self, tile: Tile, width: int) -> int:
         """Strips of a plane."""
-        return ceil_div(width, tile.width - self.march.halo)
+        return ceil_div(width, tile.width - self.traversal.halo)
 
     def cost(self, tile: Tile, launches: list[list[tuple[int, int]]]) -> tuple[float, int, int]:
         """Orders tiles: by the time of all launches, then by their threads."""
@@ -375,7 +381,7 @@ class _Model(NamedTuple):
         """Time of a launch for levels of these sizes, and the rows of a program."""
         strips = [(self.planes * self.strips(tile, width), height) for height, width in sizes]
         tallest = max(height for height, _ in sizes)
-        if self.march.spans_strips:
+        if self.traversal.spans_strips:
             at_once, _ = self._throughput(tile)
             lines = sum(count * height for count, height in strips)
             least = ceil_div(lines, at_once * tallest)
@@ -399,16 +405,16 @@ class _Model(NamedTuple):
         programs, longest = 0, 0.0
         for count, height in strips:
             own, begun = min(rows, height), 1.0
-            if self.march.spans_strips:
+            if self.traversal.spans_strips:
                 programs += ceil_div(count * height, own)
                 # Most programs begin in one strip; what ends in the next begins there again.
                 begun += own / height if height % own else 0
             else:
                 programs += count * ceil_div(height, rows)
-            longest = max(longest, own + begun * self.march.warm_up_rows)
+            longest = max(longest, own + begun * self.traversal.warm_up_rows)
         at_once, row_time = self._throughput(tile)
         several = programs > len(strips) * self.planes
-        reduction = REDUCTION_TIME * (several and not self.march.summed_later)
+        reduction = REDUCTION_TIME * (several and not self.traversal.summed_later)
         return ceil_div(programs, at_once) * longest * row_time + reduction
 
 

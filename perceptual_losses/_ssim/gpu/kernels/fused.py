@@ -49,7 +49,6 @@ def fused_kernel(
     result,
     arrived,
     sums_stride,
-    weight_total,
     first_program,
     strips,
     bands,
@@ -63,6 +62,7 @@ def fused_kernel(
     constants,
     gradient_scale,
     abs_difference_scale,
+    weight_total,
     totals,
     K: tl.constexpr,
 ):

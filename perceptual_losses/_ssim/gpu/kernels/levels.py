@@ -169,18 +169,8 @@ def coarse_levels_kernel(
     if K.GRADIENTS > 0:
         fused_kernel(
             *(x, y, weight, x_gradient, y_gradient, memory, place, place, place, place),
-            *(
-                sums_stride,
-                weight_total,
-                first_program,
-                strips,
-                parts,
-                rows,
-                channels,
-                height,
-                width,
-            ),
-            *(across, down, root, constants, gradient_scale, 0.0, (), K),
+            *(sums_stride, first_program, strips, parts, rows, channels, height, width),
+            *(across, down, root, constants, gradient_scale, 0.0, weight_total, (), K),
         )
     else:
         # One more where programs end in a strip that others begin in.
