@@ -10,7 +10,8 @@ import skimage.data
 import torch
 from backends import BACKENDS, INTERPRETED, INTERPRETER
 
-from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses import _evaluator
+from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 INTERPRETER_TESTS = Path(__file__).parent / "gpu" / "interpreted"
@@ -58,14 +59,14 @@ def _interpreted(item: pytest.Item) -> bool:
 def _wide_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         tiles = gpu_tiles.Tile(64, 1, 1, 8), gpu_tiles.Tile(256, 1, 1, 8)
-        launches = gpu_tiles.Launches(tiles, tiles, tiles, tiles)
-        patch.setattr(gpu_tiles, "LAUNCHES", {None: {33: launches}})
-        patch.setattr(gpu_tiles, "SHORTEST", 256)
-        patch.setattr(gpu, "ROWS", 64)
-        patch.setattr(gpu, "TILES", 4)
-        gpu.forget()
+        of_kernels = gpu_tiles.KernelTiles(tiles, tiles, tiles, tiles)
+        patch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
+        patch.setattr(gpu_tiles, "MIN_ROWS", 256)
+        patch.setattr(gpu_levels, "ROWS", 64)
+        patch.setattr(gpu_levels, "TILES", 4)
+        _evaluator._evaluator.cache_clear()
         yield
-    gpu.forget()
+    _evaluator._evaluator.cache_clear()
 
 
 @pytest.fixture(scope="session")

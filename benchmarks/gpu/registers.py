@@ -19,85 +19,94 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from perceptual_losses._ssim.definition import X, Y, gaussian
+from perceptual_losses._ssim.backend import layout_of
+from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 CAPABILITIES = {80: 108, 90: 132}
-"""With the multiprocessors of the largest GPU of each, an A100 and an H200."""
+"""Compute capabilities, with the multiprocessors of the largest GPU of each: an A100, an H200."""
 SHAPE, SMALL = (8, 3, 1080, 1920), (64, 3, 64, 64)
 
 
 class Case(NamedTuple):
-    """Images, and what is computed of them.
+    """Images, and the part of a request that decides how kernels are compiled.
 
     Attributes:
         window_size: taps of the window.
-        want: which gradients, as `gpu.means` takes them.
+        gradients: the number of gradients.
         padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
         weighted: whether the mean is a weighted one.
-        dtype: of the images.
+        dtype: dtype of the images.
         channels_last: whether they lie in that layout.
-        distance: ``"apart"`` where the mean of |x - y| is computed too, ``"mixed"`` where it is in
+        l1: ``"separate"`` where the mean of |x - y| is computed too, ``"mixed"`` where it is in
             the result and its gradients, else ``"no"``.
-        levels: how many.
-        shape: of the images.
+        levels: the number of levels.
+        shape: shape of the images.
     """
 
     window_size: int
-    want: int = X
+    gradients: int = 1
     padding: str = "valid"
     weighted: bool = False
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
-    distance: str = "no"
+    l1: str = "no"
     levels: int = 1
     shape: tuple[int, ...] = SHAPE
 
     @property
     def cells(self) -> list[str]:
-        """As a row of the report begins."""
-        kind = str(self.dtype).removeprefix("torch.")
-        kind += ", channels_last" * self.channels_last
+        """The cells with which a row of the report begins."""
+        images = str(self.dtype).removeprefix("torch.")
+        images += ", channels_last" * self.channels_last
         if self.shape != SHAPE:
-            kind += f", {'x'.join(map(str, self.shape))}"
+            images += f", {'x'.join(map(str, self.shape))}"
         return [
             str(self.window_size),
-            {0: "none", X: "x", X + Y: "x, y"}[self.want],
+            ("none", "x", "x, y")[self.gradients],
             self.padding,
             "yes" if self.weighted else "no",
-            self.distance,
-            kind,
+            self.l1,
+            images,
         ]
 
+    @property
+    def request(self) -> Request:
+        """The request that takes these kernels."""
+        definition = Definition(gaussian(self.window_size, 1.5), 0.0, 1e-4, 9e-4, self.padding)
+        exponents = (1.0,) * self.levels if self.levels > 1 else ()
+        mix = None if self.l1 == "no" else (0.2, 0.8)
+        reduction = "levels" if self.levels > 1 or self.l1 == "separate" else "loss"
+        return Request(definition, exponents, None, mix, reduction, self.gradients)
 
-BOTH = X + Y
+
 CASES = (
-    *(Case(size, want) for size in (11, 21, 33) for want in (0, X, BOTH)),
-    *(Case(size, X, "zeros") for size in (11, 21, 33)),
-    *(Case(size, BOTH, "zeros", True) for size in (11, 21, 33)),
+    *(Case(size, gradients) for size in (11, 21, 33) for gradients in (0, 1, 2)),
+    *(Case(size, 1, "zeros") for size in (11, 21, 33)),
+    *(Case(size, 2, "zeros", True) for size in (11, 21, 33)),
     *(Case(size, 0, "symmetric", True) for size in (11, 21, 33)),
-    *(Case(size, BOTH, "symmetric", True) for size in (11, 21, 33)),
-    *(Case(11, want, "valid", False, torch.bfloat16) for want in (0, X, BOTH)),
-    Case(11, X, "zeros", False, torch.bfloat16),
-    *(Case(size, BOTH, "symmetric", True, torch.bfloat16) for size in (11, 21, 33)),
-    Case(11, X, channels_last=True),
-    *(Case(size, BOTH, "symmetric", True, channels_last=True) for size in (11, 21, 33)),
-    *(Case(size, want, distance="mixed") for size in (11, 21, 33) for want in (0, X, BOTH)),
-    *(Case(11, want, "zeros", distance="mixed") for want in (0, X)),
-    Case(33, BOTH, "symmetric", distance="mixed"),
-    Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance="mixed"),
-    *(Case(11, want, distance="apart") for want in (X, BOTH)),
-    Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance="apart"),
-    *(Case(size, want, levels=5) for size in (11, 21) for want in (0, X, BOTH)),
-    Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5),
-    *(Case(size, want, shape=SMALL) for size in (11, 21, 33) for want in (0, X)),
+    *(Case(size, 2, "symmetric", True) for size in (11, 21, 33)),
+    *(Case(11, gradients, "valid", False, torch.bfloat16) for gradients in (0, 1, 2)),
+    Case(11, 1, "zeros", False, torch.bfloat16),
+    *(Case(size, 2, "symmetric", True, torch.bfloat16) for size in (11, 21, 33)),
+    Case(11, 1, channels_last=True),
+    *(Case(size, 2, "symmetric", True, channels_last=True) for size in (11, 21, 33)),
+    *(Case(size, gradients, l1="mixed") for size in (11, 21, 33) for gradients in (0, 1, 2)),
+    *(Case(11, gradients, "zeros", l1="mixed") for gradients in (0, 1)),
+    Case(33, 2, "symmetric", l1="mixed"),
+    Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="mixed"),
+    *(Case(11, gradients, l1="separate") for gradients in (1, 2)),
+    Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="separate"),
+    *(Case(size, gradients, levels=5) for size in (11, 21) for gradients in (0, 1, 2)),
+    Case(11, 2, "symmetric", True, torch.bfloat16, levels=5),
+    *(Case(size, gradients, shape=SMALL) for size in (11, 21, 33) for gradients in (0, 1)),
 )
 
 
 class Launch(NamedTuple):
-    """What `gpu_launch.launch` is given."""
+    """The arguments of `gpu_launch.launch`."""
 
     kernel: Any
     programs: int
@@ -107,14 +116,14 @@ class Launch(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a kernel takes.
+    """The resources that a kernel takes.
 
     Attributes:
-        registers: of a thread.
+        registers: registers of a thread.
         spilled: bytes of a thread's local memory.
         shared: bytes of a program's shared memory.
-        instructions: of the longest loop of a thread; 0 without a loop.
-        barriers: among them.
+        instructions: instructions of the longest loop of a thread; 0 without a loop.
+        barriers: barriers among them.
     """
 
     registers: int
@@ -126,7 +135,7 @@ class Figures(NamedTuple):
 
 @contextlib.contextmanager
 def recording(capability: int, architecture: str | None = None) -> Iterator[list[Launch]]:
-    """Collects what would be launched on such a GPU, or another, for tensors without memory."""
+    """Collects the launches on such a GPU, or another, for tensors without memory."""
     launches: list[Launch] = []
     machine = gpu_tiles.Machine(architecture or f"sm_{capability}", CAPABILITIES[capability])
 
@@ -135,13 +144,13 @@ def recording(capability: int, architecture: str | None = None) -> Iterator[list
 
     with (
         mock.patch.object(gpu_launch, "launch", record),
-        mock.patch.object(gpu, "_machine", return_value=machine),
+        mock.patch.object(gpu, "machine_of", return_value=machine),
     ):
         yield launches
 
 
 def launched(case: Case, capability: int, architecture: str | None = None) -> dict[str, Launch]:
-    """The kernels, by name."""
+    """The launches of a forward pass, by kernel."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=layout)
     n, _, height, width = case.shape
@@ -150,12 +159,9 @@ def launched(case: Case, capability: int, architecture: str | None = None) -> di
     for _ in range(case.levels * case.weighted):
         weights.append(torch.empty(n, 1, height - lost, width - lost, device="meta"))
         height, width = (height + 1) // 2, (width + 1) // 2
-    window = list(gaussian(case.window_size, 1.5))
+    layouts = layout_of(x), layout_of(x), tuple(map(layout_of, weights))
     with recording(capability, architecture) as launches:
-        single = case.levels == 1 and case.distance != "apart"
-        result = ("loss" if single else "none"), [0.2, 0.8] * (case.distance == "mixed")
-        how = case.padding, case.levels, case.distance != "no", case.want, *result
-        gpu.means(x, x, weights, window, 0.0, 1e-4, 9e-4, *how)
+        gpu.plan(*layouts, case.request, x.device).forward(x, x, weights)
     return {launch.kernel.__name__: launch for launch in launches}
 
 
@@ -208,7 +214,7 @@ def compiled(launch: Launch, capability: int) -> Any:
 
 
 def figures(kernel: Any) -> Figures:
-    """Of a compiled kernel."""
+    """The resources that a compiled kernel takes."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -223,7 +229,7 @@ def figures(kernel: Any) -> Figures:
 
 
 def longest_loop(assembly: str) -> list[str]:
-    """Of the innermost loops the most instructions from the target of a branch backwards to it."""
+    """The innermost loop with the most instructions: from a branch's target backwards to it."""
     places: dict[int, int] = {}
     instructions: list[str] = []
     loops: list[tuple[int, int]] = []
@@ -248,6 +254,7 @@ def _dump(path: str, option: str) -> str:
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
 
 
+KERNELS = "fused_kernel", "value_kernel", "gradient_kernel"
 HEADER = (
     *("kernel", "window", "gradients", "padding", "mask", "L1", "images", "threads", "columns"),
     *("registers", "spilled, bytes", "shared, bytes", "instructions per pixel"),
@@ -255,12 +262,12 @@ HEADER = (
 
 
 def row(case: Case, launch: Launch, found: Figures) -> list[str]:
-    """Of the report, for one kernel."""
-    lanes, columns, turn = (int(v) for v in launch.constants["K"][:3])
+    """The row of the report for one kernel."""
+    lanes, columns, rows = (int(v) for v in launch.constants["K"][:3])
     return [
         *(launch.kernel.__name__, *case.cells, str(lanes), str(columns)),
         *(str(found.registers), str(found.spilled), str(found.shared)),
-        f"{found.instructions / columns / turn:.0f}",
+        f"{found.instructions / columns / rows:.0f}",
     ]
 
 
@@ -277,16 +284,17 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         f"{version}, which compiled the kernels ahead of time. Nothing ran on a GPU: there is no "
         "time in here.",
         f"A row is one kernel of one level, images of {'x'.join(map(str, SHAPE))} unless it says "
-        "another size, or `coarser` of all coarser levels of five. `march` does "
-        "all of a level; where `derive` and `gather` share a level they follow each other, and "
-        "without gradients `derive` is alone. L1 is a mean `apart`, or `mixed` into the result and "
-        "its gradients. Threads are those of a program, columns those of a thread.",
+        "another size. `coarse_levels_kernel` computes all levels but the finest of five. "
+        "`fused_kernel` computes all of a level. Where `value_kernel` and `gradient_kernel` share "
+        "a level they follow each other; without gradients there is only `value_kernel`. L1 is a "
+        "`separate` mean, or `mixed` into the result and its gradients. Threads are those of a "
+        "program, columns those of a thread.",
         "Registers and spilled bytes (stack and local memory) of a thread are those that "
         "`cuobjdump -res-usage` gives, shared memory is the kernel's own and what Triton asks for. "
         "The instructions "
         "per pixel are those of the loop over the rows: in `cuobjdump -sass`, all from the target "
         "of the branch backwards to the branch, for the longest such stretch, divided by the "
-        "pixels of a thread in a turn: one or two rows of its columns. All paths through the body "
+        "pixels of a thread in an iteration: rows of its columns. All paths through the body "
         "count in full. What a tile computes beside the pixels that it owns, and the rows before "
         "its first one, come on top.",
     ]
@@ -310,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
             row(case, launch, figures(compiled(launch, capability)))
             for case in tqdm(CASES, desc=f"sm_{capability}")
             for name, launch in launched(case, capability).items()
-            if name in (("coarser",) if case.levels > 1 else ("march", "derive", "gather"))
+            if name in (("coarse_levels_kernel",) if case.levels > 1 else KERNELS)
         ]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "registers.md"

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from perceptual_losses import ssim
-from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses import _evaluator, ssim
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 from ..pages.environment import environment, file_name
@@ -41,29 +40,29 @@ class Setting(NamedTuple):
 
     Attributes:
         window: pixels across.
-        kernels: ``"value"`` without a gradient, ``"march"`` with one kernel for it, ``"slabs"``
-            with two.
+        kernels: ``"plain_value"`` without a gradient, ``"fused"`` with one kernel for it,
+            ``"maps"`` with two kernels and maps of derivatives between them.
         lanes: threads of a program.
-        columns: of each thread.
-        turn: rows in a turn of the loop.
-        warps: on a multiprocessor.
-        late: whether a turn keeps its own pixels last.
+        columns: columns of a thread.
+        rows_per_iteration: rows in one iteration of the loop.
+        resident_warps: warps on a multiprocessor at once.
+        store_after_read: whether an iteration stores its own pixels last.
     """
 
     window: int
     kernels: str
     lanes: int
     columns: int
-    turn: int
-    warps: int
-    late: bool
+    rows_per_iteration: int
+    resident_warps: int
+    store_after_read: bool
 
-    def launches(self) -> dict[str | None, dict[int, gpu_tiles.Launches]]:
-        """As the table of the GPU path has them."""
-        shape = self.lanes, self.columns, self.turn, self.warps
-        tiles = (gpu_tiles.Tile(*shape, late=self.late),)
-        march = tiles if self.kernels == "march" else ()
-        return {None: {self.window: gpu_tiles.Launches(tiles, march, tiles, tiles)}}
+    def table(self) -> dict[str | None, dict[int, gpu_tiles.KernelTiles]]:
+        """A table of tiles like the GPU path's, with only this one."""
+        shape = self.lanes, self.columns, self.rows_per_iteration, self.resident_warps
+        tiles = (gpu_tiles.Tile(*shape, store_after_read=self.store_after_read),)
+        fused = tiles if self.kernels == "fused" else ()
+        return {None: {self.window: gpu_tiles.KernelTiles(tiles, fused, tiles, tiles)}}
 
 
 def _settings(
@@ -72,18 +71,18 @@ def _settings(
     tiles: Iterable[tuple[int, int, int]],
     orders: Iterable[bool] = (False, True),
 ) -> Iterable[Setting]:
-    for tile, lanes, late in itertools.product(tiles, (32, 64, 128), orders):
-        yield Setting(window, kernels, lanes, *tile, late)
+    for tile, lanes, store_after_read in itertools.product(tiles, (32, 64, 128), orders):
+        yield Setting(window, kernels, lanes, *tile, store_after_read)
 
 
 SETTINGS = (
-    *_settings(11, "value", [(4, 1, 8), (2, 1, 12)]),
-    *_settings(11, "march", [(2, 1, 8)]),
-    *_settings(11, "march", [(2, 2, 8)], [False]),
-    *_settings(21, "value", [(2, 1, 8), (1, 1, 12)]),
-    *_settings(21, "march", [(1, 1, 8)]),
-    *_settings(33, "value", [(1, 1, 8)]),
-    *_settings(33, "slabs", [(1, 1, 8)], [False]),
+    *_settings(11, "plain_value", [(4, 1, 8), (2, 1, 12)]),
+    *_settings(11, "fused", [(2, 1, 8)]),
+    *_settings(11, "fused", [(2, 2, 8)], [False]),
+    *_settings(21, "plain_value", [(2, 1, 8), (1, 1, 12)]),
+    *_settings(21, "fused", [(1, 1, 8)]),
+    *_settings(33, "plain_value", [(1, 1, 8)]),
+    *_settings(33, "maps", [(1, 1, 8)], [False]),
 )
 
 
@@ -92,7 +91,7 @@ def _step(pair: tuple[Tensor, Tensor], setting: Setting, device: str) -> Callabl
     the kernels and not their launches.
     """
     x, y = pair[0].detach(), pair[1]
-    backward = setting.kernels != "value"
+    backward = setting.kernels != "plain_value"
     x.requires_grad_(backward)
 
     def step() -> Any:
@@ -114,16 +113,16 @@ def _step(pair: tuple[Tensor, Tensor], setting: Setting, device: str) -> Callabl
 
 
 def seconds(pair: tuple[Tensor, Tensor], setting: Setting, device: str, calls: int) -> float:
-    """Of a step with a setting: the median of three means."""
-    before = gpu_tiles.LAUNCHES
-    gpu_tiles.LAUNCHES = setting.launches()
-    gpu.forget()
+    """The time of a step with a setting: the median of three means."""
+    before = gpu_tiles.TILES
+    gpu_tiles.TILES = setting.table()
+    _evaluator._evaluator.cache_clear()
     try:
         step = _step(pair, setting, device)
         return statistics.median(measure.seconds(step, calls, device) for _ in range(3))
     finally:
-        gpu_tiles.LAUNCHES = before
-        gpu.forget()
+        gpu_tiles.TILES = before
+        _evaluator._evaluator.cache_clear()
 
 
 def compiled(setting: Setting) -> str | None:
@@ -187,7 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     for window, kernels in dict.fromkeys((s.window, s.kernels) for s in SETTINGS):
         for size in rows[0].get("milliseconds", {}):
             best = fastest(rows, window, kernels, size)
-            tile = [best[key] for key in ("lanes", "columns", "turn", "late")]
+            tile = [
+                best[key] for key in ("lanes", "columns", "rows_per_iteration", "store_after_read")
+            ]
             print(window, kernels, size, tile, f"{best['milliseconds'][size]:.4f} ms")
     print(path)
     return path

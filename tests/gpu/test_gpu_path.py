@@ -21,26 +21,28 @@ import torch
 from hypothesis import strategies as st
 
 from benchmarks.gpu import registers, tune
-from benchmarks.gpu.registers import BOTH, Case
+from benchmarks.gpu.registers import Case
 from perceptual_losses import (
     L1MSSSIMLoss,
     L1SSIMLoss,
     MSSSIMLoss,
     SSIMLoss,
-    _ssim,
+    _evaluator,
     _validation,
     ms_ssim,
     ssim,
 )
-from perceptual_losses._ssim import autograd, reference
-from perceptual_losses._ssim.definition import Settings, X, Y, gaussian, usual_scale
+from perceptual_losses._ssim import autograd, plans, reference
+from perceptual_losses._ssim.backend import Layout, layout_of
+from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
+from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
-from perceptual_losses._ssim.pyramid import halved
+from perceptual_losses._ssim.pyramid import halve, halved_shape
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-MISSING = gpu.missing(torch.device("cpu"))
+MISSING = gpu.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 PADDINGS = ["valid", "zeros", "symmetric"]
@@ -109,22 +111,27 @@ def poisoned(monkeypatch):
 def tiles(monkeypatch):
     """Makes tiles small, so that small images cross their edges: lanes, columns and rows."""
 
-    def small(lanes, columns, rows, march=True):
-        # A row of the image in a turn of the loop, or two, its pixels kept first or last.
-        tiles = (gpu_tiles.Tile(lanes, columns, columns, 8, late=columns == 2),)
-        launches = gpu_tiles.Launches(tiles, tiles if march else (), tiles, tiles)
-        monkeypatch.setattr(gpu_tiles, "LAUNCHES", {None: {33: launches}})
-        monkeypatch.setattr(gpu_tiles, "SHORTEST", rows)
-        monkeypatch.setattr(gpu, "_machine", lambda device: gpu_tiles.Machine("cpu", 1000))
-        monkeypatch.setattr(gpu, "TILES", 4)
-        monkeypatch.setattr(gpu, "ROWS", 4)
-        monkeypatch.setattr(gpu, "COLUMNS", 8)
-        monkeypatch.setattr(gpu, "HALVED_ROWS", 4)
-        monkeypatch.setattr(gpu, "HALVED_COLUMNS", 8)
-        gpu.forget()
+    def small(lanes, columns, rows, fused=True):
+        # One row of the image in an iteration of the loop, or two, its pixels stored first or last.
+        tiles = (gpu_tiles.Tile(lanes, columns, columns, 8, store_after_read=columns == 2),)
+        of_kernels = gpu_tiles.KernelTiles(tiles, tiles if fused else (), tiles, tiles)
+        monkeypatch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
+        monkeypatch.setattr(gpu_tiles, "MIN_ROWS", rows)
+        monkeypatch.setattr(gpu, "machine_of", lambda device: gpu_tiles.Machine("cpu", 1000))
+        monkeypatch.setattr(gpu_levels, "TILES", 4)
+        monkeypatch.setattr(gpu_levels, "ROWS", 4)
+        monkeypatch.setattr(gpu_levels, "COLUMNS", 8)
+        monkeypatch.setattr(gpu_levels, "HALVED_ROWS", 4)
+        monkeypatch.setattr(gpu_levels, "HALVED_COLUMNS", 8)
+        forget_plans()
 
     yield small
-    gpu.forget()
+    forget_plans()
+
+
+def forget_plans():
+    """Lets functions plan anew, for other tiles than before."""
+    _evaluator._evaluator.cache_clear()
 
 
 def pair(*shape, seed=0, dtype=torch.float32):
@@ -134,7 +141,8 @@ def pair(*shape, seed=0, dtype=torch.float32):
 
 
 def settings(taps=3, padding="valid", low=-0.2, length=1.0):
-    return Settings(gaussian(taps, 1.5), low, (0.01 * length) ** 2, (0.03 * length) ** 2, padding)
+    c1, c2 = (0.01 * length) ** 2, (0.03 * length) ** 2
+    return Definition(gaussian(taps, 1.5), low, c1, c2, padding)
 
 
 def weights_of(x, settings, levels=1):
@@ -159,35 +167,56 @@ def expected(x, y, settings, weights=(), levels=1):
         # The contrast-structure factor is all levels' but the last one's.
         count = min(levels - j, 2)
         here = [weight.double() for weight in weights[j : j + count]]
-        mean = reference.means(x, y, settings, here, count, False)[0]
+        mean = reference.level_means(x, y, here, Request(settings, (1.0,) * count))[0]
         gradients = torch.autograd.grad(mean.sum(), (x, y))
         means.append(mean.detach())
         of_x.append(gradients[0])
         of_y.append(gradients[1])
-        x, y = reference.halve(x), reference.halve(y)
+        x, y = halve(x), halve(y)
     return torch.stack(means), of_x, of_y
 
 
-def run(x, y, settings, weights=(), levels=1, want=BOTH, reduction="none"):
-    window, *others = settings
-    how = levels, False, want, reduction, ()
-    return gpu.means(x, y, list(weights), list(window), *others, *how)
+def request_of(settings, levels=1, gradients=2, reduction="levels", mix=None):
+    exponents = (1.0,) * levels if levels > 1 else ()
+    return Request(settings, exponents, None, mix, reduction, gradients)
 
 
-def compare(x, y, settings, weights=(), levels=1, want=BOTH, tolerance=2e-6):
-    got = run(x, y, settings, weights, levels, want)
+def run(x, y, settings, weights=(), levels=1, gradients=2, reduction="levels", mix=None):
+    """The value, by default the means of each level, and the gradients to x and to y."""
+    layouts = layout_of(x), layout_of(y), tuple(map(layout_of, weights))
+    request = request_of(settings, levels, gradients, reduction, mix)
+    value, saved = gpu.plan(*layouts, request, x.device).forward(x, y, weights)
+    return value, saved[:levels], saved[levels:]
+
+
+def accumulate(gradients, grad, derivatives, images, premultiplied_by):
+    """Makes the first of the levels' gradients the whole one, in place, as a backward pass does."""
+    tensors = grad, *derivatives, *images, *gradients
+    layouts = [tuple(map(layout_of, some)) for some in (gradients, [grad], images)]
+    launch = gpu_levels.backward_launch(
+        *(gpu.machine_of(grad.device), layouts[0], layouts[1][0], layouts[2]),
+        combined=bool(derivatives),
+        premultiplied_by=premultiplied_by,
+    )
+    inputs = ["grad", *["derivatives"] * len(derivatives), *"xy"[: len(images)]]
+    inputs += [f"level{j}" for j in range(len(gradients))]
+    gpu_launch.Launches([launch], grad.device, inputs, [])(*tensors)
+
+
+def compare(x, y, settings, weights=(), levels=1, gradients=2, tolerance=2e-6):
+    got = run(x, y, settings, weights, levels, gradients)
     true = expected(x, y, settings, weights, levels)
     assert got[0].dtype == torch.float32
     # Coarse levels have fewer positions to take the mean of.
     errors = (got[0] - true[0]).abs().amax((1, 2))
     assert (errors < torch.tensor([1.5e-7, *[4e-7] * (levels - 1)])).all()
-    for image, bit, gradients, exact in zip((x, y), (X, Y), got[1:], true[1:], strict=True):
-        assert len(gradients) == (levels if want & bit else 0)
-        for j, gradient in enumerate(gradients):
+    for number, image, found, exact in zip((1, 2), (x, y), got[1:], true[1:], strict=True):
+        assert len(found) == (levels if gradients >= number else 0)
+        for j, gradient in enumerate(found):
             kept = torch.bfloat16 if image.dtype == torch.bfloat16 and j == 0 else torch.float32
             assert gradient.dtype == kept
             assert gradient.shape == exact[j].shape
-            wanted = usual_scale(x.shape) * exact[j]
+            wanted = plane_gradient(x.shape) * exact[j]
             error = (gradient.double() - wanted).norm() / wanted.norm()
             assert error < (tolerance if j == 0 else 1e-5)
     return got
@@ -227,37 +256,52 @@ def check_windows(tiles, padding, taps, shape, scheme):
 
 
 @pytest.mark.parametrize(
-    ("taps", "shape", "padding", "scheme", "want"),
+    ("taps", "shape", "padding", "scheme", "gradients"),
     [
-        (11, (1, 1, 11, 11), "valid", (16, 2, 16, True), BOTH),
-        (11, (1, 1, 12, 31), "valid", (16, 2, 16, True), X),
-        (11, (1, 1, 9, 23), "zeros", (32, 1, 5, True), X),
-        (15, (1, 1, 15, 16), "symmetric", (32, 1, 16, False), X),
-        (33, (1, 1, 2, 40), "zeros", (128, 1, 64, False), X),
+        (11, (1, 1, 11, 11), "valid", (16, 2, 16, True), 2),
+        (11, (1, 1, 12, 31), "valid", (16, 2, 16, True), 1),
+        (11, (1, 1, 9, 23), "zeros", (32, 1, 5, True), 1),
+        (15, (1, 1, 15, 16), "symmetric", (32, 1, 16, False), 1),
+        (33, (1, 1, 2, 40), "zeros", (128, 1, 64, False), 1),
         (33, (1, 1, 33, 35), "valid", (128, 1, 64, False), 0),
     ],
 )
-def check_large_windows(tiles, taps, shape, padding, scheme, want):
+def check_large_windows(tiles, taps, shape, padding, scheme, gradients):
     tiles(*scheme)
-    compare(*pair(*shape), settings(taps, padding), want=want)
+    compare(*pair(*shape), settings(taps, padding), gradients=gradients)
 
 
-@pytest.mark.parametrize("march", [True, False])
-def check_images_smaller_than_the_window(tiles, march):
-    tiles(16, 2, 8, march)
+@pytest.mark.parametrize("fused", [True, False])
+def check_images_smaller_than_the_window(tiles, fused):
+    tiles(16, 2, 8, fused)
     for padding in ("zeros", "symmetric"):
         compare(*pair(1, 1, 4, 5), settings(7, padding))
 
 
 @pytest.mark.parametrize(
-    ("want", "padding"),
-    [(0, "valid"), (0, "zeros"), (0, "symmetric"), (X, "zeros"), (Y, "valid"), (Y, "symmetric")],
+    ("gradients", "padding"),
+    [(0, "valid"), (0, "zeros"), (0, "symmetric"), (1, "zeros"), (1, "valid"), (1, "symmetric")],
 )
-def check_what_is_wanted(tiles, want, padding):
+def check_as_many_gradients_as_are_requested(tiles, gradients, padding):
     tiles(8, 2, 4)
     x, y = pair(2, 1, 6, 11)
     chosen = settings(padding=padding)
-    compare(x, y, chosen, weights_of(x, chosen, 2), 2, want)
+    compare(x, y, chosen, weights_of(x, chosen, 2), 2, gradients)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss, MSSSIMLoss, L1MSSSIMLoss])
+def check_the_gradient_of_the_second_image_only(tiles, loss, padding):
+    tiles(8, 2, 4)
+    x, y = pair(2, 1, 6, 11)
+    options = {"window_size": 3, "padding": padding}
+    options |= {"weights": (0.3, 0.7)} if loss in (MSSSIMLoss, L1MSSSIMLoss) else {}
+    gradients = []
+    for backend, images in (("triton", (x, y)), ("reference", (x.double(), y.double()))):
+        second = images[1].requires_grad_()
+        value = loss(backend=backend, **options)(images[0], second)
+        gradients += torch.autograd.grad(value, second)
+    assert (gradients[0] - gradients[1]).norm() < 3e-6 * gradients[1].norm()
 
 
 def check_small_means(tiles):
@@ -275,24 +319,15 @@ def check_small_means(tiles):
 def check_four_columns(tiles, padding, width):
     tiles(4, 4, 4)
     x, y = pair(1, 1, 9, width)
-    compare(x, y, settings(5, padding), want=0)
+    compare(x, y, settings(5, padding), gradients=0)
 
 
-@pytest.mark.parametrize(
-    ("workspace", "padding"),
-    [(3000, "valid"), (3000, "zeros"), (3000, "symmetric"), (10000, "valid")],
-)
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("width", [9, 16])
-def check_slabs(tiles, monkeypatch, workspace, padding, width):
-    """Slabs of rows of a plane, and of several planes."""
-    monkeypatch.setattr(gpu_tiles, "WORKSPACE", workspace)
-    tiles(16, 1, 5, march=False)
-    x, y = pair(1, 3, 7, width)
-    plan = gpu_tiles.plan_level(
-        (tuple(x.shape),), 0, 3, padding, BOTH, False, False, False, gpu._machine(x.device)
-    )
-    assert (len(plan.slabs) > 1, plan.planes) == ((True, 1) if workspace == 3000 else (False, 2))
-    compare(x, y, settings(padding=padding))
+def check_maps_of_several_planes(tiles, padding, width):
+    """All planes' derivatives are in memory at once."""
+    tiles(16, 1, 5, fused=False)
+    compare(*pair(2, 3, 7, width), settings(padding=padding))
 
 
 LAYOUTS = {
@@ -340,11 +375,11 @@ def check_dtypes(tiles, kind, other):
     compare(x, y.to(other), settings(), levels=2, tolerance=torch.finfo(kind).eps)
 
 
-@pytest.mark.parametrize("march", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("other", [torch.float16, torch.float32])
-def check_float16_under_a_scale(tiles, march, other):
+def check_float16_under_a_scale(tiles, fused, other):
     """A part of a mean is too small for float16; times the scale of the loss it is not."""
-    tiles(64, 1, 64, march)
+    tiles(64, 1, 64, fused)
     x, y = (255 * image for image in pair(1, 1, 60, 62, dtype=torch.float16))
 
     def scaled(x, y, **options):
@@ -379,14 +414,14 @@ def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
     x, y = 200 + 0.1 * (x - 0.5), level + 0.1 * (y - 0.5)
     chosen = settings(low=0.0, length=length)
     images = x.clone().requires_grad_(), y.clone().requires_grad_()
-    plain = reference.means(*images, chosen, [], 1, False)[0]
+    plain = reference.level_means(*images, [], Request(chosen))[0]
     plain_gradients = torch.autograd.grad(plain.sum(), images)
     means, of_x, of_y = run(x, y, chosen)
     true, true_x, true_y = expected(x, y, chosen)
     for got, rough, exact in (
         (means[0], plain.detach(), true[0]),
-        (of_x[0] / usual_scale(x.shape), plain_gradients[0], true_x[0]),
-        (of_y[0] / usual_scale(x.shape), plain_gradients[1], true_y[0]),
+        (of_x[0] / plane_gradient(x.shape), plain_gradients[0], true_x[0]),
+        (of_y[0] / plane_gradient(x.shape), plain_gradients[1], true_y[0]),
     ):
         assert (got - exact).norm() <= 2 * (rough - exact).norm() + 6e-8 * exact.norm()
 
@@ -428,34 +463,36 @@ def check_levels(tiles, taps, levels, shape):
     x, y = pair(*shape)
     chosen = settings(taps, "valid" if taps == 11 else "symmetric")
     weights = weights_of(x, chosen, levels) if taps == 3 else []
-    compare(x, y, chosen, weights, levels, X)
+    compare(x, y, chosen, weights, levels, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 13, 22), (2, 1, 16, 8), (1, 1, 1, 5), (1, 1, 45, 51)])
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def check_the_sweep(tiles, shape, levels):
+def check_levels_add_up(tiles, shape, levels):
     tiles(8, 2, 4)
     generator = torch.Generator().manual_seed(2)
-    scale = torch.rand((*shape[:2], levels), generator=generator).permute(2, 0, 1)
+    grad = torch.rand((*shape[:2], levels), generator=generator).permute(2, 0, 1)
     image = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     gradients, total, at_level = [], 0, image
     for j in range(levels):
         gradients.append(torch.rand(at_level.shape, generator=generator))
-        total = total + (at_level * gradients[j] * scale[j, ..., None, None]).sum()
-        at_level = reference.halve(at_level)
-    (exact,) = torch.autograd.grad(total / usual_scale(shape), image)
+        total = total + (at_level * gradients[j] * grad[j, ..., None, None]).sum()
+        at_level = halve(at_level)
+    usual = plane_gradient(shape)
+    (exact,) = torch.autograd.grad(total / usual, image)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.01)):
         fine = gradients[0].to(dtype, copy=True, memory_format=torch.channels_last)
-        gpu.sweep([fine, *gradients[1:]], scale, [], [], usual_scale(shape))
+        accumulate([fine, *gradients[1:]], grad, [], [], usual)
         assert (fine - exact).norm() < tolerance * exact.norm()
-    # The scale as that of the means' product, times its derivatives by the means.
+    # The upstream gradient of the means' product, times its derivatives by the means.
     fine, factor = gradients[0].clone(), torch.tensor(0.7)
-    derivatives = (scale / factor).contiguous()
-    gpu.sweep([fine, *gradients[1:]], factor, [derivatives], [], usual_scale(shape))
+    derivatives = (grad / factor).contiguous()
+    accumulate([fine, *gradients[1:]], factor, [derivatives], [], usual)
     assert (fine - exact).norm() < 1e-6 * exact.norm()
     # And as the compiler gets it.
-    fused = autograd._swept(gradients, factor, [derivatives], [], usual_scale(shape))
-    assert (fused - exact).norm() < 1e-6 * exact.norm()
+    request = request_of(settings(), levels)
+    compiled = autograd._add_up_levels(gradients, grad, (image, image), request)
+    assert (compiled - exact).norm() < 1e-6 * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -469,19 +506,19 @@ def check_levels_of_a_pixel(dtype):
         assert (got - true).norm() < torch.finfo(dtype).eps * max(true.norm(), 1)
 
 
-def check_the_sweep_leaves_what_has_its_scale(tiles):
+def check_gradients_that_are_right_are_left(tiles):
     tiles(8, 2, 4)
     gradient = torch.rand(2, 3, 5, 7)
     # A signalling NaN, of which any multiplication makes a quiet one.
     gradient.view(torch.int32)[0, 0, 0, 0] = 0x7F800001
-    swept, scale = gradient.clone(), torch.full((1, 2, 3), usual_scale(gradient.shape))
-    scale[0, 1, 2] *= 2
-    gpu.sweep([swept], scale, [], [], usual_scale(gradient.shape))
+    scaled, grad = gradient.clone(), torch.full((1, 2, 3), plane_gradient(gradient.shape))
+    grad[0, 1, 2] *= 2
+    accumulate([scaled], grad, [], [], plane_gradient(gradient.shape))
     gradient[1, 2] *= 2
-    assert torch.equal(swept.view(torch.int32), gradient.view(torch.int32))
-    gpu.sweep([swept], torch.tensor(4.0), [scale / 4], [], usual_scale(gradient.shape))
+    assert torch.equal(scaled.view(torch.int32), gradient.view(torch.int32))
+    accumulate([scaled], torch.tensor(4.0), [grad / 4], [], plane_gradient(gradient.shape))
     gradient[1, 2] *= 2
-    assert torch.equal(swept.view(torch.int32), gradient.view(torch.int32))
+    assert torch.equal(scaled.view(torch.int32), gradient.view(torch.int32))
 
 
 def step(function, x, y, **options):
@@ -547,7 +584,7 @@ def check_autograd(tiles):
         L1MSSSIMLoss(window_size=3, weights=(0.3, 0.7), backend="triton"),
     ],
 )
-def check_known_calls(tiles, monkeypatch, loss, wanted):
+def check_remembered_calls(tiles, monkeypatch, loss, wanted):
     """They check the images no more, and give the same."""
     tiles(64, 1, 64)
 
@@ -561,13 +598,15 @@ def check_known_calls(tiles, monkeypatch, loss, wanted):
         again = torch.autograd.grad(value, inputs) if wanted else ()
         return value.detach(), *(gradient.clone() for gradient in (*gradients, *again))
 
+    # An option that is set lets it plan anew.
+    loss.backend = "triton"
     new = step(0)
-    gpu.forget()
+    loss.backend = "triton"
     step(1)
-    for module, name in ((_validation, "check_images"), (_ssim, "_path")):
-        monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is known"))
-    for value, known in zip(new, step(0), strict=True):
-        assert torch.equal(value, known)
+    for module, name in ((_validation, "check_images"), (plans, "choose_backend")):
+        monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is remembered"))
+    for value, remembered in zip(new, step(0), strict=True):
+        assert torch.equal(value, remembered)
 
 
 def check_what_makes_another_call(tiles):
@@ -636,41 +675,19 @@ def check_what_makes_another_call(tiles):
 def check_the_operations_are_good_citizens(tiles):
     tiles(16, 1, 8)
     x, y = pair(1, 2, 9, 11)
-    arguments = (
-        x,
-        y,
-        [],
-        list(settings().window),
-        0.0,
-        1e-4,
-        9e-4,
-        "valid",
-        2,
-        True,
-        BOTH,
-        "none",
-        [],
-        "triton",
-    )
-    torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, arguments)
-    for mix in ([], [0.2, 0.8]):
-        reduced = *arguments[:8], 1, bool(mix), X, "loss", mix, "triton"
-        torch.library.opcheck(torch.ops.perceptual_losses.ssim_means.default, reduced)
-    gradients = [torch.rand(1, 2, 9, 11), torch.rand(1, 2, 5, 6)]
+    window = list(settings().window)
+    for levels, l1, gradients in ((2, True, 2), (1, False, 1), (1, True, 1)):
+        arguments = x, y, [], window, 0.0, 1e-4, 9e-4, "valid", levels, l1, gradients, "triton"
+        torch.library.opcheck(torch.ops.perceptual_losses.ssim_level_means.default, arguments)
     torch.library.opcheck(
-        torch.ops.perceptual_losses.ssim_sweep.default,
-        (gradients, torch.rand(3, 1, 2), [], [x, y], -0.5, "triton"),
-    )
-    torch.library.opcheck(
-        torch.ops.perceptual_losses.ssim_sweep.default,
-        (gradients, torch.rand(()), [torch.rand(3, 1, 2)], [x, y], -0.5, "triton"),
+        torch.ops.perceptual_losses.ssim_depends_on.default, (torch.rand(3, 1, 2), [x, y])
     )
 
 
-@pytest.mark.parametrize(("march", "padding"), [(True, "valid"), (True, "zeros"), (False, "zeros")])
+@pytest.mark.parametrize(("fused", "padding"), [(True, "valid"), (True, "zeros"), (False, "zeros")])
 @pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
-def check_the_mixes(tiles, loss, march, padding):
-    tiles(16, 1, 8, march)
+def check_the_mixes(tiles, loss, fused, padding):
+    tiles(16, 1, 8, fused)
     x, y = pair(2, 1, 14, 19)
     y[..., :5] = x[..., :5]
     options = {"window_size": 3, "padding": padding, "data_range": (-1, 1)}
@@ -681,11 +698,11 @@ def check_the_mixes(tiles, loss, march, padding):
         assert (got - true).norm() < 3e-6 * true.norm()
 
 
-@pytest.mark.parametrize("march", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def check_the_sign_in_a_mix(tiles, kind, march):
+def check_the_sign_in_a_mix(tiles, kind, fused):
     """Exactly that of the difference, however small beside the level of the others, one half."""
-    tiles(8, 2, 8, march)
+    tiles(8, 2, 8, fused)
     x, y = pair(1, 2, 9, 16, dtype=kind)
     x, y = 0.01 * x + 0.5, 0.01 * y
     x[..., 2:5, :8] = y[..., 2:5, :8]
@@ -700,62 +717,44 @@ def check_the_sign_in_a_mix(tiles, kind, march):
     assert torch.equal(of_y, -sign)
 
 
-DISTANCES = [
-    *((X, scheme) for scheme in ((16, 1, 3, True), (8, 2, 4, False))),
-    *((want, (8, 2, 5, True)) for want in (0, Y, BOTH)),
+ABS_DIFFERENCES = [
+    *((1, scheme) for scheme in ((16, 1, 3, True), (8, 2, 4, False))),
+    *((gradients, (8, 2, 5, True)) for gradients in (0, 1, 2)),
     (0, (4, 4, 4, True)),
 ]
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize(("want", "scheme"), DISTANCES)
-def check_the_distance(tiles, want, scheme, padding):
+@pytest.mark.parametrize(("gradients", "scheme"), ABS_DIFFERENCES)
+def check_the_mean_abs_difference(tiles, gradients, scheme, padding):
     """Each pixel counts once, whatever the tiles and the map; the rest is as without."""
     tiles(*scheme)
     x, y = pair(2, 1, 8, 13)
-    window, *others = settings(3, padding)
-    arguments = [], list(window), *others, 1
-    means, of_x, of_y = gpu.means(x, y, *arguments, True, want, "none", ())
-    plain, plain_x, plain_y = gpu.means(x, y, *arguments, False, want, "none", ())
+    chosen = settings(3, padding)
+    means, of_x, of_y = run(x, y, chosen, gradients=gradients, mix=(1.0, 1.0))
+    plain, plain_x, plain_y = run(x, y, chosen, gradients=gradients)
     torch.testing.assert_close(means[:1], plain, rtol=0, atol=2e-7)
     exact = (x.double() - y.double()).abs().mean((2, 3))
     assert (means[1] - exact).abs().max() < 1e-7
-    assert all(map(torch.equal, of_x + of_y, plain_x + plain_y))
-    mixed, of_x, of_y = gpu.means(x, y, *arguments, True, want, "loss", (0.3, 0.5))
+    assert all(map(torch.equal, [*of_x, *of_y], [*plain_x, *plain_y]))
+    mix = {"gradients": gradients, "reduction": "loss", "mix": (0.3, 0.5)}
+    mixed, of_x, of_y = run(x, y, chosen, **mix)
     assert abs(mixed - (0.3 * (1 - means[0].double().mean()) + 0.5 * exact.mean())) < 1e-7
     sign = 0.5 / x.numel() * (x.double() - y.double()).sign()
-    for gradients, plain, signs in ((of_x, plain_x, sign), (of_y, plain_y, -sign)):
-        for gradient, without in zip(gradients, plain, strict=True):
+    for found, plain, signs in ((of_x, plain_x, sign), (of_y, plain_y, -sign)):
+        for gradient, without in zip(found, plain, strict=True):
             exact = 0.3 * without.double() + signs
             assert (gradient - exact).norm() < 2e-7 * exact.norm()
 
 
-def check_the_distance_by_slabs(tiles, monkeypatch):
-    monkeypatch.setattr(gpu_tiles, "WORKSPACE", 3000)
-    tiles(16, 1, 5, march=False)
-    x, y = pair(1, 2, 17, 9)
-    plan = gpu_tiles.plan_level(
-        (tuple(x.shape),), 0, 3, "zeros", X, False, True, False, gpu._machine(x.device)
-    )
-    assert len(plan.slabs) > 1
-    window, *others = settings(3, "zeros")
-    arguments = [], list(window), *others, 1
-    means, (plain,), _ = gpu.means(x, y, *arguments, True, X, "none", ())
-    assert (means[1] - (x - y).abs().mean((2, 3))).abs().max() < 1e-7
-    _, (mixed,), _ = gpu.means(x, y, *arguments, True, X, "loss", (0.3, 0.5))
-    exact = 0.3 * plain.double() + 0.5 / x.numel() * (x.double() - y.double()).sign()
-    assert (mixed - exact).norm() < 2e-7 * exact.norm()
-
-
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
-def check_the_distance_of_other_kinds_and_of_nan(tiles, kind):
+def check_the_mean_abs_difference_of_other_dtypes_and_of_nan(tiles, kind):
     tiles(8, 2, 5)
     x, y = pair(2, 1, 8, 13, dtype=kind)
     x, y = x.contiguous(memory_format=torch.channels_last), y.mT.contiguous().mT
     x[1, 0, 7, 12] = float("nan")
-    window, *others = settings(3)
-    for want in (0, X):
-        means = gpu.means(x, y, [], list(window), *others, 2, True, want, "none", ())[0]
+    for gradients in (0, 1):
+        means = run(x, y, settings(3), levels=2, gradients=gradients, mix=(1.0, 1.0))[0]
         assert (means[2, 0] - (x[0].float() - y[0].float()).abs().mean()).abs() < 1e-7
         assert means[:, 1].isnan().any()
         assert means[2, 1].isnan()
@@ -763,23 +762,27 @@ def check_the_distance_of_other_kinds_and_of_nan(tiles, kind):
 
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def check_the_sweep_adds_the_sign(tiles, levels, kind):
+def check_the_backward_pass_adds_the_sign(tiles, levels, kind):
     tiles(8, 1, 8)
     x, y = pair(2, 2, 7, 11, dtype=kind)
     y[..., 3:5] = x[..., 3:5]
     x, y = x.contiguous(memory_format=torch.channels_last), y.mT.contiguous().mT
     shapes = [(7, 11), (4, 6), (2, 3)][:levels]
     gradients = [torch.rand(2, 2, *shape) for shape in shapes]
-    scale = torch.rand(levels + 1, 2, 2)
+    grad = torch.rand(levels + 1, 2, 2)
     doubles = [gradient.double() for gradient in gradients]
-    exact = autograd._swept(doubles, scale.double(), [], [x, y], -0.25)
+    request = request_of(settings(), levels, mix=(1.0, 1.0))
+    images = x.double(), y.double()
+    exact = autograd._add_up_levels(doubles, grad.double(), images, request)
     fine = gradients[0].to(kind)
-    gpu.sweep([fine, *gradients[1:]], scale, [], [x, y], -0.25)
+    accumulate([fine, *gradients[1:]], grad, [], [x, y], plane_gradient(x.shape))
     assert (fine - exact).norm() < (1e-6 if kind == torch.float32 else 0.01) * exact.norm()
 
 
-@pytest.mark.parametrize(("scheme", "mean"), [((64, 1, 64), []), ((16, 1, 8), ["mean"])])
-def check_launches(tiles, monkeypatch, scheme, mean):
+@pytest.mark.parametrize(
+    ("scheme", "reduction"), [((64, 1, 64), []), ((16, 1, 8), ["reduce_tiles_kernel"])]
+)
+def check_launches(tiles, monkeypatch, scheme, reduction):
     """Few, because at small sizes they are all of the time: tiles that are whole planes write the
     means themselves, and of all tiles of one level comes the mean over all planes.
     """
@@ -790,40 +793,43 @@ def check_launches(tiles, monkeypatch, scheme, mean):
     tiles(*scheme)
     x, y = pair(1, 1, 33, 33)
     options = {"window_size": 3, "backend": "triton"}
-    halvings = ["pyramid"] * 2  # each of what a tile of four rows gives
-    for loss, first, last, coarse in (
-        (SSIMLoss, [], [], []),
-        (L1SSIMLoss, [], [], []),
-        (MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
-        (L1MSSSIMLoss, halvings, [*mean, "product"], ["coarser"]),
+    # Each of as many levels as a tile of four rows gives.
+    before = [*["downsample_kernel"] * 2, "coarse_levels_kernel"]
+    after = [*reduction, "combine_levels_kernel"]
+    for loss, first, last in (
+        (SSIMLoss, [], []),
+        (L1SSIMLoss, [], []),
+        (MSSSIMLoss, before, after),
+        (L1MSSSIMLoss, before, after),
     ):
         counted.clear()
         loss(**options)(x, y)
-        assert counted == [*first, *coarse, "derive", *last]
+        assert counted == [*first, "value_kernel", *last]
         counted.clear()
         step(loss(**options), x, y)
-        assert counted == [*first, *coarse, "march", *last, "sweep", "sweep"]
+        backward = ["accumulate_levels_kernel"] * 2
+        assert counted == [*first, "fused_kernel", *last, *backward]
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("want", "march"), [(0, True), (X, True), (X, False)])
+@pytest.mark.parametrize(("gradients", "fused"), [(0, True), (1, True), (1, False)])
 @pytest.mark.parametrize("scheme", [(16, 1, 16), (8, 1, 4)])
-def check_the_mean_over_all_planes(tiles, scheme, want, march, masked):
+def check_the_mean_over_all_planes(tiles, scheme, gradients, fused, masked):
     """Of whole planes as of many tiles, those of an image without any weight among them."""
-    tiles(*scheme, march)
+    tiles(*scheme, fused)
     x, y = pair(2, 1, 7, 9)
     weights = weights_of(x, settings()) if masked else []
     if masked:
         weights[0][1] = 0
-    planes, of_x, _ = run(x, y, settings(), weights, want=want)
-    mean, again, _ = run(x, y, settings(), weights, want=want, reduction="mean")
+    planes, of_x, _ = run(x, y, settings(), weights, gradients=gradients)
+    mean, again, _ = run(x, y, settings(), weights, gradients=gradients, reduction="mean")
     assert abs(mean - planes.double().mean()) < 1e-7
     assert all(map(torch.equal, again, of_x))
-    if want == 0:
-        assert run(x, y, settings(), weights, want=0, reduction="loss")[0] == 1 - mean
-        assert run(x, x, settings(), weights, want=0, reduction="loss")[0] == 0
+    if gradients == 0:
+        assert run(x, y, settings(), weights, gradients=0, reduction="loss")[0] == 1 - mean
+        assert run(x, x, settings(), weights, gradients=0, reduction="loss")[0] == 0
         x[0, 0, 6, 8] = float("nan")
-        assert run(x, y, settings(), weights, want=0, reduction="mean")[0].isnan()
+        assert run(x, y, settings(), weights, gradients=0, reduction="mean")[0].isnan()
 
 
 @pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss])
@@ -895,31 +901,50 @@ def test_a_lasting_zero_that_cannot_be_allocated(monkeypatch):
 def check_halves_are_gone_where_the_gradients_are_large(tiles):
     tiles(16, 1, 16)
     x = torch.rand(1, 1, 40, 40)
-    images = x.device, gpu_launch.layout_of(x), gpu_launch.layout_of(x), ()
+    images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 4, 1)
     held, seen = set(), set()
-    for launch in gpu._steps(gpu._machine(x.device), *images, settings(), 4, False, X, "none", ()):
-        held |= {new.name for new in launch.new}
+    for launch in gpu_levels.forward_launches(gpu.machine_of(x.device), x.device, *images, request):
+        allocated = [allocation.name for allocation in launch.allocations]
+        # One name is one block of memory.
+        assert not seen & set(allocated)
+        assert len(set(allocated)) == len(allocated)
+        held |= set(allocated)
         seen |= held
         assert not ("of_x0" in held and held & {"halves1", "halves3"})
-        held -= set(launch.last)
+        held -= set(launch.frees)
     assert held == {"means", "of_x0", "of_x1", "of_x2", "of_x3"}
-    assert seen == held | {"halves1", "halves3", "scratch", "sums"}
+    assert seen == held | {"halves1", "halves3", "scratch0", "scratch1", "sums"}
+
+
+def check_maps_are_gone_after_their_gradients(tiles):
+    """Those of each level, before the next one's are there."""
+    tiles(16, 1, 16, fused=False)
+    x = torch.rand(1, 1, 20, 20)
+    images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 3, 2)
+    held, most = set(), 0
+    launches = gpu_levels.forward_launches(gpu.machine_of(x.device), x.device, *images, request)
+    for launch in launches:
+        held |= {allocation.name for allocation in launch.allocations}
+        most = max(most, sum(name.startswith("maps") for name in held))
+        held -= set(launch.frees)
+    assert most == 1
+    assert held == {"means", *(f"of_{name}{j}" for name in "xy" for j in range(3))}
 
 
 def check_tuning():
     settings = [
-        tune.Setting(3, "march", 8, 1, 1, 8, True),
-        tune.Setting(3, "slabs", 8, 2, 2, 8, False),
-        tune.Setting(3, "value", 4, 1, 1, 8, True),
+        tune.Setting(3, "fused", 8, 1, 1, 8, True),
+        tune.Setting(3, "maps", 8, 2, 2, 8, False),
+        tune.Setting(3, "plain_value", 4, 1, 1, 8, True),
         # Two columns do not reach under a window of three.
-        tune.Setting(3, "march", 2, 1, 1, 8, False),
+        tune.Setting(3, "fused", 2, 1, 1, 8, False),
     ]
     rows = tune.tune([(1, 1, 6, 6)], settings, "cpu", calls=1)
     assert [row["error"] is None for row in rows] == [True, True, True, False]
     assert all(row["milliseconds"]["1x1x6x6"] > 0 for row in rows[:3])
-    for row, kernels in zip(rows, ("march", "slabs", "value"), strict=False):
+    for row, kernels in zip(rows, ("fused", "maps", "plain_value"), strict=False):
         assert tune.fastest(rows, 3, kernels, "1x1x6x6") == row
-    assert gpu_tiles.LAUNCHES[None].keys() == {11, 21, 33}
+    assert gpu_tiles.TILES[None].keys() == {11, 21, 33}
 
 
 def check_what_is_refused():
@@ -943,7 +968,7 @@ def check_what_is_refused():
 )
 def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     window = gaussian(taps, sigma)
-    across, down, root = gpu._passes(window)
+    across, down, root = gpu_levels._passes(window)
     arrays = [np.array((*half, *half[-2::-1])) for half in (across, down)]
     assert all((array == np.float32(array)).all() for array in (*arrays, root))
     # Of three taps there are few roundings to choose from.
@@ -967,56 +992,65 @@ def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     ids=["rows of 48", "from the 4th on", "from the 1st on", "rows of 40", "channels last"],
 )
 def test_what_is_loaded_at_once(image, dense):
-    assert gpu_launch.Image(gpu_launch.At("x"), *gpu_launch.layout_of(image)[1:]).dense is dense
+    assert gpu_launch.Image(gpu_launch.Buffer("x"), *layout_of(image)[1:]).dense is dense
+
+
+def planned(shapes, gradients, taps=11, padding="valid", multiprocessors=132, **others):
+    machine = gpu_tiles.Machine("sm_90", multiprocessors)
+    work = gpu_tiles.Workload(tuple(map(tuple, shapes)), taps, padding, gradients, **others)
+    return gpu_tiles.plan_level(work, machine)
 
 
 @pytest.mark.parametrize(
-    ("shape", "want", "programs", "rows"),
+    ("shape", "gradients", "programs", "rows"),
     [
         # As many as fit on 132 multiprocessors at once: two each of 128 threads, eight of 32.
-        ((1, 3, 1080, 1920), X, 264, 99),
+        ((1, 3, 1080, 1920), 1, 264, 99),
         ((1, 3, 1080, 1920), 0, 1047, 46),
         ((8, 3, 1080, 1920), 0, 1056, 365),
-        ((1, 3, 512, 512), X, 525, 15),
+        ((1, 3, 512, 512), 1, 525, 15),
         # Three times as many, less few.
-        ((8, 3, 1080, 1920), X, 768, 270),
+        ((8, 3, 1080, 1920), 1, 768, 270),
         # No more of rows that neighbours compute too.
-        ((1, 1, 64, 64), X, 8, 8),
-        ((64, 3, 64, 64), X, 384, 32),
+        ((1, 1, 64, 64), 1, 8, 8),
+        ((64, 3, 64, 64), 1, 384, 32),
         ((64, 3, 64, 64), 0, 1296, 8),
         ((4096, 3, 64, 64), 0, 12288, 54),
     ],
 )
-def test_programs_fill_the_multiprocessors(shape, want, programs, rows):
-    machine = gpu_tiles.Machine("sm_90", 132)
-    plan = gpu_tiles.plan_level((shape,), 0, 11, "valid", want, False, False, True, machine)
-    cover = plan.march or plan.slabs[0].derive
+def test_programs_fill_the_multiprocessors(shape, gradients, programs, rows):
+    cover = planned([shape], gradients).first
     assert (cover.programs(math.prod(shape[:2])), cover.rows) == (programs, rows)
-    assert (plan.sums == 1) == (rows == cover.height)
+    assert (cover.sums == 1) == (rows == cover.height)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
 @pytest.mark.parametrize(
-    ("side", "want", "levels", "reduction", "launches"),
+    ("side", "gradients", "levels", "reduction", "launches"),
     [
         # Means of planes or of all, and no other launch for them.
-        (64, X, 1, "none", [("march", 192)]),
-        (64, X, 1, "loss", [("march", 384)]),
-        (64, 0, 1, "none", [("derive", 192)]),
-        (64, 0, 1, "mean", [("derive", 1296)]),
+        (64, 1, 1, "levels", [("fused", 192)]),
+        (64, 1, 1, "none", [("fused", 192)]),
+        (64, 1, 1, "loss", [("fused", 384)]),
+        (64, 0, 1, "levels", [("value", 192)]),
+        (64, 0, 1, "mean", [("value", 1296)]),
         # None for any level, or one for all.
-        (64, X, 2, "none", [("pyramid", 768), ("coarser", 192), ("march", 192)]),
+        (64, 1, 2, "levels", [("downsample", 768), ("coarse_levels", 192), ("fused", 192)]),
         (
-            *(128, 0, 2, "none"),
-            [("pyramid", 1536), ("coarser", 1037), ("derive", 1030), ("mean", 384)],
+            *(128, 0, 2, "levels"),
+            [
+                *(("downsample", 1536), ("coarse_levels", 1037), ("value", 1030)),
+                ("reduce_tiles", 384),
+            ],
         ),
     ],
 )
-def test_one_launch_is_enough(side, want, levels, reduction, launches):
+def test_one_launch_is_enough(side, gradients, levels, reduction, launches):
     x = torch.empty(64, 3, side, side, device="meta")
     with registers.recording(90) as found:
-        run(x, x, settings(11), levels=levels, want=want, reduction=reduction)
-    assert [(launch.kernel.__name__, launch.programs) for launch in found] == launches
+        run(x, x, settings(11), levels=levels, gradients=gradients, reduction=reduction)
+    names = [launch.kernel.__name__.removesuffix("_kernel") for launch in found]
+    assert list(zip(names, [launch.programs for launch in found], strict=True)) == launches
 
 
 TUNED = sorted(tune.TUNING.glob("*.json"))
@@ -1026,50 +1060,46 @@ TUNED = sorted(tune.TUNING.glob("*.json"))
 def test_the_table_has_what_was_fastest(path):
     """Of the settings that were timed, or nearly so, at each size."""
     rows = json.loads(path.read_text())["settings"]
-    machine = gpu_tiles.Machine("sm_90", 132)
     for window, kernels in dict.fromkeys((row["window"], row["kernels"]) for row in rows):
-        want = 0 if kernels == "value" else X
+        gradients = 0 if kernels == "plain_value" else 1
         for size, most in zip(rows[0]["milliseconds"], (1.2, 1.15, 1.03, 1.03), strict=True):
-            shapes = (tuple(map(int, size.split("x"))),)
-            plan = gpu_tiles.plan_level(
-                shapes, 0, window, "valid", want, False, False, True, machine
-            )
-            cover = plan.march or plan.slabs[0].derive
+            tile = planned([map(int, size.split("x"))], gradients, window).first.tile
             (shipped,) = (
                 row["milliseconds"][size]
                 for row in rows
-                if (row["window"], row["kernels"]) == (window, kernels)
-                and (row["lanes"], row["columns"], row["turn"], row["late"]) == cover[1:5]
+                if (row["window"], row["kernels"]) == (window, kernels) and of_row(row) == of(tile)
             )
             fastest = tune.fastest(rows, window, kernels, size)
             assert shipped <= most * fastest["milliseconds"][size]
 
 
+def of_row(row):
+    return [row[key] for key in ("lanes", "columns", "rows_per_iteration", "store_after_read")]
+
+
+def of(tile):
+    return [tile.lanes, tile.columns, tile.rows_per_iteration, tile.store_after_read]
+
+
 @pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
 def test_the_table_has_what_a_row_took(monkeypatch, path):
     """Of the largest images, for whose plans the table is needed."""
-    settings = json.loads(path.read_text())["settings"]
-    machine, sizes = gpu_tiles.Machine("sm_90", 132), gpu_tiles.LAUNCHES[None]
-    for window, kernels in itertools.product(sizes, ("value", "march")):
+    rows, sizes = json.loads(path.read_text())["settings"], gpu_tiles.TILES[None]
+    for window, kernels in itertools.product(sizes, ("plain_value", "fused")):
         taken = []
         for tile in getattr(sizes[window], kernels):
             (row,) = (
                 row
-                for row in settings
-                if (row["window"], row["kernels"]) == (window, kernels)
-                and (row["lanes"], row["columns"], row["turn"]) == tile[:3]
-                and row["late"] == tile.late
+                for row in rows
+                if (row["window"], row["kernels"]) == (window, kernels) and of_row(row) == of(tile)
             )
             size, milliseconds = [*row["milliseconds"].items()][-1]
-            shapes = (tuple(map(int, size.split("x"))),)
-            one = {window: sizes[window]._replace(**{kernels: (tile._replace(row=1.0),)})}
-            monkeypatch.setattr(gpu_tiles, "LAUNCHES", {None: one})
-            want = 0 if kernels == "value" else X
-            plan = gpu_tiles.plan_level(
-                shapes, 0, window, "valid", want, False, False, True, machine
-            )
-            taken.append(milliseconds / plan.alone.time)
-            assert abs(taken[-1] / taken[0] - tile.row) < 0.01
+            one = {window: sizes[window]._replace(**{kernels: (tile._replace(row_time=1.0),)})}
+            monkeypatch.setattr(gpu_tiles, "TILES", {None: one})
+            gradients = 0 if kernels == "plain_value" else 1
+            plan = planned([map(int, size.split("x"))], gradients, window)
+            taken.append(milliseconds / plan.first.time)
+            assert abs(taken[-1] / taken[0] - tile.row_time) < 0.01
 
 
 @hypothesis.given(
@@ -1081,7 +1111,8 @@ def test_the_table_has_what_a_row_took(monkeypatch, path):
 def test_programs_share_the_rows(planes, strips, height, share):
     """Each row of each strip has one program, and each sum one place."""
     rows = min(share, height)
-    cover = gpu_tiles.Cover(True, 32, 2, 1, False, strips, height, rows, across=True, time=0.0)
+    tile = gpu_tiles.Tile(32, 2, 1, 8)
+    cover = gpu_tiles.Cover(tile, True, strips, height, rows, spans_strips=True, time=0.0)
     assert cover.lines(planes) == planes * strips * height
     owners = [line // rows for line in range(cover.lines(planes))]
     assert owners[-1] == cover.programs(planes) - 1
@@ -1100,59 +1131,69 @@ def test_programs_share_the_rows(planes, strips, height, share):
     taps=st.integers(11, 16).map(lambda radius: 2 * radius + 1),
     multiprocessors=st.integers(1, 200),
     padding=st.sampled_from(PADDINGS),
-    want=st.sampled_from([X, BOTH]),
+    gradients=st.sampled_from([1, 2]),
 )
-def test_slabs_fit_their_memory(shape, width, taps, multiprocessors, padding, want):
+def test_maps_fit_their_memory(shape, width, taps, multiprocessors, padding, gradients):
     """Rows of derivatives, in which the last threads reach beyond the image."""
+    hypothesis.assume(padding != "valid" or min(shape[2], width) >= taps)
+    planes, shape = math.prod(shape[:2]), (*shape, width)
+    plan = planned([shape], gradients, taps, padding, multiprocessors)
+    assert plan.value.height == shape[2] + taps - 1
+    assert plan.gradient.height == shape[2]
+    for cover, beyond in ((plan.value, 0), (plan.gradient, taps + 3)):
+        assert cover.strips * cover.tile.lanes * cover.tile.columns + beyond <= plan.pitch
+        assert 1 <= cover.rows <= cover.height
+    # All planes have their maps at once, and a kernel is launched for all.
     machine = gpu_tiles.Machine("sm_90", multiprocessors)
-    shapes = ((*shape, width),)
-    plan = gpu_tiles.plan_level(shapes, 0, taps, padding, want, False, False, True, machine)
-    assert [slab.top for slab in plan.slabs[1:]] == [slab.bottom for slab in plan.slabs[:-1]]
-    assert (plan.slabs[0].top, plan.slabs[-1].bottom) == (0, shape[2])
-    for slab in plan.slabs:
-        assert slab.derive.height == slab.bottom - slab.top + taps - 1
-        assert slab.gather.height == slab.bottom - slab.top
-        for cover, beyond in ((slab.derive, 0), (slab.gather, taps + 3)):
-            assert cover.strips * cover.lanes * cover.columns + beyond <= plan.pitch
-            assert 1 <= cover.rows <= cover.height
+    x, request = Layout(torch.float32, shape, (1,) * 4, True), request_of(settings(taps, padding))
+    request = request._replace(gradients=gradients)
+    device = torch.device("meta")
+    value, gradient, *_ = gpu_levels.forward_launches(machine, device, x, x, (), request)
+    (maps,) = (allocation for allocation in value.allocations if allocation.name == "maps0")
+    assert maps.shape == (planes * plan.maps * plan.value.height * plan.pitch,)
+    assert (value.programs, gradient.programs) == (
+        plan.value.programs(planes),
+        plan.gradient.programs(planes),
+    )
+    assert gradient.frees == ("maps0",)
 
 
 @hypothesis.given(
     shape=st.tuples(*(st.integers(1, most) for most in (64, 4, 2000, 2000))),
     levels=st.integers(2, 6),
     multiprocessors=st.integers(1, 200),
-    want=st.sampled_from([0, X, BOTH]),
+    gradients=st.sampled_from([0, 1, 2]),
     padding=st.sampled_from(PADDINGS),
-    added=st.booleans(),
+    later=st.booleans(),
 )
-def test_coarser_levels_share_a_launch(shape, levels, multiprocessors, want, padding, added):
+def test_coarse_levels_share_a_launch(shape, levels, multiprocessors, gradients, padding, later):
     """Their kernel works out each level's programs from what all have in common."""
-    machine, shapes = gpu_tiles.Machine("sm_90", multiprocessors), [shape]
+    shapes = [shape]
     while len(shapes) < levels:
-        shapes.append(tuple(halved(shapes[-1])))
+        shapes.append(tuple(halved_shape(shapes[-1])))
     if padding == "valid":
         shapes = [shape for shape in shapes if min(shape[2:]) > 10]
         hypothesis.assume(len(shapes) > 1)
-    coarse = [
-        gpu_tiles.plan_level(
-            tuple(shapes), j, 11, padding, want, False, False, added, machine
-        ).alone
+    plans = [
+        planned(shapes, gradients, 11, padding, multiprocessors, level=j, summed_later=later)
         for j in range(1, len(shapes))
     ]
+    assert all(plan.is_single for plan in plans)
+    coarse = [plan.first for plan in plans]
     rows = max(cover.rows for cover in coarse)
-    assert len({(c.whole, c.lanes, c.columns, c.turn, c.across) for c in coarse}) == 1
+    assert len({(c.tile, c.aligned_width, c.spans_strips) for c in coarse}) == 1
     for cover, (n, c, height, width) in zip(coarse, shapes[1:], strict=True):
-        own = cover.lanes * cover.columns
-        if want:
+        own = cover.tile.lanes * cover.tile.columns
+        if gradients:
             strips, here = math.ceil(width / (own - 10)), rows
             programs = strips * n * c * math.ceil(height / rows)
         else:
-            before = -5 % cover.columns  # beside the five that the window reaches
+            before = -5 % cover.tile.columns  # beside the five that the window reaches
             width, height = (width - 10, height - 10) if padding == "valid" else (width, height)
             strips = math.ceil((width + before * (padding != "valid")) / own)
             here = min(rows, height)
             programs = math.ceil(strips * n * c * height / here)
-        parts = math.ceil(height / here) + (want == 0 and height % here > 0)
+        parts = math.ceil(height / here) + (gradients == 0 and height % here > 0)
         assert (cover.strips, cover.rows, cover.parts) == (strips, here, parts)
         assert (cover.height, cover.programs(n * c)) == (height, programs)
 
@@ -1160,34 +1201,34 @@ def test_coarser_levels_share_a_launch(shape, levels, multiprocessors, want, pad
 # Compiled ahead of time
 
 
-VALUE, MARCH, TWO = ["derive"], ["march"], ["derive", "gather"]
-LEVELS = ["coarser", "march"]
+VALUE, FUSED = ["value_kernel"], ["fused_kernel"]
+MAPS, LEVELS = ["value_kernel", "gradient_kernel"], ["coarse_levels_kernel", "fused_kernel"]
 SHIPPED = [
     (Case(11, 0), VALUE),
     (Case(11, 0, "zeros"), VALUE),
     (Case(11, 0, "symmetric", True, channels_last=True), VALUE),
-    (Case(11, X), MARCH),
-    (Case(11, BOTH), MARCH),
-    (Case(11, X, "zeros", False, torch.bfloat16), MARCH),
-    (Case(11, BOTH, "symmetric", True, torch.bfloat16), MARCH),
+    (Case(11, 1), FUSED),
+    (Case(11, 2), FUSED),
+    (Case(11, 1, "zeros", False, torch.bfloat16), FUSED),
+    (Case(11, 2, "symmetric", True, torch.bfloat16), FUSED),
     (Case(17, 0), VALUE),
-    (Case(21, BOTH, "zeros", True), MARCH),
-    (Case(33, BOTH, "zeros", True), TWO),
-    (Case(11, BOTH, "symmetric", True, channels_last=True), MARCH),
+    (Case(21, 2, "zeros", True), FUSED),
+    (Case(33, 2, "zeros", True), MAPS),
+    (Case(11, 2, "symmetric", True, channels_last=True), FUSED),
     (Case(33, 0, "symmetric", True), VALUE),
-    (Case(33, BOTH, "symmetric", True), TWO),
-    (Case(33, BOTH, "symmetric", True, channels_last=True), TWO),
-    (Case(11, 0, distance="mixed"), VALUE),
-    (Case(11, X, "zeros", distance="mixed"), MARCH),
-    (Case(11, BOTH, distance="mixed"), MARCH),
-    (Case(11, BOTH, distance="apart"), MARCH),
-    (Case(11, BOTH, "symmetric", dtype=torch.bfloat16, distance="mixed"), MARCH),
-    (Case(33, BOTH, "symmetric", distance="mixed"), TWO),
-    (Case(11, X, levels=5), LEVELS),
-    (Case(11, BOTH, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
-    (Case(21, BOTH, levels=5), LEVELS),
-    (Case(11, 0, levels=5), ["coarser", "derive"]),
-    (Case(11, 0, "symmetric", True, levels=5), ["coarser", "derive"]),
+    (Case(33, 2, "symmetric", True), MAPS),
+    (Case(33, 2, "symmetric", True, channels_last=True), MAPS),
+    (Case(11, 0, l1="mixed"), VALUE),
+    (Case(11, 1, "zeros", l1="mixed"), FUSED),
+    (Case(11, 2, l1="mixed"), FUSED),
+    (Case(11, 2, l1="separate"), FUSED),
+    (Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="mixed"), FUSED),
+    (Case(33, 2, "symmetric", l1="mixed"), MAPS),
+    (Case(11, 1, levels=5), LEVELS),
+    (Case(11, 2, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
+    (Case(21, 2, levels=5), LEVELS),
+    (Case(11, 0, levels=5), ["coarse_levels_kernel", "value_kernel"]),
+    (Case(11, 0, "symmetric", True, levels=5), ["coarse_levels_kernel", "value_kernel"]),
 ]
 
 
@@ -1200,24 +1241,26 @@ def judge_compiled(capability, case, launches, name):
     # of 3.9 takes a fifth more instructions for 21 taps on 9.0 in any order.
     assert found.spilled <= (0 if triton.__version__.startswith("3.6.") else 136)
     # As many programs as the table says share the registers of a multiprocessor.
-    sizes = gpu_tiles.LAUNCHES[None]
+    sizes, variant = gpu_tiles.TILES[None], launch.constants["K"]
     tiles = sizes[min(size for size in sizes if size >= case.window_size)]
-    plain = case.padding == "valid" and not case.weighted and case.distance == "no"
-    kind = ("march" if "march" in launches else "derive") if name == "coarser" else name
-    shape = launch.constants["LANES"], launch.constants["COLUMNS"]
-    (tile,) = (
-        tile
-        for tile in getattr(tiles, "value" if case.want == 0 and plain else kind)
-        if tile[:2] == shape
-    )
-    warps = min(tile.warps, gpu_tiles.COARSER) if name == "coarser" else tile.warps
+    plain = case.padding == "valid" and not case.weighted and case.l1 == "no"
+    kernel = name.removesuffix("_kernel")
+    if name == "coarse_levels_kernel":
+        kernel = "fused" if "fused_kernel" in launches else "value"
+    if case.gradients == 0 and plain:
+        kernel = "plain_value"
+    (tile,) = (tile for tile in getattr(tiles, kernel) if tile[:2] == variant[:2])
+    warps = tile.resident_warps
+    if name == "coarse_levels_kernel":
+        warps = min(warps, gpu_tiles.COARSE_WARPS)
     programs = warps // launch.warps
-    assert launch.constants.get("DENSE", True) is not case.channels_last
+    assert variant.DENSE.value is not case.channels_last
     assert programs * launch.warps * 32 * 8 * math.ceil(found.registers / 8) <= 2**16
     assert found.instructions > 10 * case.window_size
-    # What a row writes into scratch memory the next one reads, which the interpreter, where
+    # A row that is written to scratch memory is read as the next one, which the interpreter, where
     # threads do not run at once, does not show.
-    assert found.barriers == (0 if name == "gather" else launch.constants["TURN"])
+    rows = variant.ROWS_PER_ITERATION.value
+    assert found.barriers == (0 if name == "gradient_kernel" else rows)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
@@ -1225,8 +1268,8 @@ def judge_compiled(capability, case, launches, name):
 @pytest.mark.parametrize(("case", "kernels"), SHIPPED, ids=lambda part: "-".join(map(str, part)))
 def test_compiles_without_spills(capability, case, kernels):
     launches = registers.launched(case, capability)
-    more = {"pyramid", "mean"} if case.levels > 1 else {"mean"}
-    single = kernels in (VALUE, MARCH) and case.levels == 1 and case.distance != "apart"
+    more = {"reduce_tiles_kernel"} | ({"downsample_kernel"} if case.levels > 1 else set())
+    single = kernels in (VALUE, FUSED) and case.levels == 1 and case.l1 != "separate"
     assert launches.keys() == {*kernels, *(() if single else more)}
     for name in kernels:
         judge_compiled(capability, case, launches, name)
@@ -1238,61 +1281,61 @@ def test_compiles_without_spills(capability, case, kernels):
     ("window", "kernel", "tile"),
     [
         (window, kernel, tile)
-        for window, launches in gpu_tiles.LAUNCHES[None].items()
-        for kernel, tiles in launches._asdict().items()
+        for window, of_kernels in gpu_tiles.TILES[None].items()
+        for kernel, tiles in of_kernels._asdict().items()
         for tile in tiles
     ],
     ids=lambda part: "x".join(map(str, part[:2])) if isinstance(part, tuple) else None,
 )
 def test_every_tile_compiles_without_spills(monkeypatch, capability, window, kernel, tile):
     """Those too that are for images of another size."""
-    sizes = gpu_tiles.LAUNCHES[None]
+    sizes = gpu_tiles.TILES[None]
     one = {**sizes, window: sizes[window]._replace(**{kernel: (tile,)})}
-    monkeypatch.setitem(gpu_tiles.LAUNCHES, None, one)
+    monkeypatch.setitem(gpu_tiles.TILES, None, one)
     case = {
-        "value": Case(window, 0),
-        "march": Case(window, BOTH, "symmetric", True, torch.bfloat16),
-        "derive": Case(window, 0, "symmetric", True),
-        "gather": Case(window, BOTH, "symmetric", True),
+        "plain_value": Case(window, 0),
+        "fused": Case(window, 2, "symmetric", True, torch.bfloat16),
+        "value": Case(window, 0, "symmetric", True),
+        "gradient": Case(window, 2, "symmetric", True),
     }[kernel]
-    gpu.forget()
     launches = registers.launched(case, capability)
-    gpu.forget()
-    judge_compiled(capability, case, launches, "derive" if kernel == "value" else kernel)
+    judge_compiled(capability, case, launches, f"{kernel.removeprefix('plain_')}_kernel")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("want", [0, X])
-def test_bfloat16_takes_as_many_instructions(want):
+@pytest.mark.parametrize("gradients", [0, 1])
+def test_bfloat16_takes_as_many_instructions(gradients):
     """But for one for each pixel: what is loaded as pairs is not taken apart on the way."""
     counts = []
     for dtype in (torch.float32, torch.bfloat16):
-        (launch,) = registers.launched(Case(11, want, dtype=dtype), 90).values()
+        (launch,) = registers.launched(Case(11, gradients, dtype=dtype), 90).values()
         counts.append(registers.figures(registers.compiled(launch, 90)).instructions)
     assert counts[1] < 1.025 * counts[0]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
 @pytest.mark.parametrize("width", [1921, 1926])
-@pytest.mark.parametrize("case", [Case(11, 0), Case(11, X, "zeros", dtype=torch.bfloat16)])
+@pytest.mark.parametrize("case", [Case(11, 0), Case(11, 1, "zeros", dtype=torch.bfloat16)])
 def test_threads_keep_their_columns(case, width):
     """Of images of any width: the compiler would exchange them between threads, in turns."""
     case = case._replace(shape=(8, 3, 1080, width))
     (launch,) = registers.launched(case, 90).values()
     found = registers.figures(registers.compiled(launch, 90))
-    assert (found.barriers, found.spilled) == (launch.constants["TURN"], 0)
+    rows = launch.constants["K"].ROWS_PER_ITERATION.value
+    assert (found.barriers, found.spilled) == (rows, 0)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
-@pytest.mark.parametrize("case", [Case(11, 0), Case(11, BOTH, "symmetric", True), Case(33, X)])
+@pytest.mark.parametrize("case", [Case(11, 0), Case(11, 2, "symmetric", True), Case(33, 1)])
 def test_compiles_where_there_is_no_shared_memory(case):
     """For other GPUs' architectures, which this compiler has not: the kernels through memory."""
     own, others = registers.launched(case, 90), registers.launched(case, 90, "gfx942")
     assert own.keys() == others.keys()
-    for name in own.keys() - {"mean", "gather"}:
-        assert (own[name].constants["SHARED"], others[name].constants["SHARED"]) == (True, False)
+    for name in own.keys() - {"reduce_tiles_kernel", "gradient_kernel"}:
+        variants = own[name].constants["K"], others[name].constants["K"]
+        assert [variant.SHARED.value for variant in variants] == [True, False]
         found = registers.figures(registers.compiled(others[name], 90))
-        assert found.barriers == others[name].constants["TURN"]
+        assert found.barriers == variants[1].ROWS_PER_ITERATION.value
         assert found.shared < registers.figures(registers.compiled(own[name], 90)).shared
 
 
@@ -1301,25 +1344,32 @@ def test_compiles_where_there_is_no_shared_memory(case):
 def test_the_small_kernels_compile(capability):
     x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
     with registers.recording(capability) as launches:
-        _, gradients, _ = run(x, x, settings(11), levels=4, want=X)
-        gpu.sweep(gradients, torch.empty(4, 8, 3, device="meta"), [], [], -1.0)
-        gpu.sweep(gradients[:1], torch.empty(1, 8, 3, device="meta"), [], [], -1.0)
+        _, gradients, _ = run(x, x, settings(11), levels=4, gradients=1)
+        accumulate(gradients, torch.empty(4, 8, 3, device="meta"), [], [], -1.0)
+        accumulate(gradients[:1], torch.empty(1, 8, 3, device="meta"), [], [], -1.0)
         factor, derivatives = torch.empty((), device="meta"), torch.empty(4, 8, 3, device="meta")
-        gpu.sweep(gradients, factor, [derivatives], [], 1.0)
-        gpu.sweep(gradients, torch.empty(5, 8, 3, device="meta"), [], [x, x.float()], -1.0)
-        run(x, x, settings(11), want=0, reduction="loss")
-        for normalize, reduction in itertools.product(
-            ("floor", "relu", "simple", None), ("none", "loss")
+        accumulate(gradients, factor, [derivatives], [], 1.0)
+        images = x, x.float()
+        accumulate(gradients, torch.empty(5, 8, 3, device="meta"), [], images, -1.0)
+        run(x, x, settings(11), gradients=0, reduction="loss")
+        exponents, layouts = (0.1, 0.2, 0.3, 0.4), (layout_of(x), layout_of(x), ())
+        for normalize, reduction, mix in (
+            *itertools.product(("floor", "relu", "simple", None), ("none", "loss"), (None,)),
+            ("floor", "loss", (0.84, 0.16)),
         ):
-            means = torch.empty(4, 8, 3, device="meta")
-            gpu.product(means, [0.1, 0.2, 0.3, 0.4], normalize, reduction, ())
-        means, mix = torch.empty(5, 8, 3, device="meta"), (0.84, 0.16)
-        gpu.product(means, [0.1, 0.2, 0.3, 0.4], "floor", "loss", mix)
-        window, *others = settings(11)
-        gpu.means(x, x, [], list(window), *others, 1, True, X, "loss", mix)
-    for launch in launches:
-        if launch.kernel.__name__ not in ("march", "derive", "coarser"):
-            assert registers.figures(registers.compiled(launch, capability)).spilled == 0
+            request = Request(settings(11), exponents, normalize, mix, reduction)
+            gpu.plan(*layouts, request, x.device).forward(x, x, ())
+        run(x, x, settings(11), gradients=1, reduction="loss", mix=(0.84, 0.16))
+    small = [
+        launch
+        for launch in launches
+        if launch.kernel.__name__ not in ("fused_kernel", "value_kernel", "coarse_levels_kernel")
+    ]
+    assert {launch.kernel.__name__.removesuffix("_kernel") for launch in small} == {
+        *("downsample", "reduce_tiles", "combine_levels", "accumulate_levels")
+    }
+    for launch in small:
+        assert registers.figures(registers.compiled(launch, capability)).spilled == 0
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter is switched on")
@@ -1329,23 +1379,24 @@ def test_levels_load_several_columns_at_once(dtype, width):
     """Of the finest images and of their gradient, where a row is made of them."""
     x = torch.empty(1, 3, 32, width, dtype=dtype, device="meta")
     with registers.recording(90) as launches:
-        _, gradients, _ = run(x, x, settings(3), levels=2, want=X)
-        gpu.sweep(gradients, torch.empty(2, 1, 3, device="meta"), [], [], -1.0)
+        _, gradients, _ = run(x, x, settings(3), levels=2, gradients=1)
+        accumulate(gradients, torch.empty(2, 1, 3, device="meta"), [], [], -1.0)
     small = {launch.kernel.__name__: launch for launch in launches}
-    for name, access in (("pyramid", "ld.global"), ("sweep", "st.global")):
+    for name, access in (
+        ("downsample_kernel", "ld.global"),
+        ("accumulate_levels_kernel", "st.global"),
+    ):
         ptx = registers.compiled(small[name], 90).asm["ptx"]
         assert (f"{access}.v4.b32" in ptx) == (width % 8 == 0)
 
 
 @pytest.mark.parametrize(
-    ("padding", "late"), [("valid", True), ("zeros", False), ("symmetric", False)]
+    ("padding", "store_after_read"), [("valid", True), ("zeros", False), ("symmetric", False)]
 )
-@pytest.mark.parametrize("want", [X, BOTH])
-def test_padded_turns_begin_with_their_pixels(padding, late, want):
-    machine = gpu_tiles.Machine("sm_90", 132)
-    shapes = ((8, 3, 1080, 1920),)
-    plan = gpu_tiles.plan_level(shapes, 0, 11, padding, want, False, False, True, machine)
-    assert plan.march.late == late
+@pytest.mark.parametrize("gradients", [1, 2])
+def test_padded_iterations_begin_with_their_pixels(padding, store_after_read, gradients):
+    plan = planned([(8, 3, 1080, 1920)], gradients, padding=padding)
+    assert plan.fused.tile.store_after_read == store_after_read
 
 
 def test_the_longest_loop():

@@ -13,7 +13,7 @@ from ..backend import Layout, gradient_memory
 from ..definition import FLOOR, Definition, Request, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
-from .tiles import Cover, Machine, Plan, ceil_div, plan_level
+from .tiles import Cover, Machine, Plan, Workload, ceil_div, plan_level
 
 # Rows and columns of a program that adds up levels, and of one that halves: from each halving of
 # its rows comes a level.
@@ -24,21 +24,14 @@ TILES = 32
 # Planes of a program that combines levels.
 PLANES = 32
 # The most programs for each multiprocessor that add up levels.
-SWEEPERS = 16
+ACCUMULATING = 16
 
 
 @functools.cache
 def _kernels() -> Any:
-    from .kernels import fused
+    from . import kernels
 
-    return fused
-
-
-@functools.cache
-def _level_kernels() -> Any:
-    from .kernels import levels
-
-    return levels
+    return kernels
 
 
 def forward_launches(
@@ -53,7 +46,6 @@ def forward_launches(
     "derivatives", and the gradients "of_x0", "of_x1", ..., "of_y0", ...
     """
     settings, levels, distance = request.definition, request.levels, request.mix is not None
-    want = (0, 1, 3)[request.gradients]
     combined = bool(request.exponents) and request.reduction != "levels"
     per_level = combined or request.reduction == "levels"
     reduction = "none" if per_level else request.reduction
@@ -67,17 +59,18 @@ def forward_launches(
         images += halves
     shapes = tuple(a.shape for a, _ in images)
     taps = len(settings.window)
+    work = Workload(shapes, taps, settings.padding, request.gradients, weighted=bool(weights))
     plans: list[Plan] = []
     for j in range(levels):
         # A launch adds up all levels' sums, or none.
-        added = reduction != "none" or bool(mix) or any(plan.sums > 1 for plan in plans[:1])
-        how = settings.padding, want, bool(weights), distance and j == 0, added
-        plans.append(plan_level(shapes, j, taps, *how, machine))
-    counts = [plan.sums for plan in plans] + [plans[0].sums] * distance
+        later = reduction != "none" or bool(mix) or any(plan.first.sums > 1 for plan in plans[:1])
+        work = work._replace(level=j, abs_difference=distance and j == 0, summed_later=later)
+        plans.append(plan_level(work, machine))
+    counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
     lost = taps - 1 if settings.padding == "valid" else 0
-    wholes = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
+    weight_totals = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
     pixels = float(math.prod(x.shape[2:]))
-    wholes += [pixels] * distance
+    weight_totals += [pixels] * distance
     structural, l1 = mix or (1.0, 0.0)
     most = max(counts)
     shape = (len(counts), *x.shape[:2]) if per_level else tuple(x.shape[:2])
@@ -86,13 +79,15 @@ def forward_launches(
     alone = most == 1 and reduction == "none" and not mix
     sums = means if alone else Allocation("sums", (2 * len(counts) * planes * most,))
     pitch = 1 if alone else 2 * most
-    # Where there is none, what is no other case for the compiler.
-    total = _Total(False, False, (0.0,) * 5, Buffer(sums.name), Buffer(sums.name))
-    if reduction != "none" and levels == 1 and plans[0].alone is not None:
+    # Without a total, arguments that are no other case for the compiler.
+    totals = _kernels().Totals(0.0, 0.0, 0.0, 0.0, 0.0)
+    total = _Total(False, False, totals, Buffer(sums.name), Buffer(sums.name))
+    if reduction != "none" and levels == 1 and plans[0].is_single:
         # The launch that has all sums adds them up too. The mean of the planes' means is that of
         # the tiles: all planes weigh the same.
-        tiles = (float(planes * most), planes * wholes[0], planes * pixels, structural, l1)
-        total = _Total(True, reduction == "loss", tiles, Buffer(means.name), Buffer("arrived"))
+        weight_total, count = planes * weight_totals[0], float(planes * most)
+        totals = _kernels().Totals(count, weight_total, planes * pixels, structural, l1)
+        total = _Total(True, reduction == "loss", totals, Buffer(means.name), Buffer("arrived"))
 
     of_levels = []
     for j in range(levels):
@@ -103,14 +98,15 @@ def forward_launches(
         # The finest of those that lie together is the last that is needed.
         name = images[j][0].address.name
         of_level = _Level(
+            j,
             images[j],
             Image(Buffer(f"weight{j}"), weights[j].shape, weights[j].strides) if weights else None,
             [gradient for gradient, _ in gradients],
             Buffer(sums.name, j * planes * pitch),
             Buffer(sums.name, levels * planes * pitch) if distance and j == 0 else None,
             pitch,
-            wholes[j] if alone else 0.0,
-            structural * plane_gradient(x.shape) / wholes[j],
+            weight_totals[j] if alone else 0.0,
+            structural * plane_gradient(x.shape) / weight_totals[j],
             l1 / (planes * pixels) if mix else None,
             j < levels - 1,
             total,
@@ -119,12 +115,12 @@ def forward_launches(
         )
         of_levels.append(of_level)
     # From the coarsest on, for the halves to be gone where the gradients are large.
-    if levels > 1 and plans[0].alone is not None:
-        steps.append(_coarser(of_levels[1:], plans[1:], settings, machine))
+    if levels > 1 and plans[0].is_single:
+        steps.append(_coarse_levels(of_levels[1:], plans[1:], settings, machine))
         of_levels, plans = of_levels[:1], plans[:1]
     for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
         steps += _of_level(of_level, plan, settings, machine)
-    if total.added:
+    if total.in_kernel:
         steps[-1].allocations += means, Counter(total.arrived.name)
         steps[-1].frees += sums.name, total.arrived.name
     elif not alone:
@@ -132,14 +128,15 @@ def forward_launches(
         if reduction != "none":
             programs, warps = 1, 4
             counts = [planes * most] * len(counts)
-            wholes = [planes * whole for whole in wholes]
+            weight_totals = [planes * weight_total for weight_total in weight_totals]
         steps.append(
             Launch(
-                *(_kernels().mean, programs, warps, Buffer(sums.name), Buffer(means.name)),
+                *(_kernels().reduce_tiles_kernel, programs, warps),
+                *(Buffer(sums.name), Buffer(means.name)),
                 # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
-                *(tuple(map(float, counts)), tuple(wholes), planes, pitch, structural, l1),
+                *(tuple(map(float, counts)), tuple(weight_totals), planes, pitch, structural, l1),
                 LANES=warps * TILES,
-                DISTANCE=distance,
+                ABS_DIFFERENCE=distance,
                 LOSS=reduction == "loss" or bool(mix),
                 MIXED=bool(mix),
                 allocations=(means,),
@@ -176,73 +173,75 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Launch, list
     strips, bands = ceil_div(width, HALVED_COLUMNS), ceil_div(height, HALVED_ROWS)
     x, y = images
     step = Launch(
-        *(_level_kernels().pyramid, n * c * strips * bands, 4, x.address, y.address),
+        *(_kernels().downsample_kernel, n * c * strips * bands, 4, x.address, y.address),
         *(tuple(a.address for a, _ in halves), tuple(b.address for _, b in halves)),
         *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
-        WHOLE=width % _level_kernels().AT_ONCE.value == 0,
+        ALIGNED_WIDTH=width % _kernels().COLUMNS_PER_ACCESS.value == 0,
         allocations=(Allocation(at.name, (at.offset,)),),
     )
     return step, halves
 
 
 class _Total(NamedTuple):
-    """What the last program of a launch makes of the sums of all.
+    """The result that the last program of a launch makes of the sums of all.
 
     Attributes:
-        added: whether it adds them up; if not, the rest has no meaning.
+        in_kernel: whether it adds them up; if not, the rest has no meaning.
         loss: whether the result is 1 less the mean.
-        tiles: the kernels' ``all_tiles``.
-        result: where that goes.
-        arrived: counts the programs.
+        totals: the kernels' ``totals``.
+        result: the place of the result.
+        arrived: the place of the integer that counts the programs.
     """
 
-    added: bool
+    in_kernel: bool
     loss: bool
-    tiles: tuple[float, ...]
+    totals: Any
     result: Buffer
     arrived: Buffer
 
 
 class _Level(NamedTuple):
-    """What is computed of a level, from where to where.
+    """The computation of a level, and the places of all that it reads and writes.
 
     Attributes:
-        images: both.
-        weight: of the map's values, or ``None``.
-        gradients: as many as wanted.
-        sums: where the first program's sum goes.
-        distances: where the first sum of |x - y| goes, or ``None``.
+        number: number of the level.
+        images: both images.
+        weight: weights of the map's values, or ``None``.
+        gradients: as many gradients as are requested.
+        sums: the place of the first program's sum.
+        abs_difference_sums: the place of the first sum of |x - y|, or ``None``.
         pitch: values from a plane's first sum to the next one's.
-        whole: the sum of a plane's weights, or 0 where sums are added up.
-        share: of each of the map's values in the result.
-        apart: of each pixel's |x - y| in the result; or ``None`` where it is no mix.
-        contrast: whether the factor is contrast-structure alone: the luminance of the formulas is
-            1 with an infinite ``c1``.
-        total: what its launch makes of all sums.
-        new: what its first launch allocates beside its own.
-        last: what nothing needs after it.
+        weight_total: sum of a plane's weights, or 0 where sums are added up later.
+        gradient_scale: share of each of the map's values in the result.
+        abs_difference_scale: share of each pixel's |x - y| in the result of a mix, or ``None``.
+        contrast_only: whether the map is the contrast-structure factor: the luminance of the
+            formulas is 1 with an infinite ``c1``.
+        total: the result that its launch makes of all sums.
+        allocations: memory that its first launch allocates beside its own.
+        frees: names of tensors that nothing needs after it.
     """
 
+    number: int
     images: list[Image]
     weight: Image | None
     gradients: list[Image]
     sums: Buffer
-    distances: Buffer | None
+    abs_difference_sums: Buffer | None
     pitch: int
-    whole: float
-    share: float
-    apart: float | None
-    contrast: bool
+    weight_total: float
+    gradient_scale: float
+    abs_difference_scale: float | None
+    contrast_only: bool
     total: _Total
-    new: tuple[Allocation, ...]
-    last: tuple[str, ...]
+    allocations: tuple[Allocation, ...]
+    frees: tuple[str, ...]
 
     @property
     def arguments(self) -> tuple[Image, Image, Image, Image, Image]:
-        """Both images, the weights and both gradients: where there are none, something that is no
+        """Both images, the weights and both gradients; where there are none, arguments that are no
         other case for the compiler.
         """
         x, y = self.images
@@ -251,155 +250,157 @@ class _Level(NamedTuple):
 
     @property
     def dense(self) -> bool:
-        """Whether images and gradients are."""
+        """Whether neighbouring columns are one access, in the images and in the gradients."""
         return all(image.dense for image in (*self.images, *self.gradients))
 
 
 def _variant(
     level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine, **others: Any
 ) -> Any:
-    """What a kernel of a level is compiled for."""
+    """The case that a kernel of a level is compiled for."""
     kernels = _kernels()
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    taps = len(settings.window)
+    taps, tile = len(settings.window), cover.tile
     return kernels.Variant.of(
-        LANES=cover.lanes,
-        COLUMNS=cover.columns,
-        TURN=cover.turn,
-        LATE=others.get("late", cover.late),
-        WHOLE=cover.whole,
+        LANES=tile.lanes,
+        COLUMNS=tile.columns,
+        ROWS_PER_ITERATION=tile.rows_per_iteration,
+        STORE_AFTER_READ=others.get("store_after_read", tile.store_after_read),
+        ALIGNED_WIDTH=cover.aligned_width,
         DENSE=level.dense,
         TAPS=taps,
         PITCH=cover.pitch(taps),
         PADDING=codes[settings.padding].value,
-        WANT=plan.want,
+        GRADIENTS=plan.gradients,
         WEIGHTED=level.weight is not None,
-        DISTANCE=level.distances is not None,
+        ABS_DIFFERENCE=level.abs_difference_sums is not None,
         MIXED=others.get("mixed", False),
         SHARED=machine.shared,
-        ADDED=level.total.added,
+        SUM_IN_KERNEL=level.total.in_kernel,
         LOSS=level.total.loss,
-        # With all derivatives, of the largest windows, `derive` takes one register too many.
-        FAST=machine.shared and (plan.march is not None or not plan.want),
+        # With the derivatives of the largest windows `value_kernel` takes one register too many.
+        FAST_RECIPROCAL=machine.shared and plan.is_single,
     )
 
 
 def _parts(level: _Level, settings: Definition) -> tuple[Any, Any]:
-    """The window and the numbers of the formulas, as kernels take them."""
+    """The window and the constants of the formulas, as kernels take them."""
     kernels = _kernels()
     window, low, c1, c2, _ = settings
-    numbers = kernels.Constants(low, math.inf if level.contrast else c1, c2)
-    return kernels.Window(*_passes(window)), numbers
+    constants = kernels.Constants(low, math.inf if level.contrast_only else c1, c2)
+    return kernels.Window(*_passes(window)), constants
 
 
 def _of_level(level: _Level, plan: Plan, settings: Definition, machine: Machine) -> list[Launch]:
     """The launches that write a level's gradients and its programs' sums."""
-    if plan.march is not None:
-        return [_march(level, plan, plan.march, settings, machine)]
-    return _slabs(level, plan, settings, machine)
+    if plan.fused is not None:
+        return [_fused(level, plan, plan.fused, settings, machine)]
+    launches = [_value(level, plan, plan.first, settings, machine)]
+    if plan.gradient is not None:
+        launches.append(_gradient_of_maps(level, plan, plan.gradient, settings, machine))
+    launches[-1].frees += level.frees
+    return launches
 
 
-def _march(
+def _fused(
     level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, weight, gradient, other = map(_in_kernel, level.arguments)
+    x, y, weight, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
-    window, numbers = _parts(level, settings)
+    window, constants = _parts(level, settings)
     programs, taps = cover.programs(n * c), len(settings.window)
-    size = programs * plan.kept_rows(taps) * cover.pitch(taps)
-    scratch, kept = _scratch(machine, level.images[0], size)
-    total = level.total
+    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
+    memory, allocated = _scratch(machine, level, size)
+    abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
+    mixed = level.abs_difference_scale is not None
     return Launch(
-        *(_kernels().march, programs, cover.warps, x, y, weight, gradient, other, scratch),
-        *(level.sums, level.distances or level.sums, total.result, total.arrived, level.pitch),
-        *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, numbers),
-        *(window.root**2 * level.share, level.apart or 0.0, level.whole, total.tiles),
-        K=_variant(level, plan, cover, settings, machine, mixed=level.apart is not None),
-        allocations=(*level.new, *kept),
-        frees=(*level.last, *(memory.name for memory in kept)),
+        *(_kernels().fused_kernel, programs, cover.tile.program_warps),
+        *(x, y, weight, x_gradient, y_gradient, memory),
+        *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
+        *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
+        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        *(level.weight_total, total.totals),
+        K=_variant(level, plan, cover, settings, machine, mixed=mixed),
+        allocations=(*level.allocations, *allocated),
+        frees=(*level.frees, *(allocation.name for allocation in allocated)),
     )
 
 
-def _coarser(
+def _coarse_levels(
     levels: list[_Level], plans: list[Plan], settings: Definition, machine: Machine
 ) -> Launch:
     """The launch that does the same for all levels but the finest."""
     first = levels[0].images[0]
-    covers = [plan.alone for plan in plans if plan.alone is not None]
+    covers = [plan.first for plan in plans]
     cover, taps = covers[0], len(settings.window)
     n, c, height, width = first.shape
-    window, numbers = _parts(levels[-1], settings)
+    window, constants = _parts(levels[-1], settings)
     images = list(zip(*(level.arguments for level in levels), strict=True))
-    x, y, weight, gradient, other = (tuple(image.address for image in of_all) for of_all in images)
+    x, y, weight, x_gradient, y_gradient = (
+        tuple(image.address for image in of_all) for of_all in images
+    )
     programs = sum(cover.programs(n * c) for cover in covers)
     rows = max(cover.rows for cover in covers)
-    size = programs * plans[0].kept_rows(taps) * cover.pitch(taps)
-    scratch, kept = _scratch(machine, first, size)
+    size = programs * plans[0].scratch_rows(taps) * cover.pitch(taps)
+    memory, allocated = _scratch(machine, levels[0], size)
     return Launch(
-        *(_level_kernels().coarser, programs, cover.warps, x, y, weight, gradient, other),
-        *(scratch, levels[0].sums, tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(n * c, rows, c, height, width, *window, numbers),
-        tuple(window.root**2 * level.share for level in levels),
-        tuple(level.whole for level in levels),
-        K=_variant(levels[0], plans[0], cover, settings, machine, late=False),
-        allocations=(*(new for level in reversed(levels) for new in level.new), *kept),
-        frees=(*(name for level in levels for name in level.last), *(new.name for new in kept)),
+        *(_kernels().coarse_levels_kernel, programs, cover.tile.program_warps),
+        *(x, y, weight, x_gradient, y_gradient, memory, levels[0].sums),
+        *(tuple(image.strides for image in images[2]), levels[0].pitch),
+        *(n * c, rows, c, height, width, *window, constants),
+        tuple(window.root**2 * level.gradient_scale for level in levels),
+        tuple(level.weight_total for level in levels),
+        K=_variant(levels[0], plans[0], cover, settings, machine, store_after_read=False),
+        allocations=(*(a for level in reversed(levels) for a in level.allocations), *allocated),
+        frees=(*(name for level in levels for name in level.frees), *(a.name for a in allocated)),
     )
 
 
-def _slabs(level: _Level, plan: Plan, settings: Definition, machine: Machine) -> list[Launch]:
-    kernels = _kernels()
-    x, y, weight, gradient, other = map(_in_kernel, level.arguments)
+def _value(
+    level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
+) -> Launch:
+    x, y, weight, _, _ = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     planes, taps = n * c, len(settings.window)
-    window, numbers = _parts(level, settings)
-    share = window.root**2 * level.share
-    distances, total = level.distances or level.sums, level.total
-    reach = taps - 1 if plan.want else 0
-    depth = max(slab.bottom - slab.top for slab in plan.slabs) + reach
-    maps = Allocation("maps", (plan.planes * plan.maps * depth * plan.pitch,))
-    most = max(slab.derive.programs(plan.planes) * slab.derive.pitch(taps) for slab in plan.slabs)
-    scratch, kept = _scratch(machine, level.images[0], 4 * most)
-    kept += [maps] * bool(plan.want)
-    steps: list[Launch] = []
-    done = 0
-    for slab in plan.slabs:
-        derive, gather = slab.derive, slab.gather
-        # A position that belongs to two slabs counts in the first one.
-        own_top = slab.top if done else slab.top - reach
-        for first in range(0, planes, plan.planes):
-            here = min(plan.planes, planes - first)
-            steps.append(
-                Launch(
-                    *(kernels.derive, derive.programs(here), derive.warps, x, y, weight),
-                    *(Buffer(maps.name) if plan.want else x.address, scratch),
-                    *(
-                        level.sums.shifted(done),
-                        distances.shifted(done),
-                        total.result,
-                        total.arrived,
-                    ),
-                    *(level.pitch, plan.pitch, 0, derive.strips, derive.parts, derive.rows),
-                    *(derive.lines(here), first, slab.top - reach, slab.bottom, own_top),
-                    *(c, height, width, *window, numbers, level.whole, total.tiles),
-                    K=_variant(level, plan, derive, settings, machine),
-                    allocations=() if steps else (*level.new, *kept),
-                )
-            )
-            if plan.want:
-                mixed = level.apart is not None
-                steps.append(
-                    Launch(
-                        *(kernels.gather, gather.programs(here), gather.warps),
-                        *(x, y, gradient, other, Buffer(maps.name), plan.pitch),
-                        *(gather.strips, gather.parts, gather.rows, first, slab.top, slab.bottom),
-                        *(c, height, width, *window, numbers, share, level.apart or 0.0),
-                        K=_variant(level, plan, gather, settings, machine, mixed=mixed),
-                    )
-                )
-        done += 2 * derive.sums
-    steps[-1].frees = (*level.last, *(memory.name for memory in kept))
-    return steps
+    window, constants = _parts(level, settings)
+    programs = cover.programs(planes)
+    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
+    memory, allocated = _scratch(machine, level, size)
+    frees = tuple(allocation.name for allocation in allocated)
+    abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
+    top, maps = (0 if settings.padding == "valid" else -(taps // 2)), x.address
+    if plan.gradients:
+        top = 1 - taps
+        maps = Buffer(f"maps{level.number}")
+        allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * plan.pitch,)))
+    return Launch(
+        *(_kernels().value_kernel, programs, cover.tile.program_warps),
+        *(x, y, weight, _kernels().Maps(maps, plan.pitch), memory),
+        *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
+        *(level.weight_total, 0, cover.strips, cover.parts, cover.rows, cover.lines(planes)),
+        *(top, top + cover.height, c, height, width, *window, constants, total.totals),
+        K=_variant(level, plan, cover, settings, machine),
+        allocations=(*level.allocations, *allocated),
+        frees=frees,
+    )
+
+
+def _gradient_of_maps(
+    level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
+) -> Launch:
+    x, y, _, x_gradient, y_gradient = map(_in_kernel, level.arguments)
+    n, c, height, width = level.images[0].shape
+    window, constants = _parts(level, settings)
+    mixed = level.abs_difference_scale is not None
+    maps = Buffer(f"maps{level.number}")
+    return Launch(
+        *(_kernels().gradient_kernel, cover.programs(n * c), cover.tile.program_warps),
+        *(x, y, x_gradient, y_gradient, _kernels().Maps(maps, plan.pitch)),
+        *(cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
+        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        K=_variant(level, plan, cover, settings, machine, mixed=mixed),
+        frees=(maps.name,),
+    )
 
 
 def _in_kernel(image: Image) -> Any:
@@ -434,12 +435,13 @@ def _rounded(value: float) -> float:
     return float(np.float32(value))
 
 
-def _scratch(machine: Machine, x: Image, size: int) -> tuple[Buffer, list[Allocation]]:
+def _scratch(machine: Machine, level: _Level, size: int) -> tuple[Buffer, list[Allocation]]:
     """Scratch memory of so many values, where programs have no shared memory."""
     if machine.shared:
-        # Something that is no other case for the compiler.
-        return x.address, []
-    return Buffer("scratch"), [Allocation("scratch", (size,))]
+        # An address that is no other case for the compiler.
+        return level.images[0].address, []
+    name = f"scratch{level.number}"
+    return Buffer(name), [Allocation(name, (size,))]
 
 
 def backward_launch(
@@ -461,7 +463,7 @@ def backward_launch(
     strips = ceil_div(width, COLUMNS)
     # No more programs than keep the multiprocessors busy: most have nothing to do.
     bands = min(
-        ceil_div(height, ROWS), ceil_div(SWEEPERS * machine.multiprocessors, n * c * strips)
+        ceil_div(height, ROWS), ceil_div(ACCUMULATING * machine.multiprocessors, n * c * strips)
     )
     rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
     bands = ceil_div(height, rows)
@@ -474,7 +476,7 @@ def backward_launch(
         )
     )
     return Launch(
-        *(_level_kernels().sweep, n * c * strips * bands, 4, Buffer("level0")),
+        *(_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
         tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), Buffer("grad")),
         *(Buffer("derivatives" if combined else "grad"), x[0], y[0]),
@@ -484,8 +486,8 @@ def backward_launch(
         PRODUCT=combined,
         ROWS=ROWS,
         LANES=COLUMNS,
-        WHOLE=width % _level_kernels().AT_ONCE.value == 0,
-        DISTANCE=bool(images),
+        ALIGNED_WIDTH=width % _kernels().COLUMNS_PER_ACCESS.value == 0,
+        ABS_DIFFERENCE=bool(images),
     )
 
 
@@ -493,7 +495,7 @@ def combine_launch(shape: tuple[int, ...], request: Request) -> Launch:
     """The launch that multiplies the powers of the levels' means, of this shape."""
     exponents, normalize, reduction = request.exponents, request.normalize, request.reduction
     mix = request.mix or ()
-    kernels = _level_kernels()
+    kernels = _kernels()
     codes = {
         "floor": kernels.FLOOR,
         "relu": kernels.RELU,
@@ -505,7 +507,7 @@ def combine_launch(shape: tuple[int, ...], request: Request) -> Launch:
     programs, warps = (1, 8) if total else (ceil_div(planes, PLANES), 1)
     return Launch(
         *(
-            kernels.product,
+            kernels.combine_levels_kernel,
             programs,
             warps,
             Buffer("means"),

@@ -1,12 +1,10 @@
-"""How the programs of the GPU path share a level: the tiles of each kernel, and which rows and
-columns each program computes.
+"""The tiles of each kernel, and a model of the time that chooses among them: which rows and columns
+each program of the GPU path computes.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-X, Y = 1, 2
 
 
 class Tile(NamedTuple):
@@ -16,81 +14,99 @@ class Tile(NamedTuple):
         lanes: threads of a program.
         columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
             share is loaded once.
-        turn: rows of the image in one turn of the loop. More of them move fewer sums from register
-            to register, and take longer to compile.
-        warps: whose registers fit on a multiprocessor at once.
-        row: time of a row of so many warps, relative to that of the kernel's first tile.
-        late: whether a turn without padding begins with what other rows have in scratch memory, and
-            keeps its own pixels after that. What is faster depends on how the compiler orders it.
+        rows_per_iteration: rows of the image in one iteration of the loop. More of them move fewer
+            sums from register to register, and take longer to compile.
+        resident_warps: warps whose registers fit on a multiprocessor at once.
+        row_time: time of a row of so many warps, relative to that of the kernel's first tile.
+        store_after_read: whether an iteration without padding begins with the rows that scratch
+            memory holds, and stores its own pixels after that. The faster order depends on how the
+            compiler arranges it.
     """
 
     lanes: int
     columns: int
-    turn: int
-    warps: int
-    row: float = 1.0
-    late: bool = False
+    rows_per_iteration: int
+    resident_warps: int
+    row_time: float = 1.0
+    store_after_read: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of a program."""
+        return self.lanes * self.columns
+
+    @property
+    def program_warps(self) -> int:
+        """Warps of a program."""
+        return max(1, self.lanes // 32)
 
 
-class Launches(NamedTuple):
-    """The tiles that each kernel can have. Without one for `march`, `derive` and `gather` give the
-    gradient.
+class KernelTiles(NamedTuple):
+    """The tiles that each kernel can have, for windows of some sizes.
 
     Attributes:
-        value: of `derive` for plain means of windows inside the image, without a gradient.
-        march: of `march`.
-        derive: of `derive` for all else, with as many columns each.
-        gather: of `gather`, where there is no `march`.
+        plain_value: tiles of `value_kernel` for plain means of windows inside the image, without a
+            gradient.
+        fused: tiles of `fused_kernel`; without one, `value_kernel` and `gradient_kernel` share the
+            work.
+        value: tiles of `value_kernel` for all else, with as many columns each.
+        gradient: tiles of `gradient_kernel`, where there is none of `fused_kernel`.
     """
 
+    plain_value: tuple[Tile, ...]
+    fused: tuple[Tile, ...]
     value: tuple[Tile, ...]
-    march: tuple[Tile, ...]
-    derive: tuple[Tile, ...]
-    gather: tuple[Tile, ...]
+    gradient: tuple[Tile, ...]
 
 
-# For each architecture, and up to each window size. A row's time is what benchmarks/tuning has at
-# the largest size, over the rows that `_cover` counts. Programs of one warp wait for no other; the
-# strips of wider ones overlap less in `march`, and for 21 taps they were faster all the same.
-LAUNCHES: dict[str | None, dict[int, Launches]] = {
+# For each architecture, and up to each window size. A row's time is what benchmarks/tuning has
+# at the largest size, over the rows that `_cover` counts. Programs of one warp wait for no other;
+# the strips of wider ones overlap less in `fused_kernel`, and for 21 taps they were faster all the
+# same.
+TILES: dict[str | None, dict[int, KernelTiles]] = {
     None: {
-        11: Launches(
-            value=(Tile(32, 4, 1, 8, late=True), Tile(32, 2, 1, 12, 0.87)),
-            march=(
-                Tile(32, 2, 1, 8),
-                Tile(64, 2, 1, 8, 0.93, late=True),
-                Tile(128, 2, 1, 8, 0.98, late=True),
+        11: KernelTiles(
+            plain_value=(
+                Tile(32, 4, 1, 8, store_after_read=True),
+                Tile(32, 2, 1, 12, 0.87),
             ),
-            derive=(Tile(32, 2, 1, 10),),
-            gather=(),
+            fused=(
+                Tile(32, 2, 1, 8),
+                Tile(64, 2, 1, 8, 0.93, store_after_read=True),
+                Tile(128, 2, 1, 8, 0.98, store_after_read=True),
+            ),
+            value=(Tile(32, 2, 1, 10),),
+            gradient=(),
         ),
-        21: Launches(
-            value=(Tile(64, 2, 1, 8, late=True), Tile(32, 1, 1, 12, 0.96, late=True)),
-            march=(Tile(64, 1, 1, 8), Tile(128, 1, 1, 8, 1.02)),
-            derive=(Tile(32, 2, 1, 8),),
-            gather=(),
+        21: KernelTiles(
+            plain_value=(
+                Tile(64, 2, 1, 8, store_after_read=True),
+                Tile(32, 1, 1, 12, 0.96, store_after_read=True),
+            ),
+            fused=(Tile(64, 1, 1, 8), Tile(128, 1, 1, 8, 1.02)),
+            value=(Tile(32, 2, 1, 8),),
+            gradient=(),
         ),
-        33: Launches(
-            value=(Tile(32, 1, 1, 8, late=True),),
-            march=(),
-            derive=(Tile(32, 1, 1, 8),),
-            gather=(Tile(32, 1, 1, 8),),
+        33: KernelTiles(
+            plain_value=(Tile(32, 1, 1, 8, store_after_read=True),),
+            fused=(),
+            value=(Tile(32, 1, 1, 8),),
+            gradient=(Tile(32, 1, 1, 8),),
         ),
     }
 }
-LARGEST_WINDOW = max(LAUNCHES[None])
-# Warps of all levels but the finest, at most: what differs between levels is in registers.
-COARSER = 8
-# Rows of a program, at least: each computes the rows before its own too.
-SHORTEST = 8
-# Rows that take as long as a launch more, which adds up each plane's tiles.
-MEAN = 48
-# Bytes of the derivatives between `derive` and `gather`: not much beyond a second-level cache.
-WORKSPACE = 64 * 2**20
+LARGEST_WINDOW = max(TILES[None])
+# The most resident warps of the coarse levels' kernel, which has in registers what differs between
+# levels.
+COARSE_WARPS = 8
+# The fewest rows of a program: each computes the rows before its own too.
+MIN_ROWS = 8
+# Rows that take as long as one launch more, which adds up each plane's tiles.
+REDUCTION_TIME = 48
 
 
 class Machine(NamedTuple):
-    """What the launches depend on."""
+    """The properties of a device that launches depend on."""
 
     architecture: str
     multiprocessors: int
@@ -101,286 +117,307 @@ class Machine(NamedTuple):
         return self.architecture.startswith("sm_")
 
 
-class Cover(NamedTuple):
-    """How programs share some planes.
+class Workload(NamedTuple):
+    """The part of a call that decides how one of its levels is computed.
 
     Attributes:
-        whole: whether no thread's columns lie on both sides of the image's right edge, which makes
-            loads wide; the same for all coarser levels, which are then one compilation.
-        lanes: threads of a program.
-        columns: of each thread.
-        turn: rows in a turn of the loop.
-        late: as of a `Tile`.
-        strips: of columns, as wide as a program.
-        height: rows of a strip.
-        rows: of a program.
-        across: whether a program that ends a strip goes on in the next one, so that all have as
-            many rows.
-        time: that the launch takes, in rows.
+        shapes: shapes of the images of all levels.
+        taps: taps of the window.
+        padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
+        gradients: the number of gradients, 0 to 2.
+        level: the number of the level.
+        weighted: whether the map's values have weights.
+        abs_difference: whether the mean of ``|x - y|`` is computed too.
+        summed_later: whether another launch adds up sums, be they of whole planes or not.
     """
 
-    whole: bool
-    lanes: int
-    columns: int
-    turn: int
-    late: bool
+    shapes: tuple[tuple[int, ...], ...]
+    taps: int
+    padding: str
+    gradients: int
+    level: int = 0
+    weighted: bool = False
+    abs_difference: bool = False
+    summed_later: bool = True
+
+
+class Cover(NamedTuple):
+    """The programs that share the planes of a level.
+
+    Attributes:
+        tile: the tile of each.
+        aligned_width: whether no thread's columns lie on both sides of the image's right edge,
+            which makes loads wide; the same for all coarser levels, which are then one compilation.
+        strips: strips of columns, as wide as a program.
+        height: rows of a strip.
+        rows: rows of a program.
+        spans_strips: whether a program that ends a strip goes on in the next one, so that all have
+            as many rows.
+        time: time that the launch takes, in rows.
+    """
+
+    tile: Tile
+    aligned_width: bool
     strips: int
     height: int
     rows: int
-    across: bool
+    spans_strips: bool
     time: float
 
     @property
     def parts(self) -> int:
         """The most programs in a strip."""
-        return ceil_div(self.height, self.rows) + (self.across and self.height % self.rows > 0)
+        more = self.spans_strips and self.height % self.rows > 0
+        return ceil_div(self.height, self.rows) + more
 
     @property
     def sums(self) -> int:
-        """Of each plane."""
+        """Sums of each plane."""
         return self.strips * self.parts
 
     def lines(self, planes: int) -> int:
         """Rows of all strips."""
         return planes * self.strips * self.height
 
-    @property
-    def warps(self) -> int:
-        """Of a program."""
-        return _warps(self.lanes)
-
     def pitch(self, taps: int) -> int:
-        """Of a row of scratch memory: the last threads' windows reach beyond the strip."""
-        beside = max(1 << max(taps - 2, 1).bit_length(), taps + 2 * self.columns)
-        return self.lanes * self.columns + 4 * ceil_div(beside, 4)
+        """Values of a row of scratch memory: the last threads' windows reach beyond the strip."""
+        halo = max(1 << max(taps - 2, 1).bit_length(), taps + 2 * self.tile.columns)
+        return self.tile.width + 4 * ceil_div(halo, 4)
 
     def programs(self, planes: int) -> int:
-        """How many there are."""
-        return ceil_div(self.lines(planes), self.rows) if self.across else planes * self.sums
-
-
-class Slab(NamedTuple):
-    """Rows of the image whose derivatives are in memory at once."""
-
-    top: int
-    bottom: int
-    derive: Cover
-    gather: Cover
+        """The number of programs."""
+        return ceil_div(self.lines(planes), self.rows) if self.spans_strips else planes * self.sums
 
 
 class Plan(NamedTuple):
-    """How a level is computed.
+    """The kernels that compute a level.
 
     Attributes:
-        want: which gradients; `X` or the sum for both, 0 for none.
-        sums: of each plane.
-        march: the tiles of the kernel that does all, or ``None``.
-        slabs: what `derive` and `gather` do one after the other.
-        planes: in a slab, at most.
-        pitch: of the rows of derivatives.
+        gradients: the number of gradients.
+        fused: programs of `fused_kernel`, or ``None``.
+        value: programs of `value_kernel`, or ``None``.
+        gradient: programs of `gradient_kernel`, or ``None``.
+        pitch: values of a row of derivatives between the last two.
     """
 
-    want: int
-    sums: int
-    march: Cover | None
-    slabs: tuple[Slab, ...]
-    planes: int
-    pitch: int
+    gradients: int
+    fused: Cover | None = None
+    value: Cover | None = None
+    gradient: Cover | None = None
+    pitch: int = 0
+
+    @property
+    def first(self) -> Cover:
+        """The programs that write the sums."""
+        cover = self.fused or self.value
+        assert cover is not None
+        return cover
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one kernel computes all of the level."""
+        return self.gradient is None
 
     @property
     def maps(self) -> int:
         """Maps of derivatives."""
-        return 4 if self.want == X + Y else 3
+        return 4 if self.gradients == 2 else 3
 
-    @property
-    def alone(self) -> Cover | None:
-        """The tiles of the one kernel that does all, if there is one: `derive` does for values."""
-        return self.march or (None if self.want else self.slabs[0].derive)
-
-    def kept_rows(self, taps: int) -> int:
+    def scratch_rows(self, taps: int) -> int:
         """Rows of scratch memory of a program."""
-        return 2 * (taps + 2 + self.maps) if self.march else 4
+        return 2 * (taps + 2 + self.maps) if self.fused else 4
 
 
-def plan_level(
-    shapes: tuple[tuple[int, ...], ...],
-    level: int,
-    taps: int,
-    padding: str,
-    want: int,
-    weighted: bool,
-    distance: bool,
-    added: bool,
-    machine: Machine,
-) -> Plan:
-    """How one level is computed.
+class Traversal(NamedTuple):
+    """The way of a kernel's programs over a level.
 
-    Args:
-        shapes: of the images of all levels.
-        level: which one.
-        taps: of the window.
-        padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
-        want: which gradients, 0 for none.
-        weighted: whether the map's values have weights.
-        distance: whether the mean of ``|x - y|`` is computed too.
-        added: whether sums are added up by another launch, be they of whole planes or not.
-        machine: where.
+    Attributes:
+        warm_up_rows: rows that a program computes before its own, in each strip.
+        halo: columns of a strip that are its neighbour's.
+        extra_rows: rows beyond those of the images.
+        extra_columns: columns beyond those of the images.
+        spans_strips: whether programs go on in the next strip.
+        one_launch_for_levels: whether all levels but the finest are one launch.
+        summed_later: whether another launch adds up the sums, be they of whole planes or not.
     """
-    n, c, height, width = shapes[level]
-    planes = n * c
-    sizes = LAUNCHES.get(machine.architecture, LAUNCHES[None])
-    launches = sizes[min(size for size in sizes if size >= taps)]
-    reach, radius = taps - 1, taps // 2
-    if not want:
-        # Positions before the image have their centre in it.
-        before = 0 if padding == "valid" else radius
-        top, bottom = -before, height - reach + before
-        # `derive` begins with columns of a whole thread.
-        plain = padding == "valid" and not weighted and not distance
-        columns = launches.derive[0].columns
-        left = 0 if padding == "valid" else columns * ceil_div(radius, columns)
-        beside = left - before - (reach if padding == "valid" else 0)
-        if distance:
-            # A position for each row and column of pixels, if beside the map.
-            bottom, beside = height - before, left
-        cover = _cover(
-            launches.value if plain else launches.derive,
-            *(machine, planes, bottom - top, shapes, level, reach, beside),
-            across=True,
-            together=True,
-            added=added,
-        )
-        return Plan(want, cover.sums, None, (Slab(top, bottom, cover, cover),), planes, 0)
-    if launches.march:
-        # A turn of the rows before the first of the map takes half the time of the others.
-        before = reach + reach // 2
-        cover = _cover(
-            *(launches.march, machine, planes, height, shapes, level, before),
-            halo=reach,
-            together=True,
-            added=added,
-        )
-        if padding != "valid":
-            cover = cover._replace(late=False)
-        return Plan(want, cover.sums, cover, (), planes, 0)
 
-    maps = 4 if want == X + Y else 3
-    # Room for what the last threads of a row read and write beyond it, with most lanes.
-    derived, gathered = (
-        max(tile.lanes * tile.columns for tile in tiles)
-        for tiles in (launches.derive, launches.gather)
+    warm_up_rows: int
+    halo: int = 0
+    extra_rows: int = 0
+    extra_columns: int = 0
+    spans_strips: bool = False
+    one_launch_for_levels: bool = False
+    summed_later: bool = True
+
+
+def plan_level(work: Workload, machine: Machine) -> Plan:
+    """Chooses the kernels of a level, and the programs of each."""
+    sizes = TILES.get(machine.architecture, TILES[None])
+    tiles = sizes[min(size for size in sizes if size >= work.taps)]
+    if not work.gradients:
+        return _plan_value(tiles, work, machine)
+    if tiles.fused:
+        return _plan_fused(tiles, work, machine)
+    return _plan_maps(tiles, work, machine)
+
+
+def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
+    halo, radius = work.taps - 1, work.taps // 2
+    valid = work.padding == "valid"
+    plain = valid and not work.weighted and not work.abs_difference
+    # Positions before the image have their centre in it, and the kernel begins with columns of a
+    # whole thread.
+    columns = tiles.value[0].columns
+    before = 0 if valid else columns * ceil_div(radius, columns)
+    extra_columns = -halo if valid else before - radius
+    if work.abs_difference:
+        # A position for each column of pixels, if beside the map.
+        extra_columns = before
+    traversal = Traversal(
+        warm_up_rows=halo,
+        extra_rows=-halo if valid and not work.abs_difference else 0,
+        extra_columns=extra_columns,
+        spans_strips=True,
+        one_launch_for_levels=True,
+        summed_later=work.summed_later,
     )
-    pitch = max(
-        derived * ceil_div(width + reach, derived), gathered * ceil_div(width, gathered) + taps + 3
+    return Plan(
+        0, value=_cover(tiles.plain_value if plain else tiles.value, traversal, work, machine)
     )
-    pitch = 16 * ceil_div(pitch, 16)
-    rows = min(max(WORKSPACE // (4 * maps * pitch) - reach, taps), height)
-    at_once = min(max(WORKSPACE // (4 * maps * pitch * (rows + reach)), 1), planes)
-    slabs = []
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        both = (shapes, level, reach)
-        derive = _cover(
-            *(launches.derive, machine, at_once, bottom - top + reach, *both, reach),
-            across=True,
-            added=added,
-        )
-        gather = _cover(launches.gather, machine, at_once, bottom - top, *both, added=True)
-        slabs.append(Slab(top, bottom, derive, gather))
-    sums = sum(slab.derive.sums for slab in slabs)
-    return Plan(want, sums, None, tuple(slabs), at_once, pitch)
+
+
+def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
+    halo = work.taps - 1
+    traversal = Traversal(
+        # A row before the first of the map takes half the time of the others.
+        warm_up_rows=halo + halo // 2,
+        halo=halo,
+        one_launch_for_levels=True,
+        summed_later=work.summed_later,
+    )
+    cover = _cover(tiles.fused, traversal, work, machine)
+    if work.padding != "valid":
+        cover = cover._replace(tile=cover.tile._replace(store_after_read=False))
+    return Plan(work.gradients, fused=cover)
+
+
+def _plan_maps(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
+    halo = work.taps - 1
+    traversal = Traversal(
+        warm_up_rows=halo,
+        extra_rows=halo,
+        extra_columns=halo,
+        spans_strips=True,
+        summed_later=work.summed_later,
+    )
+    value = _cover(tiles.value, traversal, work, machine)
+    gradient = _cover(tiles.gradient, Traversal(warm_up_rows=halo), work, machine)
+    # Room for what the last threads of a row write and read beyond it.
+    written = value.strips * value.tile.width
+    read = gradient.strips * gradient.tile.width + work.taps + 3
+    pitch = 16 * ceil_div(max(written, read), 16)
+    return Plan(work.gradients, value=value, gradient=gradient, pitch=pitch)
 
 
 def _cover(
-    tiles: tuple[Tile, ...],
-    machine: Machine,
-    planes: int,
-    height: int,
-    shapes: tuple[tuple[int, ...], ...],
-    level: int,
-    before: int,
-    beside: int = 0,
-    halo: int = 0,
-    across: bool = False,
-    together: bool = False,
-    added: bool = False,
+    tiles: tuple[Tile, ...], traversal: Traversal, work: Workload, machine: Machine
 ) -> Cover:
-    """Programs that take the least time, in rows that one does.
-
-    Args:
-        tiles: what is possible.
-        machine: where they run: so many programs at once, and the next when these are done.
-        planes: of each image.
-        height: rows of the level.
-        shapes: of all levels.
-        level: the number of the level.
-        before: rows that a program computes beside its own, in each strip.
-        beside: columns more than those of the images.
-        halo: columns of a strip that are its neighbour's.
-        across: whether programs go on in the next strip.
-        together: whether all but the finest level are one launch.
-        added: whether their sums are added up, be they of whole planes or not.
-    """
-    alike = shapes[1:] if level else shapes[:1]
-    own = [(height, shapes[level][3] + beside)]
-    launches = [[(shape[2], shape[3] + beside)] for shape in shapes]
-    if together:
-        beyond = height - shapes[level][2]
-        own = [(shape[2] + beyond, shape[3] + beside) for shape in alike]
+    """Chooses the tile and the rows of a program that take the least time by the model."""
+    shapes, level = work.shapes, work.level
+    sizes = [
+        (shape[2] + traversal.extra_rows, shape[3] + traversal.extra_columns) for shape in shapes
+    ]
+    alike = slice(1, None) if level else slice(1)
+    if traversal.one_launch_for_levels:
+        own = sizes[alike]
         launches = [own]
-
-    def strips(tile: Tile, width: int) -> int:
-        return ceil_div(width, tile.lanes * tile.columns - halo)
-
-    def fit(tile: Tile, sizes: list[tuple[int, int]]) -> tuple[float, int]:
-        """Time of a launch, and rows of a program."""
-        height = max(height for height, _ in sizes)
-        shares = [(planes * strips(tile, width), height) for height, width in sizes]
-        warps = min(tile.warps, COARSER) if together and level else tile.warps
-        row = tile.row * warps / tile.warps
-        at_once = machine.multiprocessors * max(1, warps // _warps(tile.lanes))
-
-        def time(rows: int) -> float:
-            parts, longest = 0, 0.0
-            for n, height in shares:
-                here, begun = min(rows, height), 1.0
-                if across:
-                    parts += ceil_div(n * height, here)
-                    # Most programs begin in one strip; what ends in the next begins there again.
-                    begun += here / height if height % here else 0
-                else:
-                    parts += n * ceil_div(height, rows)
-                longest = max(longest, here + begun * before)
-            mean = 0 if added else MEAN * (parts > len(sizes) * planes)
-            return ceil_div(parts, at_once) * longest * row + mean
-
-        if across:
-            lines = sum(n * height for n, height in shares)
-            least = ceil_div(lines, at_once * height)
-            even = [ceil_div(lines, waves * at_once) for waves in range(least, least + 4)]
-        else:
-            even = [ceil_div(height, bands) for bands in range(1, ceil_div(height, SHORTEST) + 1)]
-        possible = {height, *(max(share, SHORTEST) for share in even)}
-        return min((time(rows), rows) for rows in possible if rows <= height)
-
-    def cost(tile: Tile) -> tuple[float, int, int]:
-        """Of all launches, then their threads."""
-        time = sum(fit(tile, sizes)[0] for sizes in launches)
-        widths = [width for sizes in launches for _, width in sizes]
-        return time, tile.lanes * sum(strips(tile, width) for width in widths), -tile.lanes
-
+    else:
+        own = [sizes[level]]
+        launches = [[size] for size in sizes]
+    is_coarse = traversal.one_launch_for_levels and level > 0
+    model = _Model(traversal, shapes[0][0] * shapes[0][1], machine, is_coarse)
     # The same for all levels, because for another one the kernel is compiled again.
-    tile = min((tile for tile in tiles if tile.lanes * tile.columns > halo), key=cost)
-    time, rows = fit(tile, own)
-    whole = all(shape[3] % tile.columns == 0 for shape in alike)
-    count = strips(tile, shapes[level][3] + beside)
-    rows = min(rows, height) if across else rows
-    return Cover(whole, *tile[:3], tile.late, count, height, rows, across, time)
+    possible = (tile for tile in tiles if tile.width > traversal.halo)
+    tile = min(possible, key=lambda tile: model.cost(tile, launches))
+    time, rows = model.fit(tile, own)
+    height, width = sizes[level]
+    return Cover(
+        tile=tile,
+        aligned_width=all(shape[3] % tile.columns == 0 for shape in shapes[alike]),
+        strips=model.strips(tile, width),
+        height=height,
+        rows=min(rows, height) if traversal.spans_strips else rows,
+        spans_strips=traversal.spans_strips,
+        time=time,
+    )
+
+
+class _Model(NamedTuple):
+    """The time of launches, in rows that a program of a kernel's first tile takes.
+
+    Attributes:
+        traversal: the way of the programs.
+        planes: the number of planes.
+        machine: the device: so many programs at once, and the next when these are done.
+        is_coarse: whether the launch is the coarse levels'.
+    """
+
+    traversal: Traversal
+    planes: int
+    machine: Machine
+    is_coarse: bool
+
+    def strips(self, tile: Tile, width: int) -> int:
+        """Strips of a plane."""
+        return ceil_div(width, tile.width - self.traversal.halo)
+
+    def cost(self, tile: Tile, launches: list[list[tuple[int, int]]]) -> tuple[float, int, int]:
+        """Orders tiles: by the time of all launches, then by their threads."""
+        time = sum(self.fit(tile, sizes)[0] for sizes in launches)
+        strips = sum(self.strips(tile, width) for sizes in launches for _, width in sizes)
+        return time, tile.lanes * strips, -tile.lanes
+
+    def fit(self, tile: Tile, sizes: list[tuple[int, int]]) -> tuple[float, int]:
+        """Time of a launch for levels of these sizes, and the rows of a program."""
+        strips = [(self.planes * self.strips(tile, width), height) for height, width in sizes]
+        tallest = max(height for height, _ in sizes)
+        if self.traversal.spans_strips:
+            at_once, _ = self._throughput(tile)
+            lines = sum(count * height for count, height in strips)
+            least = ceil_div(lines, at_once * tallest)
+            shares = [ceil_div(lines, waves * at_once) for waves in range(least, least + 4)]
+        else:
+            bands = range(1, ceil_div(tallest, MIN_ROWS) + 1)
+            shares = [ceil_div(tallest, count) for count in bands]
+        possible = {tallest, *(max(rows, MIN_ROWS) for rows in shares)}
+        return min((self._time(tile, strips, rows), rows) for rows in possible if rows <= tallest)
+
+    def _throughput(self, tile: Tile) -> tuple[int, float]:
+        """Programs that run at once, and the time of a row of theirs."""
+        warps = tile.resident_warps
+        if self.is_coarse:
+            warps = min(warps, COARSE_WARPS)
+        at_once = self.machine.multiprocessors * max(1, warps // tile.program_warps)
+        return at_once, tile.row_time * warps / tile.resident_warps
+
+    def _time(self, tile: Tile, strips: list[tuple[int, int]], rows: int) -> float:
+        """Time of a launch with so many rows a program, for numbers of strips of each height."""
+        programs, longest = 0, 0.0
+        for count, height in strips:
+            own, begun = min(rows, height), 1.0
+            if self.traversal.spans_strips:
+                programs += ceil_div(count * height, own)
+                # Most programs begin in one strip; what ends in the next begins there again.
+                begun += own / height if height % own else 0
+            else:
+                programs += count * ceil_div(height, rows)
+            longest = max(longest, own + begun * self.traversal.warm_up_rows)
+        at_once, row_time = self._throughput(tile)
+        several = programs > len(strips) * self.planes
+        reduction = REDUCTION_TIME * (several and not self.traversal.summed_later)
+        return ceil_div(programs, at_once) * longest * row_time + reduction
 
 
 def ceil_div(a: int, b: int) -> int:
+    """The quotient, rounded up."""
     return -(-a // b)
-
-
-def _warps(lanes: int) -> int:
-    return max(1, lanes // 32)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu import registers
+from perceptual_losses import _evaluator
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
@@ -419,13 +420,13 @@ def running(capability, multiprocessors):
     """Lets tensors on the CPU take the GPU path as on such a GPU."""
     machine = gpu_tiles.Machine(f"sm_{capability}", multiprocessors)
     launch = functools.partial(_launch, capability=capability)
-    gpu.forget()
+    _evaluator._evaluator.cache_clear()
     try:
         with (
             mock.patch.object(gpu_launch, "launch", launch),
-            mock.patch.object(gpu, "_machine", return_value=machine),
+            mock.patch.object(gpu, "machine_of", return_value=machine),
             mock.patch.object(gpu, "_interpreted", return_value=True),
         ):
             yield
     finally:
-        gpu.forget()
+        _evaluator._evaluator.cache_clear()

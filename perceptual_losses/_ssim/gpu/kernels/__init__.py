@@ -1,1 +1,56 @@
-"""The Triton kernels."""
+"""The Triton kernels, and the tuples that they are given.
+
+`fused` computes a value and its gradients in one launch. For windows whose sums do not fit into the
+registers `value` writes maps of derivatives and `gradient` filters them; a value without a gradient
+takes `value` only. `levels` has the images of MS-SSIM's levels and all coarser levels in one
+launch, `combine` the product of the levels' means and the sum of their gradients, and `sums` the
+kernel that adds up the tiles.
+"""
+
+from .arguments import (
+    COLUMNS_PER_ACCESS,
+    FLOOR,
+    PLAIN,
+    RELU,
+    SIMPLE,
+    SYMMETRIC,
+    VALID,
+    ZEROS,
+    Constants,
+    Image,
+    Maps,
+    Totals,
+    Variant,
+    Window,
+)
+from .combine import accumulate_levels_kernel, combine_levels_kernel
+from .fused import fused_kernel
+from .gradient import gradient_kernel
+from .levels import coarse_levels_kernel, downsample_kernel
+from .sums import reduce_tiles_kernel
+from .value import value_kernel
+
+__all__ = [
+    "COLUMNS_PER_ACCESS",
+    "FLOOR",
+    "PLAIN",
+    "RELU",
+    "SIMPLE",
+    "SYMMETRIC",
+    "VALID",
+    "ZEROS",
+    "Constants",
+    "Image",
+    "Maps",
+    "Totals",
+    "Variant",
+    "Window",
+    "accumulate_levels_kernel",
+    "coarse_levels_kernel",
+    "combine_levels_kernel",
+    "downsample_kernel",
+    "fused_kernel",
+    "gradient_kernel",
+    "reduce_tiles_kernel",
+    "value_kernel",
+]

@@ -1,5 +1,5 @@
-"""Triton kernels of the GPU path for MS-SSIM's levels: halved images, the coarser levels in one
-launch, the product of the levels' means and the sum of their gradients.
+"""Kernels for MS-SSIM's levels: the images at half the size, and all coarser levels in one
+launch.
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
@@ -8,117 +8,14 @@ launch, the product of the levels' means and the sum of their gradients.
 import triton
 import triton.language as tl
 
-from .fused import VALID, Constants, Image, _place, _plane, derive, march
-
-FLOOR = tl.constexpr(0)
-RELU = tl.constexpr(1)
-SIMPLE = tl.constexpr(2)
-PLAIN = tl.constexpr(3)
-# Columns, as many as are one access in half precision.
-AT_ONCE = tl.constexpr(8)
-
-
-@triton.jit
-def _raised(base, exponent):
-    """A power, of negative numbers too where it is a whole one."""
-    size = tl.exp2(exponent * tl.log2(tl.abs(base)))
-    half = 0.5 * exponent
-    signed = tl.where(half == tl.floor(half), size, -size)
-    signed = tl.where(exponent == tl.floor(exponent), signed, float("nan"))
-    power = tl.where(base < 0, signed, size)
-    # The logarithm of zero times zero is not what its power is.
-    return tl.where(exponent == 0, 1.0, tl.where(exponent == 1, base, power))
-
-
-@triton.jit
-def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
-    """A level's factor in the product, and its derivative."""
-    base, slope = mean, tl.full(mean.shape, 1.0, tl.float32)
-    if NORMALIZE == FLOOR:
-        below = floor * floor / (2 * floor - tl.minimum(mean, floor))
-        base = tl.where(mean <= floor, below, mean)
-        slope = tl.where(mean <= floor, below * below / (floor * floor), 1.0)
-    elif NORMALIZE == SIMPLE:
-        base, slope = 0.5 * (mean + 1), 0.5 * slope
-    elif NORMALIZE == RELU:
-        dead = mean <= 0
-        base, slope = tl.where(dead, 1.0, mean), tl.where(dead, 0.0, 1.0)
-    factor = _raised(base, exponent)
-    derivative = exponent * _raised(base, exponent - 1)
-    if NORMALIZE == RELU:
-        factor = tl.where(dead, 0.0, factor)
-    return factor, tl.where(exponent == 0, 0.0, derivative * slope)
-
-
-@triton.jit(do_not_specialize=["exponents", "floor", "planes"])
-def product(
-    means,
-    value,
-    derivatives,
-    exponents,
-    floor,
-    planes,
-    structural,
-    l1,
-    NORMALIZE: tl.constexpr,
-    LANES: tl.constexpr,
-    TOTAL: tl.constexpr,
-    LOSS: tl.constexpr,
-    MIXED: tl.constexpr,
-):
-    """The product over the levels of their means' powers, and its derivatives by the means.
-
-    ``means`` and ``derivatives`` are of ``planes`` for each level. For the ``TOTAL`` of all planes
-    one program writes their mean, or 1 less that for a ``LOSS``; or of a loss ``MIXED`` with the
-    mean of the last row of ``means``, ``structural`` and ``l1`` times, and the derivatives of that.
-    """
-    first = tl.program_id(0) * LANES
-    total = tl.zeros((LANES,), tl.float32)
-    apart = tl.zeros((LANES,), tl.float32)
-    while first < planes:
-        plane = first + tl.arange(0, LANES)
-        inside = plane < planes
-        factors, slopes = (), ()
-        for j in tl.static_range(len(exponents)):
-            mean = tl.load(means + j * planes + plane, mask=inside, other=1)
-            factor, slope = _power(mean, exponents[j], floor, NORMALIZE)
-            factors = factors + (factor,)
-            slopes = slopes + (slope,)
-        whole = factors[0]
-        for j in tl.static_range(1, len(exponents)):
-            whole *= factors[j]
-        if TOTAL:
-            total += tl.where(inside, whole, 0.0)
-        for j in tl.static_range(len(exponents)):
-            # Not the whole product divided by the factor, which can be zero.
-            derivative = slopes[j]
-            for k in tl.static_range(len(exponents)):
-                if k != j:
-                    derivative *= factors[k]
-            if MIXED:
-                derivative *= structural
-            tl.store(derivatives + j * planes + plane, derivative, mask=inside)
-        if MIXED:
-            last_row = len(exponents) * planes + plane
-            distance = tl.load(means + last_row, mask=inside, other=0)
-            apart += distance
-            share = l1 / planes.to(tl.float32) if TOTAL else l1
-            tl.store(derivatives + last_row, tl.zeros_like(apart) + share, mask=inside)
-            whole = structural * (1 - whole) + l1 * distance
-        if not TOTAL:
-            tl.store(value + plane, whole, mask=inside)
-        first += LANES * tl.num_programs(0)
-    if TOTAL:
-        found = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
-        if LOSS:
-            found = 1 - found
-        if MIXED:
-            found = structural * found + l1 * (tl.sum(apart, 0) / planes.to(tl.float32))
-        tl.store(value, found)
+from .addresses import plane_of, tile_of
+from .arguments import COLUMNS_PER_ACCESS, VALID, Constants, Image, Maps
+from .fused import fused_kernel
+from .value import columns_before, value_kernel
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
-def pyramid(
+def downsample_kernel(
     x,
     y,
     x_halves,
@@ -133,28 +30,22 @@ def pyramid(
     width,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
-    WHOLE: tl.constexpr,
+    ALIGNED_WIDTH: tl.constexpr,
 ):
     """Repeated 2x2 means of both images, an odd last row or column counting twice.
 
-    ``x_halves`` and ``y_halves`` are of the levels that a tile gives, each of whole rows of as many
-    values as ``pitches`` has. Rows are ``WHOLE`` if they are made of `AT_ONCE` columns.
+    ``x_halves`` and ``y_halves`` are the images of the levels that a tile gives, ``pitches`` the
+    lengths of their rows. A width is aligned if `COLUMNS_PER_ACCESS` divides it.
     """
-    width = width // AT_ONCE * AT_ONCE if WHOLE else width
-    strip, band, plane = _place(tl.program_id(0), strips, bands)
+    width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
+    strip, band, plane = tile_of(tl.program_id(0), strips, bands)
     row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
     inside = (row < height) & (column < width)
-    a = (
-        _plane(Image(x, x_strides), plane, channels).address
-        + row * x_strides[2]
-        + column * x_strides[3]
-    )
-    b = (
-        _plane(Image(y, y_strides), plane, channels).address
-        + row * y_strides[2]
-        + column * y_strides[3]
-    )
+    a = plane_of(Image(x, x_strides), plane, channels).address
+    b = plane_of(Image(y, y_strides), plane, channels).address
+    a += row * x_strides[2] + column * x_strides[3]
+    b += row * y_strides[2] + column * y_strides[3]
     a = tl.load(a, mask=inside, other=0).to(tl.float32)
     b = tl.load(b, mask=inside, other=0).to(tl.float32)
     for j in tl.static_range(len(pitches)):
@@ -164,7 +55,7 @@ def pyramid(
         height, width = (height + 1) // 2, (width + 1) // 2
         row = top // 2 + tl.arange(0, ROWS >> (j + 1))[:, None]
         column = left // 2 + tl.arange(0, LANES >> (j + 1))[None, :]
-        # What a row has beyond its values is nobody's, and several columns are written at once.
+        # Nobody reads the end of a row beyond its values, and several columns are written at once.
         inside = (row < height) & (column < pitches[j])
         offset = (plane.to(tl.int64) * height + row) * pitches[j] + column
         tl.store(x_halves[j] + offset, a, mask=inside)
@@ -184,17 +75,17 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
 
 
 @triton.jit
-def _shares(planes, rows, height, width, INSET: tl.constexpr, K: tl.constexpr):
-    """Of a level its strips, their rows, those of a program, and how many programs it has."""
-    REACH: tl.constexpr = K.TAPS - 1
-    if K.WANT > 0:
-        strips = tl.cdiv(width, K.LANES * K.COLUMNS - REACH)
+def _programs_of(planes, rows, height, width, MAP_OFFSET: tl.constexpr, K: tl.constexpr):
+    """Strips of a level, their rows, the rows of a program, and the number of programs."""
+    HALO: tl.constexpr = K.TAPS - 1
+    if K.GRADIENTS > 0:
+        strips = tl.cdiv(width, K.LANES * K.COLUMNS - HALO)
         programs = planes * strips * tl.cdiv(height, rows)
     else:
-        # The map's, and what `derive` has before it.
-        BEFORE: tl.constexpr = (INSET + K.COLUMNS - 1) // K.COLUMNS * K.COLUMNS
-        strips = tl.cdiv(width + INSET - REACH + BEFORE, K.LANES * K.COLUMNS)
-        height += 2 * INSET - REACH
+        # Columns of the map, and those that `value_kernel` has before it.
+        BEFORE: tl.constexpr = columns_before(MAP_OFFSET, K.COLUMNS)
+        strips = tl.cdiv(width + MAP_OFFSET - HALO + BEFORE, K.LANES * K.COLUMNS)
+        height += 2 * MAP_OFFSET - HALO
         rows = tl.minimum(rows, height)
         programs = tl.cdiv(planes * strips * height, rows)
     return strips, height, rows, programs
@@ -202,17 +93,17 @@ def _shares(planes, rows, height, width, INSET: tl.constexpr, K: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["planes", "rows", "channels", "height", "width", "sums_stride"],
-    do_not_specialize_on_alignment=["sums"],
+    do_not_specialize_on_alignment=["tile_sums"],
 )
-def coarser(
+def coarse_levels_kernel(
     x_levels,
     y_levels,
     weights,
-    gradients,
-    others,
-    scratch,
-    sums,
-    weights_strides,
+    x_gradients,
+    y_gradients,
+    memory,
+    tile_sums,
+    weight_strides,
     sums_stride,
     planes,
     rows,
@@ -222,169 +113,71 @@ def coarser(
     across,
     down,
     root,
-    numbers,
-    shares,
-    wholes,
+    constants,
+    gradient_scales,
+    weight_totals,
     K: tl.constexpr,
 ):
-    """`march` of all levels but the finest, or `derive` of their sums, each by its own programs.
+    """`fused_kernel` of all levels but the finest, or `value_kernel` of their sums, each by its own
+    programs.
 
-    The images and gradients are those that `pyramid` halves and allocates, ``height`` and ``width``
-    those of the first level. The last one is of SSIM, the others of its contrast-structure factor.
-    A level's programs follow from its size: numbers of them in a tuple, which are integers, would
-    be cases for the compiler.
+    The images and gradients are those that `downsample_kernel` writes and the caller allocates,
+    ``height`` and ``width`` those of the first level. The last one is of SSIM, the others of its
+    contrast-structure factor. A level's programs follow from its size: numbers of them in a tuple,
+    which are integers, would be cases for the compiler.
     """
-    INSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
     program = tl.program_id(0)
-    x, y, weight, gradient, other = x_levels[0], y_levels[0], weights[0], gradients[0], others[0]
-    share, whole, weight_strides = shares[0], wholes[0], weights_strides[0]
-    begin, level = 0, 0
-    tall, wide = height, width
-    end = _shares(planes, rows, tall, wide, INSET, K)[3]
+    x, y, weight = x_levels[0], y_levels[0], weights[0]
+    x_gradient, y_gradient = x_gradients[0], y_gradients[0]
+    gradient_scale, weight_total = gradient_scales[0], weight_totals[0]
+    strides_of_weight = weight_strides[0]
+    first_program, level = 0, 0
+    level_height, level_width = height, width
+    end = _programs_of(planes, rows, level_height, level_width, MAP_OFFSET, K)[3]
     for j in tl.static_range(1, len(x_levels)):
-        further = program >= end
-        tall, wide = (tall + 1) // 2, (wide + 1) // 2
-        height, width = tl.where(further, tall, height), tl.where(further, wide, width)
-        begin, level = tl.where(further, end, begin), tl.where(further, j, level)
-        x, y = tl.where(further, x_levels[j], x), tl.where(further, y_levels[j], y)
-        gradient = tl.where(further, gradients[j], gradient)
-        other = tl.where(further, others[j], other)
-        share, whole = tl.where(further, shares[j], share), tl.where(further, wholes[j], whole)
+        coarser = program >= end
+        level_height, level_width = (level_height + 1) // 2, (level_width + 1) // 2
+        height = tl.where(coarser, level_height, height)
+        width = tl.where(coarser, level_width, width)
+        first_program = tl.where(coarser, end, first_program)
+        level = tl.where(coarser, j, level)
+        x, y = tl.where(coarser, x_levels[j], x), tl.where(coarser, y_levels[j], y)
+        x_gradient = tl.where(coarser, x_gradients[j], x_gradient)
+        y_gradient = tl.where(coarser, y_gradients[j], y_gradient)
+        gradient_scale = tl.where(coarser, gradient_scales[j], gradient_scale)
+        weight_total = tl.where(coarser, weight_totals[j], weight_total)
         if K.WEIGHTED:
-            weight = tl.where(further, weights[j], weight)
-            found = ()
+            weight = tl.where(coarser, weights[j], weight)
+            strides = ()
             for k in tl.static_range(4):
-                found = found + (tl.where(further, weights_strides[j][k], weight_strides[k]),)
-            weight_strides = found
-        end += _shares(planes, rows, tall, wide, INSET, K)[3]
+                stride = tl.where(coarser, weight_strides[j][k], strides_of_weight[k])
+                strides = strides + (stride,)
+            strides_of_weight = strides
+        end += _programs_of(planes, rows, level_height, level_width, MAP_OFFSET, K)[3]
     pitch = (width + 15) // 16 * 16
     plane = height.to(tl.int64) * pitch
     strides = channels * plane, plane, pitch, 1
-    x, y, weight = Image(x, strides), Image(y, strides), Image(weight, weight_strides)
-    gradient, other = Image(gradient, strides), Image(other, strides)
+    x, y, weight = Image(x, strides), Image(y, strides), Image(weight, strides_of_weight)
+    x_gradient, y_gradient = Image(x_gradient, strides), Image(y_gradient, strides)
     # Infinite where the luminance is 1.
-    c1 = tl.where(level + 1 == len(x_levels), numbers.c1, float("inf"))
-    numbers = Constants(numbers.low, c1, numbers.c2)
-    place = sums + tl.cast(level, tl.int64) * planes * sums_stride
-    strips, tall, rows, _ = _shares(planes, rows, height, width, INSET, K)
-    parts = tl.cdiv(tall, rows)
-    if K.WANT > 0:
-        march(
-            *(x, y, weight, gradient, other, scratch, place, place, place, place, sums_stride),
-            *(begin, strips, parts, rows, channels, height, width, across, down, root, numbers),
-            *(share, 0.0, whole, (), K),
+    c1 = tl.where(level + 1 == len(x_levels), constants.c1, float("inf"))
+    constants = Constants(constants.low, c1, constants.c2)
+    place = tile_sums + tl.cast(level, tl.int64) * planes * sums_stride
+    strips, strip_height, rows, _ = _programs_of(planes, rows, height, width, MAP_OFFSET, K)
+    parts = tl.cdiv(strip_height, rows)
+    if K.GRADIENTS > 0:
+        fused_kernel(
+            *(x, y, weight, x_gradient, y_gradient, memory, place, place, place, place),
+            *(sums_stride, first_program, strips, parts, rows, channels, height, width),
+            *(across, down, root, constants, gradient_scale, 0.0, weight_total, (), K),
         )
     else:
         # One more where programs end in a strip that others begin in.
-        parts += (tall % rows > 0).to(tl.int32)
-        derive(
-            *(x, y, weight, x.address, scratch, place, place, place, place, sums_stride, 0),
-            *(begin, strips, parts, rows, planes * strips * tall),
-            *(
-                0,
-                -INSET,
-                tall - INSET,
-                -INSET,
-                channels,
-                height,
-                width,
-                across,
-                down,
-                root,
-                numbers,
-            ),
-            *(whole, (), K),
+        parts += (strip_height % rows > 0).to(tl.int32)
+        value_kernel(
+            *(x, y, weight, Maps(x.address, 0), memory, place, place, place, place, sums_stride),
+            *(weight_total, first_program, strips, parts, rows, planes * strips * strip_height),
+            *(-MAP_OFFSET, strip_height - MAP_OFFSET, channels, height, width),
+            *(across, down, root, constants, (), K),
         )
-
-
-@triton.jit
-def _scale(scale, step, derivatives, planes, plane, LEVEL: tl.constexpr, PRODUCT: tl.constexpr):
-    """Of a level's mean."""
-    found = tl.load(scale + LEVEL * step)
-    if PRODUCT:
-        found *= tl.load(derivatives + LEVEL * planes + plane)
-    return found
-
-
-@triton.jit(do_not_specialize=["strips", "bands", "rows", "planes", "channels", "height", "width"])
-def sweep(
-    gradient,
-    coarse,
-    pitches,
-    scale,
-    derivatives,
-    x,
-    y,
-    strides,
-    scale_strides,
-    x_strides,
-    y_strides,
-    strips,
-    bands,
-    rows,
-    planes,
-    channels,
-    height,
-    width,
-    usual,
-    COARSE: tl.constexpr,
-    PRODUCT: tl.constexpr,
-    ROWS: tl.constexpr,
-    LANES: tl.constexpr,
-    WHOLE: tl.constexpr,
-    DISTANCE: tl.constexpr,
-):
-    """Scales the finest level's gradient and adds what the coarser ones send to each pixel.
-
-    Gradients come with the scale ``usual``. Where that is right and nothing is added, nothing is
-    read or written.
-
-    A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
-    corner, at each level on the way. ``coarse`` are of whole rows of as many values as ``pitches``
-    has. For a ``PRODUCT`` of the means ``scale`` is that of it, to be multiplied with its
-    ``derivatives`` by the means. With ``DISTANCE`` the mean of |x - y| is the last of them.
-    """
-    width = width // AT_ONCE * AT_ONCE if WHOLE else width
-    strip, band, plane = _place(tl.program_id(0), strips, bands)
-    n, c = plane // channels, plane % channels
-    scale += n.to(tl.int64) * scale_strides[1] + c.to(tl.int64) * scale_strides[2]
-    gradient = _plane(Image(gradient, strides), plane, channels).address
-    x = _plane(Image(x, x_strides), plane, channels).address
-    y = _plane(Image(y, y_strides), plane, channels).address
-    of_mean = _scale(scale, scale_strides[0], derivatives, planes, plane, 0, PRODUCT)
-    factor, factors = of_mean / usual, ()
-    for j in tl.static_range(COARSE):
-        of_mean_j = _scale(scale, scale_strides[0], derivatives, planes, plane, j + 1, PRODUCT)
-        factors = factors + (of_mean_j / usual,)
-    top = band * rows
-    bottom = tl.minimum(top + rows, height)
-    if DISTANCE:
-        share = _scale(scale, scale_strides[0], derivatives, planes, plane, COARSE + 1, PRODUCT)
-        share /= 1.0 * height * width
-    elif COARSE == 0:
-        bottom = tl.where(of_mean == usual, top, bottom)
-    column = strip * LANES + tl.arange(0, LANES)[None, :]
-    while top < bottom:
-        row = top + tl.arange(0, ROWS)[:, None]
-        inside = (row < bottom) & (column < width)
-        address = gradient + row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
-        total = factor * tl.load(address, mask=inside, other=0).to(tl.float32)
-        if DISTANCE:
-            a = x + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
-            b = y + row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
-            difference = tl.load(a, mask=inside, other=0).to(tl.float32)
-            difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
-            total += share * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
-        down = tl.full((ROWS, 1), 1.0, tl.float32)
-        across = tl.full((1, LANES), 1.0, tl.float32)
-        below, beside, tall, wide = row, column, height, width
-        for j in tl.static_range(COARSE):
-            down *= tl.where((tall % 2 == 1) & (below == tall - 1), 1.0, 0.5)
-            across *= tl.where((wide % 2 == 1) & (beside == wide - 1), 1.0, 0.5)
-            below, beside = below // 2, beside // 2
-            tall, wide = (tall + 1) // 2, (wide + 1) // 2
-            offset = (plane.to(tl.int64) * tall + below) * pitches[j] + beside
-            sent = factors[j] * tl.load(coarse[j] + offset, mask=inside, other=0)
-            total += sent * (down * across)
-        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
-        top += ROWS

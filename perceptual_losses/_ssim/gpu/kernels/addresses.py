@@ -1,0 +1,99 @@
+"""Places of programs, rows and columns, and their addresses in images."""
+
+# Constants of a compilation are in capitals.
+# ruff: noqa: N803
+
+import triton
+import triton.language as tl
+
+from .arguments import SYMMETRIC, Image
+
+
+@triton.jit
+def tile_of(program, strips, bands):
+    """Strip, band and plane of a program."""
+    return program % strips, program // strips % bands, program // strips // bands
+
+
+@triton.jit
+def segment(program, line, end, rows, height, strips):
+    """Rows of a program that lie in one strip: the first of those from ``line`` to ``end``, where
+    the rows of all strips are counted one strip after the other.
+
+    A program has ``rows`` of them, so that all take the same time.
+
+    Returns:
+        Strip and plane, the first row and the one after the last, and which of the programs in this
+        strip it is.
+    """
+    column = line // height
+    top = line - column * height
+    bottom = tl.minimum(top + end - line, height)
+    part = program - column * height // rows
+    place = column % strips, column // strips
+    return place[0].to(tl.int32), place[1].to(tl.int32), top.to(tl.int32), bottom.to(tl.int32), part
+
+
+@triton.jit
+def width_hint(width, K: tl.constexpr):
+    """The width, as the compiler sees that it is a multiple of a thread's columns, where it is."""
+    return width // K.COLUMNS * K.COLUMNS if K.ALIGNED_WIDTH else width
+
+
+@triton.jit
+def plane_of(image, plane, channels):
+    """The image from a plane's first pixel on."""
+    n, c = plane // channels, plane % channels
+    strides = image.strides
+    return Image(image.address + n.to(tl.int64) * strides[0] + c.to(tl.int64) * strides[1], strides)
+
+
+@triton.jit
+def weights_of(weights, plane, channels):
+    """The weights of a plane's map, which all channels of an image share."""
+    n, strides = plane // channels, weights.strides
+    return Image(weights.address + n.to(tl.int64) * strides[0], strides)
+
+
+@triton.jit
+def mirrored(index, size):
+    """The pixel that a position in or beside the image shows, the edge being a mirror."""
+    index = tl.maximum(index, -1 - index)
+    index = tl.minimum(index, 2 * size - 1 - index)
+    # Where the image is smaller than the window, the mirror image of a mirror image.
+    index = tl.maximum(index, -1 - index)
+    return tl.minimum(index, size - 1)
+
+
+@triton.jit
+def row_address(image, row, height, K: tl.constexpr):
+    """Address of the row that a position shows; it is not in the image where that is not."""
+    if K.PADDING == SYMMETRIC:
+        row = mirrored(row, height)
+    return image.address + row.to(tl.int64) * image.strides[2]
+
+
+@triton.jit
+def next_row_address(image, address, row, height, K: tl.constexpr):
+    """`row_address` of ``row``, where ``address`` is that of the row before."""
+    if K.PADDING == SYMMETRIC:
+        address = row_address(image, row, height, K)
+    else:
+        address += image.strides[2]
+    return address
+
+
+@triton.jit
+def tile_columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
+    """The columns of each thread, from ``left`` on, and those of the halo: columns behind the tile
+    that its windows cover.
+    """
+    own = tl.arange(0, K.LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    halo = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.TAPS - 1, 2)))
+    return left + own, left + halo
+
+
+@triton.jit
+def is_inside(row, column, size):
+    """Whether a position is in the image."""
+    return ((column >= 0) & (column < size[1])) & ((row >= 0) & (row < size[0]))

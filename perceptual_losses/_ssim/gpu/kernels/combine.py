@@ -1,0 +1,213 @@
+"""Kernels that combine MS-SSIM's levels: the product of their means, the sum of their gradients."""
+
+# Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
+# ruff: noqa: N803, RUF005
+
+import triton
+import triton.language as tl
+
+from .addresses import plane_of, tile_of
+from .arguments import COLUMNS_PER_ACCESS, FLOOR, RELU, SIMPLE, Image
+
+
+@triton.jit
+def _raised(base, exponent):
+    """A power, of negative numbers too where the exponent is a whole one."""
+    size = tl.exp2(exponent * tl.log2(tl.abs(base)))
+    half = 0.5 * exponent
+    signed = tl.where(half == tl.floor(half), size, -size)
+    signed = tl.where(exponent == tl.floor(exponent), signed, float("nan"))
+    power = tl.where(base < 0, signed, size)
+    # The logarithm of zero times zero does not give its power.
+    return tl.where(exponent == 0, 1.0, tl.where(exponent == 1, base, power))
+
+
+@triton.jit
+def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
+    """A level's factor in the product, and its derivative."""
+    base, slope = mean, tl.full(mean.shape, 1.0, tl.float32)
+    if NORMALIZE == FLOOR:
+        below = floor * floor / (2 * floor - tl.minimum(mean, floor))
+        base = tl.where(mean <= floor, below, mean)
+        slope = tl.where(mean <= floor, below * below / (floor * floor), 1.0)
+    elif NORMALIZE == SIMPLE:
+        base, slope = 0.5 * (mean + 1), 0.5 * slope
+    elif NORMALIZE == RELU:
+        dead = mean <= 0
+        base, slope = tl.where(dead, 1.0, mean), tl.where(dead, 0.0, 1.0)
+    factor = _raised(base, exponent)
+    derivative = exponent * _raised(base, exponent - 1)
+    if NORMALIZE == RELU:
+        factor = tl.where(dead, 0.0, factor)
+    return factor, tl.where(exponent == 0, 0.0, derivative * slope)
+
+
+@triton.jit(do_not_specialize=["exponents", "floor", "planes"])
+def combine_levels_kernel(
+    means,
+    value,
+    derivatives,
+    exponents,
+    floor,
+    planes,
+    structural,
+    l1,
+    NORMALIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    TOTAL: tl.constexpr,
+    LOSS: tl.constexpr,
+    MIXED: tl.constexpr,
+):
+    """The product over the levels of their means' powers, and its derivatives by the means.
+
+    ``means`` and ``derivatives`` have a row of ``planes`` for each level. For the ``TOTAL`` of all
+    planes one program writes their mean, or 1 less that for a ``LOSS``. A loss ``MIXED`` with the
+    mean of |x - y|, which is the last row of ``means``, has the factors ``structural`` and ``l1``,
+    and the derivatives are its own.
+    """
+    first = tl.program_id(0) * LANES
+    total = tl.zeros((LANES,), tl.float32)
+    abs_difference_total = tl.zeros((LANES,), tl.float32)
+    while first < planes:
+        plane = first + tl.arange(0, LANES)
+        inside = plane < planes
+        factors, slopes = (), ()
+        for j in tl.static_range(len(exponents)):
+            mean = tl.load(means + j * planes + plane, mask=inside, other=1)
+            factor, slope = _power(mean, exponents[j], floor, NORMALIZE)
+            factors = factors + (factor,)
+            slopes = slopes + (slope,)
+        combined = factors[0]
+        for j in tl.static_range(1, len(exponents)):
+            combined *= factors[j]
+        if TOTAL:
+            total += tl.where(inside, combined, 0.0)
+        for j in tl.static_range(len(exponents)):
+            # Not the whole product divided by the factor, which can be zero.
+            derivative = slopes[j]
+            for k in tl.static_range(len(exponents)):
+                if k != j:
+                    derivative *= factors[k]
+            if MIXED:
+                derivative *= structural
+            tl.store(derivatives + j * planes + plane, derivative, mask=inside)
+        if MIXED:
+            last_row = len(exponents) * planes + plane
+            abs_difference = tl.load(means + last_row, mask=inside, other=0)
+            abs_difference_total += abs_difference
+            derivative = l1 / planes.to(tl.float32) if TOTAL else l1
+            derivative = tl.zeros_like(abs_difference_total) + derivative
+            tl.store(derivatives + last_row, derivative, mask=inside)
+            combined = structural * (1 - combined) + l1 * abs_difference
+        if not TOTAL:
+            tl.store(value + plane, combined, mask=inside)
+        first += LANES * tl.num_programs(0)
+    if TOTAL:
+        mean = tl.div_rn(tl.sum(total, 0), planes.to(tl.float32))
+        if LOSS:
+            mean = 1 - mean
+        if MIXED:
+            abs_difference_mean = tl.sum(abs_difference_total, 0) / planes.to(tl.float32)
+            mean = structural * mean + l1 * abs_difference_mean
+        tl.store(value, mean)
+
+
+@triton.jit
+def _upstream(
+    upstream, stride, derivatives, planes, plane, LEVEL: tl.constexpr, PRODUCT: tl.constexpr
+):
+    """The upstream gradient of a level's mean."""
+    gradient = tl.load(upstream + LEVEL * stride)
+    if PRODUCT:
+        gradient *= tl.load(derivatives + LEVEL * planes + plane)
+    return gradient
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "rows", "planes", "channels", "height", "width"])
+def accumulate_levels_kernel(
+    gradient,
+    coarse,
+    pitches,
+    upstream,
+    derivatives,
+    x,
+    y,
+    strides,
+    upstream_strides,
+    x_strides,
+    y_strides,
+    strips,
+    bands,
+    rows,
+    planes,
+    channels,
+    height,
+    width,
+    premultiplied_by,
+    COARSE: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    ALIGNED_WIDTH: tl.constexpr,
+    ABS_DIFFERENCE: tl.constexpr,
+):
+    """Multiplies the finest level's gradient with its upstream gradient, and adds the shares of the
+    coarser levels in each pixel.
+
+    The gradients come ``premultiplied_by`` an upstream gradient. Where that is right and nothing is
+    added, nothing is read or written.
+
+    A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
+    corner, at each level on the way. ``coarse`` are the gradients of the coarser levels, with rows
+    of the lengths ``pitches``. For a ``PRODUCT`` of the means ``upstream`` is the gradient of that,
+    to be multiplied with its ``derivatives`` by the means. With ``ABS_DIFFERENCE`` the mean of
+    |x - y| is the last of them.
+    """
+    width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
+    strip, band, plane = tile_of(tl.program_id(0), strips, bands)
+    n, c = plane // channels, plane % channels
+    upstream += n.to(tl.int64) * upstream_strides[1] + c.to(tl.int64) * upstream_strides[2]
+    gradient = plane_of(Image(gradient, strides), plane, channels).address
+    x = plane_of(Image(x, x_strides), plane, channels).address
+    y = plane_of(Image(y, y_strides), plane, channels).address
+    stride = upstream_strides[0]
+    finest = _upstream(upstream, stride, derivatives, planes, plane, 0, PRODUCT)
+    factor, factors = finest / premultiplied_by, ()
+    for j in tl.static_range(COARSE):
+        at_level = _upstream(upstream, stride, derivatives, planes, plane, j + 1, PRODUCT)
+        factors = factors + (at_level / premultiplied_by,)
+    top = band * rows
+    bottom = tl.minimum(top + rows, height)
+    if ABS_DIFFERENCE:
+        at_pixel = _upstream(upstream, stride, derivatives, planes, plane, COARSE + 1, PRODUCT)
+        at_pixel /= 1.0 * height * width
+    elif COARSE == 0:
+        bottom = tl.where(finest == premultiplied_by, top, bottom)
+    column = strip * LANES + tl.arange(0, LANES)[None, :]
+    while top < bottom:
+        row = top + tl.arange(0, ROWS)[:, None]
+        inside = (row < bottom) & (column < width)
+        address = gradient + row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
+        total = factor * tl.load(address, mask=inside, other=0).to(tl.float32)
+        if ABS_DIFFERENCE:
+            a = x + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
+            b = y + row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
+            difference = tl.load(a, mask=inside, other=0).to(tl.float32)
+            difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
+            total += at_pixel * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
+        down = tl.full((ROWS, 1), 1.0, tl.float32)
+        across = tl.full((1, LANES), 1.0, tl.float32)
+        coarse_row, coarse_column, coarse_height, coarse_width = row, column, height, width
+        for j in tl.static_range(COARSE):
+            last_row = (coarse_height % 2 == 1) & (coarse_row == coarse_height - 1)
+            last_column = (coarse_width % 2 == 1) & (coarse_column == coarse_width - 1)
+            down *= tl.where(last_row, 1.0, 0.5)
+            across *= tl.where(last_column, 1.0, 0.5)
+            coarse_row, coarse_column = coarse_row // 2, coarse_column // 2
+            coarse_height, coarse_width = (coarse_height + 1) // 2, (coarse_width + 1) // 2
+            offset = plane.to(tl.int64) * coarse_height + coarse_row
+            offset = offset * pitches[j] + coarse_column
+            added = factors[j] * tl.load(coarse[j] + offset, mask=inside, other=0)
+            total += added * (down * across)
+        tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
+        top += ROWS

@@ -1,0 +1,187 @@
+"""Pixels: local offsets, loads of rows into registers and on to scratch memory, stores."""
+
+# Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
+# ruff: noqa: N803, RUF005
+
+import triton
+import triton.language as tl
+
+from . import scratch
+from .addresses import is_inside, mirrored, next_row_address, row_address, tile_columns
+from .arguments import SYMMETRIC, ZEROS, Offsets, Row
+from .formulas import contrasts
+
+
+@triton.jit
+def local_offsets(x, y, top, left, rows, columns, root, low):
+    """Difference and total that most of a few pixels of a region are near to.
+
+    The mean without those far from most: one pixel of 1e5 among them would move the offset of all
+    others so far that their variances cancel. NaN and infinity do not count, to stay in the
+    windows that hold them.
+    """
+    sample = tl.arange(0, 64)
+    row = (top + sample // 8 * rows // 8).to(tl.int64)
+    column = (left + sample % 8 * columns // 8).to(tl.int64)
+    a = tl.load(x.address + row * x.strides[2] + column * x.strides[3]).to(tl.float32)
+    b = tl.load(y.address + row * y.strides[2] + column * y.strides[3]).to(tl.float32)
+    values = tl.join(a - b, a + b - 2 * low)
+    finite = tl.abs(values) < float("inf")
+    count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
+    mean = tl.sum(tl.where(finite, values, 0.0), 0) / count
+    distance = tl.where(finite, tl.abs(values - mean[None, :]), 0.0)
+    near = finite & (distance < 3 * (tl.sum(distance, 0) / count)[None, :])
+    # None where all are equal.
+    count = tl.sum(near.to(tl.float32), 0)
+    offset = tl.sum(tl.where(near, values, 0.0), 0) / tl.maximum(count, 1.0)
+    offset = tl.where(count > 0, offset, mean)
+    offset_d, offset_t = tl.split(tl.where(tl.abs(offset) < float("inf"), offset, 0.0))
+    zero = offset_t + 2 * low
+    bias = -root * (0.5 * zero)
+    offset_t = (zero - 2 * low) - 2 * tl.fma(root, 0.5 * zero, bias) / root
+    return Offsets(offset_d, offset_t, bias)
+
+
+@triton.jit
+def _load_padded(address, step, row, column, size, K: tl.constexpr):
+    """Pixels of a row, as they are."""
+    if K.PADDING == SYMMETRIC:
+        found = tl.load(address + mirrored(column, size[1]).to(tl.int64) * step)
+    else:
+        inside = is_inside(row, column, size)
+        found = tl.load(address + column.to(tl.int64) * step, mask=inside, other=0)
+    return found
+
+
+@triton.jit
+def _load_row(address, step, row, left, size, K: tl.constexpr):
+    """A row in `tile_columns`.
+
+    A thread's columns are loaded at once if ``DENSE``, else one by one, as where they are mirrored:
+    the compiler may give each column of an access that is not aligned to another thread, and
+    exchange them after. Pairs of bfloat16 that are both inside the image or both outside stay pairs
+    until `_floats`: the compiler would take them apart here, into registers of their own.
+    """
+    own, halo = tile_columns(left, K.COLUMNS, K)
+    if K.DENSE and K.PADDING != SYMMETRIC:
+        if K.ALIGNED_WIDTH and K.COLUMNS > 1 and address.dtype.element_ty == tl.bfloat16:
+            pairs = address.to(tl.pointer_type(tl.int32), bitcast=True)
+            pair = tile_columns(left // 2, K.COLUMNS // 2, K)[0]
+            found = _load_padded(pairs, 1, row, pair, (size[0], size[1] // 2), K)
+        else:
+            found = _load_padded(address, step, row, own, size, K)
+    else:
+        columns, pixels = scratch.split_columns(own), ()
+        for e in tl.static_range(K.COLUMNS):
+            pixels = pixels + (_load_padded(address, step, row, columns[e], size, K),)
+        found = scratch.join_columns(pixels)
+    return found, _load_padded(address, step, row, halo, size, K)
+
+
+@triton.jit
+def _floats(pixels):
+    """Pixels as float32, of pairs of bfloat16 too."""
+    if pixels.dtype == tl.int32:
+        pairs = tl.join(pixels << 16, pixels & -65536)
+        pixels = tl.reshape(pairs, (pixels.shape[0], 2 * pixels.shape[1]))
+        pixels = pixels.to(tl.float32, bitcast=True)
+    else:
+        pixels = pixels.to(tl.float32)
+    return pixels
+
+
+@triton.jit
+def _next_row(region, previous, row, left, K: tl.constexpr):
+    """Loads a row of both images, which follows the ``previous`` one."""
+    x, y, size = region.x, region.y, region.size
+    x_address = next_row_address(x, previous.x_address, row, size[0], K)
+    y_address = next_row_address(y, previous.y_address, row, size[0], K)
+    a = _load_row(x_address, x.strides[3], row, left, size, K)
+    b = _load_row(y_address, y.strides[3], row, left, size, K)
+    return Row(x_address, y_address, a, b)
+
+
+@triton.jit
+def first_row(region, row, left, K: tl.constexpr):
+    """Loads a row of both images that follows no other."""
+    x_address = row_address(region.x, row - 1, region.size[0], K)
+    y_address = row_address(region.y, row - 1, region.size[0], K)
+    return _next_row(region, Row(x_address, y_address, (), ()), row, left, K)
+
+
+@triton.jit
+def _store_in_scratch(region, pixels, scratch_row, row, left, K: tl.constexpr):
+    """Writes difference and total of a `Row` to scratch memory."""
+    for k in tl.static_range(2):
+        # Here and not where they are loaded, which would wait for them.
+        a, b = _floats(pixels.x[k]), _floats(pixels.y[k])
+        if K.PADDING == ZEROS:
+            inside = is_inside(row, tile_columns(left, K.COLUMNS, K)[k], region.size)
+            low = region.constants.low
+            a, b = tl.where(inside, a, low), tl.where(inside, b, low)
+        # Pixels of the halo are only in windows.
+        difference, total = contrasts(a, b, region.root, region.offsets, K.MIXED and k == 0)
+        if k == 0:
+            first = tl.arange(0, K.LANES) * K.COLUMNS
+            scratch.write(scratch_row, 0, scratch.split_columns(difference), first, K)
+            scratch.write(scratch_row, K.PITCH, scratch.split_columns(total), first, K)
+        else:
+            halo = tile_columns(0, K.COLUMNS, K)[1]
+            scratch.write(scratch_row, 0, (difference,), halo, K)
+            scratch.write(scratch_row, K.PITCH, (total,), halo, K)
+
+
+@triton.jit
+def _add_abs_differences(sums, a, b, row, own, height):
+    """Adds |a - b| of a row to the sums of each thread's columns, if the row is in the image and
+    one of the program's ``own``.
+    """
+    counted = (row >= tl.maximum(own[0], 0)) & (row < tl.minimum(own[1], height))
+    differences = scratch.split_columns(tl.abs(_floats(a) - _floats(b)))
+    updated = ()
+    for e in tl.static_range(len(sums)):
+        updated = updated + (sums[e] + tl.where(counted, differences[e], 0.0),)
+    return updated
+
+
+@triton.jit
+def advance(region, pixels, abs_differences, scratch_row, row, left, own, K: tl.constexpr):
+    """Stores a `Row` in scratch memory, adds its absolute differences if it is among the ``own``
+    rows, and loads the next one.
+    """
+    if K.ABS_DIFFERENCE:
+        abs_differences = _add_abs_differences(
+            abs_differences, pixels.x[0], pixels.y[0], row, own, region.size[0]
+        )
+    _store_in_scratch(region, pixels, scratch_row, row, left, K)
+    return abs_differences, _next_row(region, pixels, row + 1, left, K)
+
+
+@triton.jit
+def load_columns(row, step, column, inside, K: tl.constexpr):
+    """The columns of each thread, zero where not ``inside``; at once or one by one, as `advance`
+    loads them.
+    """
+    column = column.to(tl.int64)
+    if K.DENSE:
+        values = tl.load(row + column * step, mask=inside, other=0)
+    else:
+        columns, masks = scratch.split_columns(column), scratch.split_columns(inside)
+        found = ()
+        for e in tl.static_range(K.COLUMNS):
+            found = found + (tl.load(row + columns[e] * step, mask=masks[e], other=0),)
+        values = scratch.join_columns(found)
+    return values
+
+
+@triton.jit
+def store_columns(row, step, column, values, inside, K: tl.constexpr):
+    """Writes the columns of each thread, as `load_columns` reads them."""
+    column = column.to(tl.int64)
+    dtype = row.dtype.element_ty
+    if K.DENSE:
+        tl.store(row + column * step, scratch.join_columns(values).to(dtype), mask=inside)
+    else:
+        columns, masks = scratch.split_columns(column), scratch.split_columns(inside)
+        for e in tl.static_range(K.COLUMNS):
+            tl.store(row + columns[e] * step, values[e].to(dtype), mask=masks[e])

@@ -1,0 +1,150 @@
+"""The kernel for a value without a gradient, which also writes the derivatives of large windows.
+
+Without a gradient the first half of `fused` is all there is to do. Programs go on in the next
+strip, so that all have as many rows. Where the sums of both halves do not fit into the registers,
+this kernel writes maps of the derivatives, which `gradient` filters.
+"""
+
+# Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
+# ruff: noqa: N803, N806
+
+import triton
+import triton.language as tl
+
+from . import scratch, sums
+from .addresses import plane_of, segment, weights_of, width_hint
+from .arguments import VALID, Region, Window
+from .formulas import add_moments, row_of_map
+from .pixels import advance, first_row, local_offsets
+
+
+@triton.constexpr_function
+def columns_before(offset, columns):
+    """Columns before the image from which a map begins that has so many: all of each thread."""
+    return (offset + columns - 1) // columns * columns
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("first_program", "strips", "parts", "rows", "lines", "map_top", "map_bottom"),
+        *("channels", "height", "width", "sums_stride", "weight_total"),
+    ],
+    do_not_specialize_on_alignment=["tile_sums", "abs_difference_sums", "result", "arrived"],
+)
+def value_kernel(
+    all_x,
+    all_y,
+    all_weights,
+    maps,
+    memory,
+    tile_sums,
+    abs_difference_sums,
+    result,
+    arrived,
+    sums_stride,
+    weight_total,
+    first_program,
+    strips,
+    parts,
+    rows,
+    lines,
+    map_top,
+    map_bottom,
+    channels,
+    height,
+    width,
+    across,
+    down,
+    root,
+    constants,
+    totals,
+    K: tl.constexpr,
+):
+    """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
+
+    ``first_program`` is the number of the first program of this level. ``maps`` holds the
+    derivatives for each plane: M (M_t for two gradients), V_d, V_t and then M_d, all from
+    ``TAPS - 1`` rows and columns before the image on, in rows of ``pitch`` values. A pixel's
+    |x - y| is summed by the program that is at its row of the map, or would be where the map is
+    smaller, and loads its column.
+    """
+    COLUMNS: tl.constexpr = K.COLUMNS
+    HALO: tl.constexpr = K.TAPS - 1
+    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    # Without a gradient as few columns before the image as the map has.
+    BEFORE: tl.constexpr = HALO if K.GRADIENTS > 0 else columns_before(MAP_OFFSET, K.COLUMNS)
+    MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
+    size = height, width_hint(width, K)
+    PIXEL_ROW: tl.constexpr = 2 * K.PITCH
+    memory = scratch.allocate(memory, 2 * PIXEL_ROW, K.SHARED)
+    UNIT: tl.constexpr = 4 if K.SHARED else 1
+    map_size = size[0] + 2 * MAP_OFFSET - HALO, size[1] + 2 * MAP_OFFSET - HALO
+    window = Window(across, down, root)
+    first = tl.arange(0, K.LANES) * K.COLUMNS
+    local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
+    none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
+    strip_height = map_bottom - map_top
+    program = tl.program_id(0) - first_program
+    line = program.to(lines.dtype) * rows
+    end = tl.minimum(line + rows, lines)
+    while line < end:
+        strip, plane, top, bottom, part = segment(program, line, end, rows, strip_height, strips)
+        top, bottom = map_top + top, map_top + bottom
+        x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
+        weight = weights_of(all_weights, plane, channels)
+        # The same for the whole plane, because programs filter each other's derivatives.
+        offsets = local_offsets(x, y, 0, 0, size[0], size[1], root, constants.low)
+        region = Region(x, y, weight, size, map_size, offsets, root, constants)
+        left = strip * (K.LANES * K.COLUMNS) - BEFORE
+        own = top + MAP_OFFSET, bottom + MAP_OFFSET
+        moments = (none, none, none, none)
+        deficits = (sums.zeros(K),) * COLUMNS
+        abs_differences = (sums.zeros(K),) * COLUMNS
+        # The rows before the first complete one are no loop of their own: the time to compile
+        # grows with the square of the loads in the code. The first iteration adds what the memory
+        # holds by chance, as in `fused_kernel`.
+        here = top - HALO - 1
+        pixels = first_row(region, here + K.TAPS, left, K)
+        slot = 0
+        while here < bottom:
+            for _ in tl.static_range(K.ROWS_PER_ITERATION):
+                tl.debug_barrier()
+                other_slot = UNIT * PIXEL_ROW - slot
+                if not K.STORE_AFTER_READ:
+                    abs_differences, pixels = advance(
+                        *(region, pixels, abs_differences, memory + other_slot),
+                        *(here + K.TAPS, left, own, K),
+                    )
+                moments = add_moments(moments, memory + slot, first, window, K)
+                # Rows before the first complete one too: a branch around this takes moves of all
+                # sums.
+                counted = (here >= top) & (here < bottom)
+                deficits, derivatives = row_of_map(
+                    region, moments, deficits, counted, here + MAP_OFFSET, left + MAP_OFFSET, K
+                )
+                if K.GRADIENTS > 0:
+                    map_row = plane * MAPS * strip_height.to(tl.int64) + (here - map_top)
+                    target = maps.address + map_row * maps.pitch + (left + BEFORE + local)
+                    for k in tl.static_range(MAPS):
+                        values = scratch.join_columns(derivatives[k])
+                        step = k * strip_height.to(tl.int64) * maps.pitch
+                        tl.store(target + step, values, mask=counted)
+                if K.STORE_AFTER_READ:
+                    abs_differences, pixels = advance(
+                        *(region, pixels, abs_differences, memory + other_slot),
+                        *(here + K.TAPS, left, own, K),
+                    )
+                slot = other_slot
+                here += 1
+        place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
+        last = (bottom == map_bottom) & (part + 1 < parts)
+        column = left + MAP_OFFSET
+        deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
+        sums.store_sum(deficits, tile_sums + place, last, weight_total, True)
+        if K.ABS_DIFFERENCE:
+            pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
+            abs_differences = sums.select_columns(abs_differences, first, -left, size[1] - left)
+            sums.store_sum(abs_differences, abs_difference_sums + place, last, pixel_total, False)
+        line += bottom - top
+    if K.SUM_IN_KERNEL:
+        sums.sum_in_last_program(tile_sums, abs_difference_sums, result, arrived, totals, K)
