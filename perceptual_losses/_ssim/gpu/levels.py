@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ..backend import Layout, gradient_memory
-from ..definition import FLOOR, Definition, Request, plane_gradient
+from ..definition import FLOOR, Request, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
-from .tiles import Cover, Machine, Plan, Workload, ceil_div, plan_level
+from .level import Level, Total, coarse_levels_launch, level_launches, load_kernels
+from .tiles import Machine, Plan, Workload, ceil_div, plan_level
 
 # Rows and columns of a program that adds up levels, and of one that halves: from each halving of
 # its rows comes a level.
@@ -27,13 +26,6 @@ PLANES = 32
 ACCUMULATING = 16
 
 
-@functools.cache
-def _kernels() -> Any:
-    from . import kernels
-
-    return kernels
-
-
 def forward_launches(
     machine: Machine,
     device: torch.device,
@@ -42,110 +34,215 @@ def forward_launches(
     weights: tuple[Layout, ...],
     request: Request,
 ) -> list[Launch]:
-    """The launches of a forward pass; its tensors are "means" or, of combined levels, "value" with
-    "derivatives", and the gradients "of_x0", "of_x1", ..., "of_y0", ...
+    """The launches of a forward pass.
+
+    Its tensors are "means" or, of combined levels, "value" with "derivatives", and the gradients
+    "of_x0", "of_x1", ..., "of_y0", ...
     """
-    settings, levels, distance = request.definition, request.levels, request.mix is not None
-    combined = bool(request.exponents) and request.reduction != "levels"
-    per_level = combined or request.reduction == "levels"
-    reduction = "none" if per_level else request.reduction
-    mix = () if per_level or request.mix is None else request.mix
-    planes = x.shape[0] * x.shape[1]
     images = [[Image(Buffer(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
-    steps = []
-    while len(images) < levels:
-        halving, halves = _halving(images[-1], len(images), levels - len(images))
-        steps.append(halving)
+    launches = []
+    while len(images) < request.levels:
+        halving, halves = _halving(images[-1], len(images), request.levels - len(images))
+        launches.append(halving)
         images += halves
     shapes = tuple(a.shape for a, _ in images)
-    taps = len(settings.window)
-    work = Workload(shapes, taps, settings.padding, request.gradients, weighted=bool(weights))
-    plans: list[Plan] = []
-    for j in range(levels):
-        # A launch adds up all levels' sums, or none.
-        later = reduction != "none" or bool(mix) or any(plan.first.sums > 1 for plan in plans[:1])
-        work = work._replace(level=j, abs_difference=distance and j == 0, summed_later=later)
-        plans.append(plan_level(work, machine))
-    counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
-    lost = taps - 1 if settings.padding == "valid" else 0
-    weight_totals = [1.0 if weights else float((h - lost) * (w - lost)) for *_, h, w in shapes]
-    pixels = float(math.prod(x.shape[2:]))
-    weight_totals += [pixels] * distance
-    structural, l1 = mix or (1.0, 0.0)
-    most = max(counts)
-    shape = (len(counts), *x.shape[:2]) if per_level else tuple(x.shape[:2])
-    means = Allocation("means", shape if reduction == "none" else ())
-    # Where tiles are whole planes, their programs write the planes' means themselves.
-    alone = most == 1 and reduction == "none" and not mix
-    sums = means if alone else Allocation("sums", (2 * len(counts) * planes * most,))
-    pitch = 1 if alone else 2 * most
-    # Without a total, arguments that are no other case for the compiler.
-    totals = _kernels().Totals(0.0, 0.0, 0.0, 0.0, 0.0)
-    total = _Total(False, False, totals, Buffer(sums.name), Buffer(sums.name))
-    if reduction != "none" and levels == 1 and plans[0].is_single:
-        # The launch that has all sums adds them up too. The mean of the planes' means is that of
-        # the tiles: all planes weigh the same.
-        weight_total, count = planes * weight_totals[0], float(planes * most)
-        totals = _kernels().Totals(count, weight_total, planes * pixels, structural, l1)
-        total = _Total(True, reduction == "loss", totals, Buffer(means.name), Buffer("arrived"))
+    plans = _plan_levels(machine, shapes, bool(weights), request)
+    sums = _Sums.of(plans, shapes, bool(weights), request)
+    levels = [_level(j, images, (x, y), weights, request, sums) for j in range(len(plans))]
+    # The coarsest is first, for the halves to be gone where the gradients are large.
+    definition = request.definition
+    if len(levels) > 1 and plans[0].is_single:
+        launches.append(coarse_levels_launch(levels[1:], plans[1:], definition, machine))
+        levels, plans = levels[:1], plans[:1]
+    for level, plan in zip(reversed(levels), reversed(plans), strict=True):
+        launches += level_launches(level, plan, definition, machine)
+    if sums.in_kernel:
+        launches[-1].allocations += sums.means, Counter("arrived")
+        launches[-1].frees += sums.memory.name, "arrived"
+    elif not sums.are_means:
+        launches.append(sums.reduce_launch())
+    if _is_combined(request):
+        launches.append(combine_launch(sums.shape, request))
+    return launches
 
-    of_levels = []
-    for j in range(levels):
-        gradients = [
-            _gradient(f"of_{name}{j}", name, layout, shapes[j] if j else None)
-            for name, layout in (("x", x), ("y", y))[: request.gradients]
-        ]
-        # The finest of those that lie together is the last that is needed.
-        name = images[j][0].address.name
-        of_level = _Level(
-            j,
-            images[j],
-            Image(Buffer(f"weight{j}"), weights[j].shape, weights[j].strides) if weights else None,
-            [gradient for gradient, _ in gradients],
-            Buffer(sums.name, j * planes * pitch),
-            Buffer(sums.name, levels * planes * pitch) if distance and j == 0 else None,
-            pitch,
-            weight_totals[j] if alone else 0.0,
-            structural * plane_gradient(x.shape) / weight_totals[j],
-            l1 / (planes * pixels) if mix else None,
-            j < levels - 1,
-            total,
-            (*(new for _, new in gradients), *[sums] * (j == levels - 1)),
-            (name,) if j > 0 and images[j - 1][0].address.name != name else (),
+
+def _is_combined(request: Request) -> bool:
+    """Whether the means of several levels are multiplied."""
+    return bool(request.exponents) and request.reduction != "levels"
+
+
+def _plan_levels(
+    machine: Machine, shapes: tuple[tuple[int, ...], ...], weighted: bool, request: Request
+) -> list[Plan]:
+    per_level = _is_combined(request) or request.reduction == "levels"
+    padding = request.definition.padding
+    taps = len(request.definition.window)
+    work = Workload(shapes, taps, padding, request.gradients, weighted=weighted)
+    plans: list[Plan] = []
+    for j in range(request.levels):
+        # One launch adds up the sums of all levels, or none does.
+        later = not per_level and (request.reduction != "none" or request.mix is not None)
+        later = later or any(plan.first.sums > 1 for plan in plans[:1])
+        abs_difference = request.mix is not None and j == 0
+        work = work._replace(level=j, abs_difference=abs_difference, summed_later=later)
+        plans.append(plan_level(work, machine))
+    return plans
+
+
+class _Sums(NamedTuple):
+    """The sums that programs write, and the means that become of them.
+
+    Attributes:
+        planes: the number of planes.
+        pixels: pixels of a plane.
+        counts: sums of each plane, at each level and then of |x - y|.
+        weight_totals: the sum of the weights of a plane, for the same.
+        reduction: the reduction of the planes' means, ``"none"`` for means of each level.
+        mix: the weights of a mix of one level, or ``None``.
+        shape: the shape of the means that are not reduced.
+        has_distance: whether the last counts are of |x - y|.
+        is_single: whether one kernel computes all there is.
+    """
+
+    planes: int
+    pixels: float
+    counts: list[int]
+    weight_totals: list[float]
+    reduction: str
+    mix: tuple[float, float] | None
+    shape: tuple[int, ...]
+    has_distance: bool
+    is_single: bool
+
+    @classmethod
+    def of(
+        cls,
+        plans: list[Plan],
+        shapes: tuple[tuple[int, ...], ...],
+        weighted: bool,
+        request: Request,
+    ) -> _Sums:
+        """The sums of all levels."""
+        n, c, *sides = shapes[0]
+        distance = request.mix is not None
+        per_level = _is_combined(request) or request.reduction == "levels"
+        window, padding = request.definition.window, request.definition.padding
+        lost = len(window) - 1 if padding == "valid" else 0
+        totals = [1.0 if weighted else float((h - lost) * (w - lost)) for *_, h, w in shapes]
+        pixels = float(math.prod(sides))
+        counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
+        return cls(
+            planes=n * c,
+            pixels=pixels,
+            counts=counts,
+            weight_totals=totals + [pixels] * distance,
+            reduction="none" if per_level else request.reduction,
+            mix=None if per_level else request.mix,
+            shape=(len(counts), n, c) if per_level else (n, c),
+            has_distance=distance,
+            is_single=len(plans) == 1 and plans[0].is_single,
         )
-        of_levels.append(of_level)
-    # From the coarsest on, for the halves to be gone where the gradients are large.
-    if levels > 1 and plans[0].is_single:
-        steps.append(_coarse_levels(of_levels[1:], plans[1:], settings, machine))
-        of_levels, plans = of_levels[:1], plans[:1]
-    for of_level, plan in zip(reversed(of_levels), reversed(plans), strict=True):
-        steps += _of_level(of_level, plan, settings, machine)
-    if total.in_kernel:
-        steps[-1].allocations += means, Counter(total.arrived.name)
-        steps[-1].frees += sums.name, total.arrived.name
-    elif not alone:
-        programs, warps = (1 if mix else len(counts)) * planes, 1
-        if reduction != "none":
+
+    @property
+    def are_means(self) -> bool:
+        """Whether tiles are whole planes, so that their programs write the planes' means."""
+        return max(self.counts) == 1 and self.reduction == "none" and self.mix is None
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the launch that has all sums adds them up too."""
+        return self.reduction != "none" and self.is_single
+
+    @property
+    def means(self) -> Allocation:
+        """The memory of the result."""
+        return Allocation("means", self.shape if self.reduction == "none" else ())
+
+    @property
+    def memory(self) -> Allocation:
+        """The memory of the sums."""
+        if self.are_means:
+            return self.means
+        return Allocation("sums", (len(self.counts) * self.planes * self.pitch,))
+
+    @property
+    def pitch(self) -> int:
+        """Values from the first sum of a plane to that of the next: each sum has its roundings."""
+        return 1 if self.are_means else 2 * max(self.counts)
+
+    @property
+    def total(self) -> Total:
+        """The result that the last program makes of all sums, or a total that nobody reads."""
+        totals, name = load_kernels().Totals, self.memory.name
+        if not self.in_kernel:
+            # Arguments that are no other case for the compiler.
+            return Total(False, False, totals(0.0, 0.0, 0.0, 0.0, 0.0), Buffer(name), Buffer(name))
+        # The mean of the planes' means is that of the tiles: all planes weigh the same.
+        count, weight_total = float(self.planes * self.counts[0]), self.weight_totals[0]
+        planes, mix = self.planes, self.mix or (1.0, 0.0)
+        values = totals(count, planes * weight_total, planes * self.pixels, *mix)
+        return Total(True, self.reduction == "loss", values, Buffer("means"), Buffer("arrived"))
+
+    def reduce_launch(self) -> Launch:
+        """The launch that adds up each plane's sums, or those of all planes."""
+        mixed, most = self.mix is not None, max(self.counts)
+        counts, weight_totals = self.counts, self.weight_totals
+        programs, warps = (1 if mixed else len(counts)) * self.planes, 1
+        if self.reduction != "none":
             programs, warps = 1, 4
-            counts = [planes * most] * len(counts)
-            weight_totals = [planes * weight_total for weight_total in weight_totals]
-        steps.append(
-            Launch(
-                *(_kernels().reduce_tiles_kernel, programs, warps),
-                *(Buffer(sums.name), Buffer(means.name)),
-                # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
-                *(tuple(map(float, counts)), tuple(weight_totals), planes, pitch, structural, l1),
-                LANES=warps * TILES,
-                ABS_DIFFERENCE=distance,
-                LOSS=reduction == "loss" or bool(mix),
-                MIXED=bool(mix),
-                allocations=(means,),
-                frees=(sums.name,),
-            )
+            counts = [self.planes * most] * len(counts)
+            weight_totals = [self.planes * weight_total for weight_total in weight_totals]
+        return Launch(
+            *(load_kernels().reduce_tiles_kernel, programs, warps),
+            *(Buffer(self.memory.name), Buffer("means")),
+            # Integers in a tuple are cases for the compiler, whatever a kernel asks for.
+            *(tuple(map(float, counts)), tuple(weight_totals), self.planes, self.pitch),
+            *(self.mix or (1.0, 0.0)),
+            LANES=warps * TILES,
+            ABS_DIFFERENCE=self.has_distance,
+            LOSS=self.reduction == "loss" or mixed,
+            MIXED=mixed,
+            allocations=(self.means,),
+            frees=(self.memory.name,),
         )
-    if combined:
-        steps.append(combine_launch(shape, request))
-    return steps
+
+
+def _level(
+    j: int,
+    images: list[list[Image]],
+    layouts: tuple[Layout, Layout],
+    weights: tuple[Layout, ...],
+    request: Request,
+    sums: _Sums,
+) -> Level:
+    """The computation of a level, and the places of all that it reads and writes."""
+    coarsest = request.levels - 1
+    gradients = [
+        _gradient(f"of_{name}{j}", name, layout, images[j][0].shape if j else None)
+        for name, layout in list(zip("xy", layouts, strict=True))[: request.gradients]
+    ]
+    # The finest of those that lie together is the last that is needed.
+    name = images[j][0].address.name
+    is_last = j > 0 and images[j - 1][0].address.name != name
+    structural, l1 = sums.mix or (1.0, 0.0)
+    offset, all_planes = sums.planes * sums.pitch, sums.planes * sums.pixels
+    distance = request.mix is not None and j == 0
+    return Level(
+        number=j,
+        images=images[j],
+        weight=Image(Buffer(f"weight{j}"), *weights[j][1:3]) if weights else None,
+        gradients=[gradient for gradient, _ in gradients],
+        sums=Buffer(sums.memory.name, j * offset),
+        abs_difference_sums=Buffer(sums.memory.name, request.levels * offset) if distance else None,
+        pitch=sums.pitch,
+        weight_total=sums.weight_totals[j] if sums.are_means else 0.0,
+        gradient_scale=structural * plane_gradient(images[0][0].shape) / sums.weight_totals[j],
+        abs_difference_scale=l1 / all_planes if sums.mix is not None else None,
+        contrast_only=j < coarsest,
+        total=sums.total,
+        allocations=(*(new for _, new in gradients), *[sums.memory] * (j == coarsest)),
+        frees=(name,) if is_last else (),
+    )
 
 
 def _gradient(
@@ -173,275 +270,16 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Launch, list
     strips, bands = ceil_div(width, HALVED_COLUMNS), ceil_div(height, HALVED_ROWS)
     x, y = images
     step = Launch(
-        *(_kernels().downsample_kernel, n * c * strips * bands, 4, x.address, y.address),
+        *(load_kernels().downsample_kernel, n * c * strips * bands, 4, x.address, y.address),
         *(tuple(a.address for a, _ in halves), tuple(b.address for _, b in halves)),
         *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
-        ALIGNED_WIDTH=width % _kernels().COLUMNS_PER_ACCESS.value == 0,
+        ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
         allocations=(Allocation(at.name, (at.offset,)),),
     )
     return step, halves
-
-
-class _Total(NamedTuple):
-    """The result that the last program of a launch makes of the sums of all.
-
-    Attributes:
-        in_kernel: whether it adds them up; if not, the rest has no meaning.
-        loss: whether the result is 1 less the mean.
-        totals: the kernels' ``totals``.
-        result: the place of the result.
-        arrived: the place of the integer that counts the programs.
-    """
-
-    in_kernel: bool
-    loss: bool
-    totals: Any
-    result: Buffer
-    arrived: Buffer
-
-
-class _Level(NamedTuple):
-    """The computation of a level, and the places of all that it reads and writes.
-
-    Attributes:
-        number: number of the level.
-        images: both images.
-        weight: weights of the map's values, or ``None``.
-        gradients: as many gradients as are requested.
-        sums: the place of the first program's sum.
-        abs_difference_sums: the place of the first sum of |x - y|, or ``None``.
-        pitch: values from a plane's first sum to the next one's.
-        weight_total: sum of a plane's weights, or 0 where sums are added up later.
-        gradient_scale: share of each of the map's values in the result.
-        abs_difference_scale: share of each pixel's |x - y| in the result of a mix, or ``None``.
-        contrast_only: whether the map is the contrast-structure factor: the luminance of the
-            formulas is 1 with an infinite ``c1``.
-        total: the result that its launch makes of all sums.
-        allocations: memory that its first launch allocates beside its own.
-        frees: names of tensors that nothing needs after it.
-    """
-
-    number: int
-    images: list[Image]
-    weight: Image | None
-    gradients: list[Image]
-    sums: Buffer
-    abs_difference_sums: Buffer | None
-    pitch: int
-    weight_total: float
-    gradient_scale: float
-    abs_difference_scale: float | None
-    contrast_only: bool
-    total: _Total
-    allocations: tuple[Allocation, ...]
-    frees: tuple[str, ...]
-
-    @property
-    def arguments(self) -> tuple[Image, Image, Image, Image, Image]:
-        """Both images, the weights and both gradients; where there are none, arguments that are no
-        other case for the compiler.
-        """
-        x, y = self.images
-        gradients = self.gradients or [x]
-        return x, y, self.weight or x._replace(strides=(0,) * 4), gradients[0], gradients[-1]
-
-    @property
-    def dense(self) -> bool:
-        """Whether neighbouring columns are one access, in the images and in the gradients."""
-        return all(image.dense for image in (*self.images, *self.gradients))
-
-
-def _variant(
-    level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine, **others: Any
-) -> Any:
-    """The case that a kernel of a level is compiled for."""
-    kernels = _kernels()
-    codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    taps, tile = len(settings.window), cover.tile
-    return kernels.Variant.of(
-        LANES=tile.lanes,
-        COLUMNS=tile.columns,
-        ROWS_PER_ITERATION=tile.rows_per_iteration,
-        STORE_AFTER_READ=others.get("store_after_read", tile.store_after_read),
-        ALIGNED_WIDTH=cover.aligned_width,
-        DENSE=level.dense,
-        TAPS=taps,
-        PITCH=cover.pitch(taps),
-        PADDING=codes[settings.padding].value,
-        GRADIENTS=plan.gradients,
-        WEIGHTED=level.weight is not None,
-        ABS_DIFFERENCE=level.abs_difference_sums is not None,
-        MIXED=others.get("mixed", False),
-        SHARED=machine.shared,
-        SUM_IN_KERNEL=level.total.in_kernel,
-        LOSS=level.total.loss,
-        # With the derivatives of the largest windows `value_kernel` takes one register too many.
-        FAST_RECIPROCAL=machine.shared and plan.is_single,
-    )
-
-
-def _parts(level: _Level, settings: Definition) -> tuple[Any, Any]:
-    """The window and the constants of the formulas, as kernels take them."""
-    kernels = _kernels()
-    window, low, c1, c2, _ = settings
-    constants = kernels.Constants(low, math.inf if level.contrast_only else c1, c2)
-    return kernels.Window(*_passes(window)), constants
-
-
-def _of_level(level: _Level, plan: Plan, settings: Definition, machine: Machine) -> list[Launch]:
-    """The launches that write a level's gradients and its programs' sums."""
-    if plan.fused is not None:
-        return [_fused(level, plan, plan.fused, settings, machine)]
-    launches = [_value(level, plan, plan.first, settings, machine)]
-    if plan.gradient is not None:
-        launches.append(_gradient_of_maps(level, plan, plan.gradient, settings, machine))
-    launches[-1].frees += level.frees
-    return launches
-
-
-def _fused(
-    level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
-) -> Launch:
-    x, y, weight, x_gradient, y_gradient = map(_in_kernel, level.arguments)
-    n, c, height, width = level.images[0].shape
-    window, constants = _parts(level, settings)
-    programs, taps = cover.programs(n * c), len(settings.window)
-    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, level, size)
-    abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
-    mixed = level.abs_difference_scale is not None
-    return Launch(
-        *(_kernels().fused_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, x_gradient, y_gradient, memory),
-        *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
-        *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
-        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
-        *(level.weight_total, total.totals),
-        K=_variant(level, plan, cover, settings, machine, mixed=mixed),
-        allocations=(*level.allocations, *allocated),
-        frees=(*level.frees, *(allocation.name for allocation in allocated)),
-    )
-
-
-def _coarse_levels(
-    levels: list[_Level], plans: list[Plan], settings: Definition, machine: Machine
-) -> Launch:
-    """The launch that does the same for all levels but the finest."""
-    first = levels[0].images[0]
-    covers = [plan.first for plan in plans]
-    cover, taps = covers[0], len(settings.window)
-    n, c, height, width = first.shape
-    window, constants = _parts(levels[-1], settings)
-    images = list(zip(*(level.arguments for level in levels), strict=True))
-    x, y, weight, x_gradient, y_gradient = (
-        tuple(image.address for image in of_all) for of_all in images
-    )
-    programs = sum(cover.programs(n * c) for cover in covers)
-    rows = max(cover.rows for cover in covers)
-    size = programs * plans[0].scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, levels[0], size)
-    return Launch(
-        *(_kernels().coarse_levels_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, x_gradient, y_gradient, memory, levels[0].sums),
-        *(tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(n * c, rows, c, height, width, *window, constants),
-        tuple(window.root**2 * level.gradient_scale for level in levels),
-        tuple(level.weight_total for level in levels),
-        K=_variant(levels[0], plans[0], cover, settings, machine, store_after_read=False),
-        allocations=(*(a for level in reversed(levels) for a in level.allocations), *allocated),
-        frees=(*(name for level in levels for name in level.frees), *(a.name for a in allocated)),
-    )
-
-
-def _value(
-    level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
-) -> Launch:
-    x, y, weight, _, _ = map(_in_kernel, level.arguments)
-    n, c, height, width = level.images[0].shape
-    planes, taps = n * c, len(settings.window)
-    window, constants = _parts(level, settings)
-    programs = cover.programs(planes)
-    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, level, size)
-    frees = tuple(allocation.name for allocation in allocated)
-    abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
-    top, maps = (0 if settings.padding == "valid" else -(taps // 2)), x.address
-    if plan.gradients:
-        top = 1 - taps
-        maps = Buffer(f"maps{level.number}")
-        allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * plan.pitch,)))
-    return Launch(
-        *(_kernels().value_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, _kernels().Maps(maps, plan.pitch), memory),
-        *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
-        *(level.weight_total, 0, cover.strips, cover.parts, cover.rows, cover.lines(planes)),
-        *(top, top + cover.height, c, height, width, *window, constants, total.totals),
-        K=_variant(level, plan, cover, settings, machine),
-        allocations=(*level.allocations, *allocated),
-        frees=frees,
-    )
-
-
-def _gradient_of_maps(
-    level: _Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
-) -> Launch:
-    x, y, _, x_gradient, y_gradient = map(_in_kernel, level.arguments)
-    n, c, height, width = level.images[0].shape
-    window, constants = _parts(level, settings)
-    mixed = level.abs_difference_scale is not None
-    maps = Buffer(f"maps{level.number}")
-    return Launch(
-        *(_kernels().gradient_kernel, cover.programs(n * c), cover.tile.program_warps),
-        *(x, y, x_gradient, y_gradient, _kernels().Maps(maps, plan.pitch)),
-        *(cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
-        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
-        K=_variant(level, plan, cover, settings, machine, mixed=mixed),
-        frees=(maps.name,),
-    )
-
-
-def _in_kernel(image: Image) -> Any:
-    return _kernels().Image(image.address, image.strides)
-
-
-def _passes(window: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """The first half of the taps for the pass along rows and for that along columns, each in units
-    of the tap with which a kernel then need not multiply, and the root of both units' product.
-
-    In float32 and yet with a sum of 1: a variance is a difference of two terms, which grow with the
-    window's sum and with its square.
-    """
-    half = window[: len(window) // 2 + 1]
-    centre, edge = half[-1], half[0]
-    # A one that is an integer is compiled in.
-    across = [tap / centre for tap in half[:-1]]
-    down, root = (*map(_rounded, across), 1), _rounded(centre)
-    if edge >= 2**-40 * centre:
-        down = (1, *(_rounded(tap / edge) for tap in half[1:]))
-        root = _rounded(math.sqrt(centre * edge))
-    lost = 0.5 * (1 / (root * root * (2 * sum(down[:-1]) + down[-1])) - 1) - sum(across)
-    # Large taps first, whose roundings smaller ones make up for, unless they are much smaller.
-    for k in reversed(range(len(across))):
-        exact = across[k] + (lost if abs(lost) < 2**-10 * across[k] else 0)
-        across[k] = _rounded(exact)
-        lost = exact - across[k]
-    return (*across, 1), down, root
-
-
-def _rounded(value: float) -> float:
-    return float(np.float32(value))
-
-
-def _scratch(machine: Machine, level: _Level, size: int) -> tuple[Buffer, list[Allocation]]:
-    """Scratch memory of so many values, where programs have no shared memory."""
-    if machine.shared:
-        # An address that is no other case for the compiler.
-        return level.images[0].address, []
-    name = f"scratch{level.number}"
-    return Buffer(name), [Allocation(name, (size,))]
 
 
 def backward_launch(
@@ -476,7 +314,7 @@ def backward_launch(
         )
     )
     return Launch(
-        *(_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
+        *(load_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
         tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), Buffer("grad")),
         *(Buffer("derivatives" if combined else "grad"), x[0], y[0]),
@@ -486,7 +324,7 @@ def backward_launch(
         PRODUCT=combined,
         ROWS=ROWS,
         LANES=COLUMNS,
-        ALIGNED_WIDTH=width % _kernels().COLUMNS_PER_ACCESS.value == 0,
+        ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
         ABS_DIFFERENCE=bool(images),
     )
 
@@ -495,7 +333,7 @@ def combine_launch(shape: tuple[int, ...], request: Request) -> Launch:
     """The launch that multiplies the powers of the levels' means, of this shape."""
     exponents, normalize, reduction = request.exponents, request.normalize, request.reduction
     mix = request.mix or ()
-    kernels = _kernels()
+    kernels = load_kernels()
     codes = {
         "floor": kernels.FLOOR,
         "relu": kernels.RELU,

@@ -119,7 +119,7 @@ def read(row, OFFSET: tl.constexpr, first, TAPS: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def _read_shared(address, OFFSET: tl.constexpr, COLUMNS: tl.constexpr):
-    """As many neighbouring values in one access to shared memory."""
+    """Reads so many neighbouring values in one access to shared memory."""
     assembly: tl.constexpr = _reading(OFFSET, COLUMNS)
     if COLUMNS == 1:
         a = tl.inline_asm_elementwise(
