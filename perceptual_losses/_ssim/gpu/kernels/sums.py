@@ -121,8 +121,8 @@ def sum_in_last_program(sums, abs_difference_sums, result, arrived, totals, K: t
 
     ``arrived`` counts them: it is zero before a launch, and afterwards again.
     """
-    # What this program's threads wrote is there before it is counted, and what others did, who were
-    # counted before, is there after that.
+    # The barrier orders the sums of this program's threads before the count, and the count orders
+    # those of all programs that were counted earlier before the reads below.
     tl.debug_barrier()
     before = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")
     if before == tl.num_programs(0) - 1:
