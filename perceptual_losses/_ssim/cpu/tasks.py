@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +20,48 @@ BLOCK = 64, 246
 # The least rows of a task, or slices: a band also computes some rows that its neighbours compute.
 BAND = 32
 
-_own = threading.local()
+_kept = threading.local()
+
+
+class Scratch:
+    """The scratch arrays that a share of a call needs, one after the other in its memory."""
+
+    def __init__(self, shapes: list[tuple[int, int]], dtype: Any) -> None:
+        """Lays out arrays with at least so many rows and columns."""
+        # Rows lie an odd number of cache lines apart, so that those of a ring are in different
+        # sets of the cache.
+        line = 64 // dtype.itemsize
+        self._shapes = [(rows, (-(-columns // line) | 1) * line) for rows, columns in shapes]
+        sizes = (dtype.itemsize * math.prod(shape) for shape in self._shapes)
+        *self._begins, self._size = itertools.accumulate(sizes, initial=0)
+        self._dtype = dtype
+
+    def arrays(self, memory: dict[int, Any], share: int) -> list[Any]:
+        """Uninitialised arrays in the memory of a share, which grows if it has to."""
+        kept = memory.get(share)
+        if kept is None or kept.size < self._size:
+            kept = memory[share] = _aligned_bytes(self._size)
+        return [
+            np.ndarray(shape, self._dtype, kept, begin)
+            for shape, begin in zip(self._shapes, self._begins, strict=True)
+        ]
+
+
+def _aligned_bytes(size: int) -> Any:
+    memory = np.zeros(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size]
+
+
+def kept_memory() -> dict[int, Any]:
+    """The calling thread's scratch memory, by the number of the share of a call.
+
+    It is kept from call to call: the system takes long to hand out and clear new pages.
+    """
+    if not hasattr(_kept, "memory"):
+        _kept.memory = {}
+    memory: dict[int, Any] = _kept.memory
+    return memory
 
 
 class Tasks(NamedTuple):
@@ -30,17 +69,16 @@ class Tasks(NamedTuple):
 
     Attributes:
         tasks: an array with a row for each task, as the march reads it.
-        scratch: the shapes of the scratch arrays that the widest task needs.
+        scratch: the scratch arrays that the widest task needs.
         parts: the number of tasks that share a plane.
     """
 
     tasks: Any
-    scratch: list[tuple[int, int]]
+    scratch: Scratch
     parts: int
 
 
-@functools.lru_cache(maxsize=32)
-def tasks_for_images(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
+def tasks_for_images(shape: tuple[int, ...], length: int, threads: int, dtype: Any) -> Tasks:
     """Tasks for `march`: all planes, shared evenly by the threads; ``length`` is the window's."""
     total, (height, width) = shape[0] * shape[1], shape[2:]
     # Windows reach beyond a strip, and so do the pixels under those windows.
@@ -59,11 +97,11 @@ def tasks_for_images(shape: tuple[int, ...], length: int, threads: int) -> Tasks
     ]
     widest = planes * (-(-width // strips) + halo)
     rows = 10 * (length + 1) + 26
-    return Tasks(np.array(tasks), [(rows, _whole_steps(widest) + length)], bands * strips)
+    scratch = Scratch([(rows, _whole_steps(widest) + length)], dtype)
+    return Tasks(np.array(tasks), scratch, bands * strips)
 
 
-@functools.lru_cache(maxsize=32)
-def tasks_for_volumes(shape: tuple[int, ...], length: int, threads: int) -> Tasks:
+def tasks_for_volumes(shape: tuple[int, ...], length: int, threads: int, dtype: Any) -> Tasks:
     """Tasks for `march_volume`."""
     total, (depth, height, width) = shape[0] * shape[1], shape[2:]
     halo = 2 * (length // 2)
@@ -81,43 +119,10 @@ def tasks_for_volumes(shape: tuple[int, ...], length: int, threads: int) -> Task
     wide = _whole_steps(-(-width // strips) + halo)
     area = (-(-height // bands) + halo + 2) * wide
     slots = length + 1
-    rows = (6 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)
-    return Tasks(np.array(tasks), [*rows], layers * bands * strips)
+    scratch = Scratch([(6 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)], dtype)
+    return Tasks(np.array(tasks), scratch, layers * bands * strips)
 
 
 def _whole_steps(columns: int) -> int:
     """Loops are compiled for steps of 64 values: whole steps are faster than a remainder."""
     return -(-columns // 64) * 64
-
-
-def kept_memory() -> dict[int, Any]:
-    """The calling thread's scratch memory, by the number of the share of a call.
-
-    It is kept from call to call: the system takes long to hand out and clear new pages.
-    """
-    if not hasattr(_own, "memory"):
-        _own.memory = {}
-    memory: dict[int, Any] = _own.memory
-    return memory
-
-
-def scratch_arrays(
-    memory: dict[int, Any], share: int, shapes: Sequence[tuple[int, int]], dtype: Any
-) -> list[Any]:
-    """Uninitialised arrays that belong to one share of a call.
-
-    Rows lie an odd number of cache lines apart, so that those of a ring are in different sets of
-    the cache.
-    """
-    line = 64 // dtype.itemsize
-    shapes = [(count, (-(-columns // line) | 1) * line) for count, columns in shapes]
-    size = 64 + dtype.itemsize * sum(map(math.prod, shapes))
-    if share not in memory or memory[share].size < size:
-        memory[share] = np.zeros(size, np.uint8)
-    begin = -memory[share].ctypes.data % 64
-    views = []
-    for shape in shapes:
-        end = begin + dtype.itemsize * math.prod(shape)
-        views.append(memory[share][begin:end].view(dtype).reshape(shape))
-        begin = end
-    return views

@@ -90,7 +90,10 @@ def _combine(x, y, offset_d, half, d, t):
 def load_row(
     x, y, plane, height, width, i, first, low, offset_d, offset_t, padding, at, count, d, t
 ):  # fmt: skip
-    """Difference and total of a row from column ``first`` on, less their offsets, from ``at`` on."""
+    """Difference and total of a row from column ``first`` on, each less its offset.
+
+    They are written from ``at`` on.
+    """
     here = shown_pixel(i, height, padding)
     if here < 0:
         fill(-offset_d, count, d[at:])

@@ -1,65 +1,106 @@
-"""Halved images, the sum of the levels' gradients, and the mean of |x - y|."""
+"""Halved images, the sum of the levels' gradients, and the mean of |x - y|.
 
-from ...._runtime.numba_kernels import entry, kernel
+The last three arguments of each kernel are those that `in_threads` passes: the rows of all planes
+``begin`` to ``end``, and the number of the share, which none of them needs.
+"""
+
+from ...._runtime.numba_kernels import entry, kernel, ordered
 from .formulas import add_signs, signed
-from .images import gather, place, store_row
+from .images import place
 
 
 @entry
-def halve(image, shape, begin, end, rows, out):
-    """2x2 means: rows ``begin`` to ``end`` of all planes of ``out``, ``(planes, h, w)``."""
-    height, width = shape[2], shape[3]
+def halve(x, y, x_half, y_half, size, begin, end, share):
+    """2x2 means of both images; the rows are those of the halves, which have unit columns."""
+    _halve_rows(x, x_half, size, begin, end)
+    _halve_rows(y, y_half, size, begin, end)
+
+
+@kernel
+def _halve_rows(image, out, size, begin, end):
+    _, height, width = size
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    half = out.flat.dtype.type(0.5)
     for index in range(begin, end):
-        plane = index // out.shape[1]
-        i = index - plane * out.shape[1]
+        plane = index // rows
+        i = index - plane * rows
         upper = place(image, plane, 2 * i, 0)
         lower = place(image, plane, min(2 * i + 1, height - 1), 0)
+        start = place(out, plane, i, 0)
+        row = out.flat[start : start + columns]
         if image.column == 1:
-            _mean(image.flat[upper : upper + width], image.flat[lower : lower + width], rows[0])
-        else:
-            gather(image, upper, rows[0])
-            gather(image, lower, rows[1])
-            _mean(rows[0], rows[1], rows[0])
-        _halve_row(rows[0, :width], out[plane, i])
+            _halve_row(
+                image.flat[upper : upper + width], image.flat[lower : lower + width], half, row
+            )
+            continue
+        step = image.column
+        for j in range(width // 2):
+            left, right = 2 * j * step, (2 * j + 1) * step
+            row[j] = _mean_of_four(
+                image.flat[upper + left],
+                image.flat[lower + left],
+                image.flat[upper + right],
+                image.flat[lower + right],
+                half,
+            )
+        if width % 2:
+            last = (width - 1) * step
+            row[-1] = half * (image.flat[upper + last] + image.flat[lower + last])
 
 
 @kernel
-def _mean(a, b, out):
-    half = out.dtype.type(0.5)
-    for j in range(a.shape[0]):
-        out[j] = half * (a[j] + b[j])
+def _halve_row(upper, lower, half, out):
+    for j in range(upper.shape[0] // 2):
+        out[j] = _mean_of_four(upper[2 * j], lower[2 * j], upper[2 * j + 1], lower[2 * j + 1], half)
+    if upper.shape[0] % 2:
+        out[-1] = half * (upper[-1] + lower[-1])
 
 
-@kernel
-def _halve_row(row, out):
-    half = out.dtype.type(0.5)
-    for j in range(row.shape[0] // 2):
-        out[j] = half * (row[2 * j] + row[2 * j + 1])
-    if row.shape[0] % 2:
-        out[-1] = row[-1]
+@ordered
+def _mean_of_four(a, b, c, d, half):
+    return half * (half * (a + b) + half * (c + d))
 
 
 @entry
-def accumulate_level(gradient, shape, factors, coarse, begin, end, row):
+def accumulate_level(gradient, size, factors, coarse, begin, end, share):
     """Scales rows of a level's gradient and adds what the next coarser level sends back.
 
-    ``factors`` has a number for each plane; ``coarse`` is ``(planes, h, w)``.
+    ``factors`` has a number for each plane, ``coarse`` is ``(planes, h, w)``, or ``None`` to only
+    scale.
     """
-    height, width = shape[2], shape[3]
-    dtype = coarse.dtype.type
+    slices, height, width = size
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
         start = place(gradient, plane, i, 0)
-        # A pixel is one of four under a coarse one, in an odd last row one of two.
-        fraction = dtype(0.5 if i == height - 1 and height % 2 else 0.25)
-        if gradient.column == 1:
-            here = gradient.flat[start : start + width]
-            _scale_and_spread(coarse[plane, i // 2], fraction, factors[plane], here)
+        factor = factors[plane // slices]
+        if coarse is None:
+            _scale(gradient, start, width, factor)
         else:
-            gather(gradient, start, row[:width])
-            _scale_and_spread(coarse[plane, i // 2], fraction, factors[plane], row[:width])
-            store_row(gradient, plane, i, 0, width, row)
+            # A pixel is one of four under a coarse one, in an odd last row one of two.
+            fraction = coarse.dtype.type(0.5 if i == height - 1 and height % 2 else 0.25)
+            row = coarse[plane, i // 2]
+            if gradient.column == 1:
+                here = gradient.flat[start : start + width]
+                _scale_and_spread(row, fraction, factor, here)
+            else:
+                for j in range(width):
+                    at = start + j * gradient.column
+                    sent = row[j // 2] * fraction
+                    if j == width - 1 and width % 2:
+                        sent += sent
+                    gradient.flat[at] = gradient.flat[at] * factor + sent
+
+
+@kernel
+def _scale(image, start, count, factor):
+    if image.column == 1:
+        row = image.flat[start : start + count]
+        for j in range(count):
+            row[j] *= factor
+    else:
+        for j in range(count):
+            image.flat[start + j * image.column] *= factor
 
 
 @kernel
@@ -73,19 +114,20 @@ def _scale_and_spread(coarse, fraction, factor, a):
 
 
 @entry
-def abs_difference(x, y, height, width, begin, end, out):
-    """Sums of ``|x - y|`` over each of rows ``begin`` to ``end`` of all planes."""
+def abs_difference(x, y, size, sums, begin, end, share):
+    """Sums of ``|x - y|`` over each row."""
+    _, height, width = size
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
         x_at, y_at = place(x, plane, i, 0), place(y, plane, i, 0)
         if x.column == 1 and y.column == 1:
-            out[index] = _sum_of_differences(x.flat[x_at : x_at + width], y.flat[y_at:])
+            sums[index] = _sum_of_differences(x.flat[x_at : x_at + width], y.flat[y_at:])
         else:
             total = 0.0
             for j in range(width):
                 total += abs(x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column])
-            out[index] = total
+            sums[index] = total
 
 
 @kernel
@@ -97,8 +139,9 @@ def _sum_of_differences(x, y):
 
 
 @entry
-def add_sign(gradient, x, y, scale, height, width, begin, end):
+def add_sign(gradient, x, y, size, scale, begin, end, share):
     """Adds ``scale`` of each plane times the sign of ``x - y`` to rows of the gradient."""
+    slices, height, width = size
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
@@ -107,9 +150,10 @@ def add_sign(gradient, x, y, scale, height, width, begin, end):
             place(x, plane, i, 0),
             place(y, plane, i, 0),
         )
+        step = scale[plane // slices]
         if gradient.column == 1 and x.column == 1 and y.column == 1:
-            add_signs(x.flat[x_at:], y.flat[y_at:], scale[plane], gradient.flat[at : at + width])
+            add_signs(x.flat[x_at:], y.flat[y_at:], step, gradient.flat[at : at + width])
         else:
             for j in range(width):
                 d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
-                gradient.flat[at + j * gradient.column] += signed(scale[plane], d)
+                gradient.flat[at + j * gradient.column] += signed(step, d)

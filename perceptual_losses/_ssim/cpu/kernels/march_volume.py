@@ -243,4 +243,5 @@ def march_volume(
                                 sum_of_differences += added
                         store_row(image, plane, i, left, right - left, line)
         sums[volume, part] = sum_of_map
-        abs_differences[volume, part] = sum_of_differences
+        if l1 is not None:
+            abs_differences[volume, part] = sum_of_differences

@@ -1,0 +1,204 @@
+"""One level of the pyramid on a CPU: the kernels that run on images of its shape."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool3d
+
+from ..._runtime.threads import in_threads
+from ..definition import Request, plane_gradient
+from ..pyramid import upsample_adjoint
+from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
+
+# A pixel of the march costs as much as so many that are halved or scaled.
+LIGHT = 16
+
+
+@functools.cache
+def load_kernels() -> Any:
+    """The kernels, which take a moment to import."""
+    from . import kernels
+
+    return kernels
+
+
+class Pair(NamedTuple):
+    """Both images of a level.
+
+    Attributes:
+        tensors: the two tensors.
+        images: the same as the kernels read them.
+    """
+
+    tensors: Sequence[Tensor]
+    images: Sequence[Any]
+
+
+class Level:
+    """The kernels of a level, and their arguments that only its shape and the request decide.
+
+    Several threads may use a level at once. Its two dictionaries only grow, by entries that are
+    the same whoever adds them.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        request: Request,
+        dtype: Any,
+        contrast: bool,
+        mix: tuple[float, float] | None,
+    ) -> None:
+        """Prepares the kernels' arguments.
+
+        Args:
+            shape: the shape of the level's images.
+            request: the request.
+            dtype: the NumPy dtype of the images and of all computation.
+            contrast: whether the mean is that of the contrast-structure factor, not of SSIM.
+            mix: the weights of ``1 - SSIM`` and of the mean ``|x - y|`` if the stored gradients are
+                those of a mix.
+        """
+        self.shape, self._dtype, self._kernels = shape, dtype, load_kernels()
+        taps, low, c1, c2, padding = request.definition
+        lost = len(taps) - 1 if padding == "valid" else 0
+        self._map_size = math.prod(side - lost for side in shape[2:])
+        self._planes, self._pixels = math.prod(shape[:2]), math.prod(shape[2:])
+        self._rows, self._values = math.prod(shape[:-1]), math.prod(shape)
+        self._is_volume = len(shape) == 5
+        self._size = shape[2:] if self._is_volume else (1, *shape[2:])
+        self._march = self._kernels.march_volume if self._is_volume else self._kernels.march
+        self._tasks_for = tasks_for_volumes if self._is_volume else tasks_for_images
+        structural = 1.0 if mix is None else mix[0]
+        constants = low, c1, c2, structural * plane_gradient(shape)
+        l1 = None
+        if mix is not None and request.gradients:
+            l1 = dtype.type(mix[1] / self._values)
+        variant = getattr(self._kernels, padding.upper()), contrast, request.gradients
+        mirrored = () if self._is_volume else (True if padding == "symmetric" else None,)
+        self._has_l1 = l1 is not None
+        self._window_size = len(taps)
+        self._arguments = (
+            shape,
+            self._kernels.Window((0,) * len(taps), np.array(taps, dtype)),
+            self._kernels.Constants(*map(dtype.type, constants)),
+            l1,
+            *mirrored,
+            self._kernels.Variant(*variant),
+        )
+        self._tasks: dict[int, Tasks] = {}
+        self._places: dict[tuple[int, ...], tuple[int, Any]] = {}
+
+    def images(self, *tensors: Tensor) -> list[Any]:
+        """Tensors of the level's shape, with whatever strides, as the kernels read them."""
+        images = []
+        for tensor in tensors:
+            strides = tensor.stride()
+            places = self._places.get(strides)
+            if places is None:
+                places = self._places[strides] = _places(self.shape, strides)
+            length, starts = places
+            flat = tensor.detach().as_strided((length,), (1,)).numpy()
+            images.append(self._kernels.Image(flat, starts, strides[-2], strides[-1]))
+        return images
+
+    def march(
+        self, images: Sequence[Any], gradients: Sequence[Tensor], weights: Tensor | None
+    ) -> tuple[Any, Any]:
+        """Computes the means of all planes, and writes their premultiplied gradients.
+
+        Returns:
+            The mean of each plane, and in a mix with a gradient its mean ``|x - y|``, in float64.
+        """
+        tasks = self._tasks_of(torch.get_num_threads())
+        # Where there is no gradient the kernel gets an image, which it does not touch.
+        images = [*images, *self.images(*gradients), *images[len(gradients) :]]
+        map_weights = None if weights is None else weights.squeeze(1).contiguous().numpy()
+        sums = np.empty((self._planes, tasks.parts))
+        abs_differences = np.empty_like(sums) if self._has_l1 else sums
+        memory = kept_memory()
+
+        def run(begin: int, end: int, share: int) -> None:
+            self._march(
+                *images, map_weights, *self._arguments, tasks.tasks[begin:end],
+                *tasks.scratch.arrays(memory, share), sums, abs_differences,
+            )  # fmt: skip
+
+        in_threads(run, len(tasks.tasks), self._values)
+        means = sums.sum(1)
+        if weights is None:
+            means /= self._map_size
+        else:
+            # The kernel adds up weighted deficits, whose sum is the mean's distance from 1.
+            means += 1
+        return means, abs_differences.sum(1) / self._pixels if self._has_l1 else None
+
+    def halve(self, pair: Pair, coarse: Level) -> Pair:
+        """The images of the next coarser level."""
+        if self._is_volume:
+            halves = [avg_pool3d(image, 2, ceil_mode=True).contiguous() for image in pair.tensors]
+            return Pair(halves, coarse.images(*halves))
+        halves = [image.new_empty(coarse.shape) for image in pair.tensors]
+        images = coarse.images(*halves)
+        run = functools.partial(self._kernels.halve, *pair.images, *images, self._size)
+        in_threads(run, coarse._rows, 2 * self._values // LIGHT)
+        return Pair(halves, images)
+
+    def abs_difference(self, images: Sequence[Any]) -> Any:
+        """The mean ``|x - y|`` of each plane, in float64."""
+        sums = np.empty(self._rows)
+        run = functools.partial(self._kernels.abs_difference, *images, self._size, sums)
+        in_threads(run, len(sums), self._values // LIGHT)
+        return sums.reshape(self._planes, -1).sum(1) / self._pixels
+
+    def accumulate(self, gradient: Tensor, factors: Any, coarse: Tensor | None = None) -> None:
+        """Multiplies each plane by its factor and adds the next coarser gradient, in place.
+
+        Autograd does not see it: the plan knows which gradients are used up.
+        """
+        sent = None
+        if coarse is not None and not self._is_volume:
+            sent = coarse.flatten(0, 1).numpy()
+        run = functools.partial(
+            self._kernels.accumulate_level,
+            *self.images(gradient),
+            self._size,
+            factors.reshape(-1),
+            sent,
+        )
+        in_threads(run, self._rows, self._values // LIGHT)
+        if coarse is not None and self._is_volume:
+            gradient.data.add_(upsample_adjoint(coarse, self.shape))
+
+    def add_sign(self, gradient: Tensor, x: Tensor, y: Tensor, scale: Any) -> None:
+        """Adds the gradient of each plane's mean ``|x - y|`` with respect to ``x``, in place."""
+        run = functools.partial(
+            self._kernels.add_sign,
+            *self.images(gradient, x, y),
+            self._size,
+            scale.reshape(-1) / self._dtype.type(self._pixels),
+        )
+        in_threads(run, self._rows, self._values // LIGHT)
+
+    def _tasks_of(self, threads: int) -> Tasks:
+        tasks = self._tasks.get(threads)
+        if tasks is None:
+            tasks = self._tasks_for(self.shape, self._window_size, threads, self._dtype)
+            self._tasks[threads] = tasks
+        return tasks
+
+
+def _places(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, Any]:
+    """The number of values from the first pixel to the last, and the first place of each plane."""
+    last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    starts = np.zeros(1, np.int64)
+    for size, step in zip(shape[:-2], strides[:-2], strict=True):
+        starts = np.add.outer(starts, np.arange(size) * step).ravel()
+    return last + 1, starts
