@@ -37,15 +37,6 @@ torch.library.define(
 )
 
 
-def planned(x: Tensor, y: Tensor, weights: Sequence[Tensor], plan: Plan, backend: str) -> Tensor:
-    """The value of a plan, differentiable with respect to as many images as it has gradients."""
-    if plan.request.gradients:
-        # Not Function.apply, which first looks for torch.func transforms: there are none here.
-        value: Tensor = _apply(x, y, plan, backend, *weights)
-        return value
-    return plan.forward(x, y, weights).value
-
-
 class _Planned(torch.autograd.Function):
     """A plan with its backward pass, for eager calls."""
 
@@ -83,7 +74,10 @@ class _Planned(torch.autograd.Function):
         return *found, *unused
 
 
-_apply: Any = super(torch.autograd.Function, _Planned).apply
+# The value of a plan from ``(x, y, plan, backend, *weights)``, differentiable with respect to as many
+# images as the plan has gradients. Not Function.apply, which first looks for torch.func transforms:
+# there are none where plans run.
+apply_plan: Any = super(torch.autograd.Function, _Planned).apply
 
 
 def make_plan(

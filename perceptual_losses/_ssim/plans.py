@@ -93,7 +93,10 @@ class Call(NamedTuple):
     def __call__(self, x: Tensor, y: Tensor, weights: Sequence[Tensor] = ()) -> Tensor:
         if self.swapped:
             x, y = y, x
-        return autograd.planned(x, y, weights, self.plan, self.backend)
+        if not self.plan.request.gradients:
+            return self.plan.forward(x, y, weights).value
+        value: Tensor = autograd.apply_plan(x, y, self.plan, self.backend, *weights)
+        return value
 
 
 Plans = dict[tuple[Any, ...], Call]
