@@ -74,9 +74,9 @@ class _Planned(torch.autograd.Function):
         return *found, *unused
 
 
-# The value of a plan from ``(x, y, plan, backend, *weights)``, differentiable with respect to as many
-# images as the plan has gradients. Not Function.apply, which first looks for torch.func transforms:
-# there are none where plans run.
+# Gives the value of a plan from ``(x, y, plan, backend, *weights)``, differentiable with respect to
+# as many images as the plan has gradients. Function.apply would first look for torch.func
+# transforms, and there are none where plans run.
 apply_plan: Any = super(torch.autograd.Function, _Planned).apply
 
 
