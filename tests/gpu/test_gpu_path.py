@@ -37,6 +37,7 @@ from perceptual_losses._ssim.backend import Layout, layout_of
 from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
+from perceptual_losses._ssim.gpu import level as gpu_level
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.pyramid import halve, halved_shape
@@ -968,7 +969,7 @@ def check_what_is_refused():
 )
 def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     window = gaussian(taps, sigma)
-    across, down, root = gpu_levels._passes(window)
+    across, down, root = gpu_level._passes(window)
     arrays = [np.array((*half, *half[-2::-1])) for half in (across, down)]
     assert all((array == np.float32(array)).all() for array in (*arrays, root))
     # Of three taps there are few roundings to choose from.

@@ -6,9 +6,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss
+from perceptual_losses._ssim import plans
 from perceptual_losses._ssim.gpu import backend as gpu
 
-MISSING = gpu.missing(torch.device("cpu"))
+MISSING = gpu.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
@@ -43,13 +44,11 @@ def test_auto_takes_the_kernels(monkeypatch, loss, device):
 def test_auto_on_an_old_gpu(monkeypatch):
     old = "cuda:0 has compute capability 7.5, not 8.0"
     monkeypatch.setattr(gpu, "_too_old", lambda device: old)
-    from perceptual_losses import _ssim
-
-    _ssim._warn.cache_clear()
+    plans._warn_of_fallback.cache_clear()
     with FakeTensorMode():
         x = torch.empty(2, 3, 64, 64, device="cuda")
         with pytest.warns(RuntimeWarning, match=f"{old}: the GPU runs the reference path"):
             assert SSIMLoss()(x, x).device.type == "cuda"
         with pytest.raises(ValueError, match=f"backend='triton' cannot run: {old}"):
             SSIMLoss(backend="triton")(x, x)
-    _ssim._warn.cache_clear()
+    plans._warn_of_fallback.cache_clear()

@@ -62,11 +62,11 @@ def value_kernel(
 ):
     """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
 
-    ``first_program`` is the number of the first program of this level. ``maps`` holds the
-    derivatives for each plane: M (M_t for two gradients), V_d, V_t and then M_d, all from
-    ``TAPS - 1`` rows and columns before the image on, in rows of ``pitch`` values. A pixel's
-    |x - y| is summed by the program that is at its row of the map, or would be where the map is
-    smaller, and loads its column.
+    ``first_program`` is the number of the first program of this level. The map has the rows from
+    ``map_top`` on and before ``map_bottom``. ``maps`` holds the derivatives for each plane: M (M_t
+    for two gradients), V_d, V_t and then M_d, all from ``TAPS - 1`` rows and columns before the
+    image on. A pixel's |x - y| is summed by the program that is at its row of the map, or would be
+    where the map is smaller, and loads its column.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
     HALO: tl.constexpr = K.TAPS - 1
@@ -90,6 +90,7 @@ def value_kernel(
     while line < end:
         strip, plane, top, bottom, part = segment(program, line, end, rows, strip_height, strips)
         top, bottom = map_top + top, map_top + bottom
+        place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
         x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
         weight = weights_of(all_weights, plane, channels)
         # The same for the whole plane, because programs filter each other's derivatives.
@@ -136,7 +137,6 @@ def value_kernel(
                     )
                 slot = other_slot
                 here += 1
-        place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
         last = (bottom == map_bottom) & (part + 1 < parts)
         column = left + MAP_OFFSET
         deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
