@@ -90,13 +90,14 @@ class Evaluator:
         with torch.enable_grad():
             # The call on a leaf leaves the plan that the next call finds.
             leaf = x.detach().requires_grad_()
-            value = self(leaf, y.detach(), mask)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        memory = torch.empty_like(leaf)
+            recorded = self(leaf, y.detach(), mask)
+            value = recorded.detach()
+            (gradient,) = torch.autograd.grad(recorded.sum(), leaf)
+        memory = torch.empty_like(x)
         if gradient.stride() != memory.stride():
             # The operations of a masked mix may have laid it out otherwise.
             gradient = memory.copy_(gradient)
-        return value.detach(), gradient
+        return value, gradient
 
     def _first_call(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         options, request = self._options, self.request
