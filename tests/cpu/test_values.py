@@ -1,0 +1,174 @@
+"""The values and gradients of the CPU backend: precision, mixes, repeated backward passes."""
+
+import itertools
+
+import pytest
+import torch
+from steps import pair, step
+
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses._ssim.cpu.level import Level
+
+
+def hot(x):
+    """The images with one very bright pixel, among those that the local offset is taken from."""
+    return x.index_put((torch.tensor(0),) * 4, torch.tensor(1e4))
+
+
+@pytest.mark.parametrize(
+    "related",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: (x, x + 1e-4 * (y - 0.5)),
+        lambda x, y: (x, x + 1e-6 * (y - 0.5)),
+        lambda x, y: (hot(x), y),
+        lambda x, y: (x, hot(y)),
+    ],
+    ids=["related", "near", "nearest", "hot_x", "hot_y"],
+)
+def test_the_budget_in_float32(related):
+    """The error against float64 is at most twice the reference's, plus one rounding."""
+    for seed in range(5):
+        x, y = related(*pair(1, 3, 176, 190, seed=seed))
+        for function in (ssim, ms_ssim):
+            exact = step(function, x.double(), y.double(), backend="reference")
+            errors = {}
+            for backend in ("numba", "reference"):
+                got = step(function, x, y, backend=backend)
+                errors[backend] = [
+                    ((value.double() - true).norm() / true.norm()).item()
+                    for value, true in zip(got, exact, strict=True)
+                ]
+            for fast, plain in zip(errors["numba"], errors["reference"], strict=True):
+                assert fast <= 2 * plain + 6e-8
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "one image": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_the_mixes_in_one_pass(loss, layout):
+    x, y = pair(2, 3, 177, 183)
+    y[..., :20] = x[..., :20]
+    x, y = LAYOUTS[layout](x), y
+    fast = step(loss(backend="numba"), x, y)
+    plain = step(loss(backend="reference"), x, y)
+    exact = step(loss(backend="reference"), x.double(), y.double())
+    for got, rough, true in zip(fast, plain, exact, strict=True):
+        assert (got - true).norm() <= 2 * (rough - true).norm() + 6e-8 * true.norm()
+
+
+def test_the_mix_of_volumes_in_one_pass():
+    x, y = pair(2, 1, 12, 13, 14, dtype=torch.float64)
+    fast, exact = (step(L1SSIMLoss(0.5, backend=b), x, y) for b in ("numba", "reference"))
+    for got, true in zip(fast, exact, strict=True):
+        assert (got - true).norm() < 1e-13 * true.norm()
+
+
+def test_what_the_distance_of_the_mixes_sees():
+    """Its gradient is the sign of the difference: zero where there is none, NaN where that is."""
+    x, y = pair(1, 1, 14, 15, dtype=torch.float64)
+    y[0, 0, 3] = x[0, 0, 3]
+    _, gradient, opposite = step(L1SSIMLoss(0, backend="numba"), x, y)
+    assert torch.equal(gradient, (x - y).sign() / x.numel())
+    assert torch.equal(opposite, -gradient)
+    x[0, 0, 5, 6] = float("nan")
+    value, gradient, _ = step(L1SSIMLoss(0.5, backend="numba"), x, y)
+    assert value.isnan()
+    assert gradient[0, 0, 5, 6].isnan()
+
+
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_the_mixes_a_second_time(loss):
+    x, y = pair(1, 2, 176, 178, dtype=torch.float64)
+    x.requires_grad_()
+    y.requires_grad_()
+    value = loss(backend="numba")(x, y)
+    first = [grad.clone() for grad in torch.autograd.grad(value, (x, y), retain_graph=True)]
+    second = torch.autograd.grad(3 * value, (x, y))
+    for once, thrice in zip(first, second, strict=True):
+        assert (thrice - 3 * once).norm() < 1e-12 * once.norm()
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_a_second_backward_through_the_same_graph(function):
+    x, y = pair(1, 2, 176, 178)
+    x.requires_grad_()
+    y.requires_grad_()
+    value = function(x, y, backend="numba")
+    first = [grad.clone() for grad in torch.autograd.grad(value, (x, y), retain_graph=True)]
+    second = torch.autograd.grad(3 * value, (x, y))
+    for once, thrice in zip(first, second, strict=True):
+        assert (thrice - 3 * once).norm() < 1e-6 * once.norm()
+
+
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_a_gradient_is_the_callers_own_to_change(function):
+    x = pair(1, 2, 176, 178)[0].requires_grad_()
+    value = function(x, pair(1, 2, 176, 178)[1], backend="numba")
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(value, x)
+    assert (second - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_an_image_against_itself_has_second_derivatives():
+    x = pair(1, 1, 16, 16, dtype=torch.float64)[0].requires_grad_()
+    (first,) = torch.autograd.grad(ssim(x, x, backend="numba"), x, create_graph=True)
+    assert not first.any()
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert second.abs().max() < 1e-12
+
+
+def test_a_plain_loss_has_its_gradient_as_it_was_written(monkeypatch):
+    """Scaling it would be a pass over memory."""
+    scaled = []
+    accumulate = Level.accumulate
+    monkeypatch.setattr(Level, "accumulate", lambda *given: (scaled.append(1), accumulate(*given)))
+    for shape in ((3, 7, 20, 24), (1, 2, 11, 12, 13)):
+        x, y = pair(*shape)
+        gradients = []
+        for backend, times in itertools.product(("reference", "numba"), (1, 0.3)):
+            loss = SSIMLoss(backend=backend)(x.requires_grad_(), y)
+            gradients += torch.autograd.grad(times * loss, x)
+            assert len(scaled) == (backend == "numba" and times != 1)
+        scaled.clear()
+        for gradient, expected in zip(gradients[2:], gradients[:2], strict=True):
+            assert (gradient - expected).norm() < 1e-6 * expected.norm()
+
+
+def relaid(tensor):
+    """The same values in memory of another layout."""
+    padded = torch.empty(*tensor.shape[:-1], tensor.shape[-1] + 1, dtype=tensor.dtype)
+    return padded[..., 1:].copy_(tensor)
+
+
+@pytest.mark.parametrize("relay", [relaid, lambda tensor: relaid(tensor.mT).mT])
+@pytest.mark.parametrize("shape", [(2, 3, 45, 46), (1, 2, 22, 23, 24)])
+@pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss, MSSSIMLoss, L1MSSSIMLoss])
+def test_hooks_that_give_saved_tensors_another_layout(loss, shape, relay):
+    options = {"weights": (0.4, 0.6)} if "MSSSIM" in loss.__name__ else {}
+    x, y = pair(*shape, dtype=torch.float64)
+    function = loss(backend="numba", **options)
+    expected = step(lambda x, y: 3 * function(x, y), x, y)
+    with torch.autograd.graph.saved_tensors_hooks(relay, lambda tensor: tensor):
+        got = step(lambda x, y: 3 * function(x, y), x, y)
+    for gradient, plain in zip(got, expected, strict=True):
+        torch.testing.assert_close(gradient, plain, rtol=1e-12, atol=1e-20)
+
+
+def test_channels_last_volumes():
+    x, y = pair(1, 3, 22, 23, 24, dtype=torch.float64)
+    loss = MSSSIMLoss(backend="numba", weights=(0.4, 0.6))
+    expected = step(loss, x, y)
+    last = torch.channels_last_3d
+    got = step(loss, x.contiguous(memory_format=last), y.contiguous(memory_format=last))
+    for value, plain in zip(got, expected, strict=True):
+        torch.testing.assert_close(value, plain, rtol=1e-12, atol=1e-20)
