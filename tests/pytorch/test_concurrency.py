@@ -512,7 +512,7 @@ def test_no_folder_for_a_cache(process, monkeypatch):
 COMPILE = """
 import hashlib
 from benchmarks.gpu import registers
-launches = registers.launched(registers.Case(11, gradients=0, distance="apart"), 80)
+launches = registers.launched(registers.Case(11, gradients=0, l1="separate"), 80)
 ptx = registers.compiled(launches["reduce_tiles_kernel"], 80).asm["ptx"]
 print(hashlib.sha256(ptx.encode()).hexdigest())
 """
