@@ -172,3 +172,21 @@ def test_channels_last_volumes():
     got = step(loss, x.contiguous(memory_format=last), y.contiguous(memory_format=last))
     for value, plain in zip(got, expected, strict=True):
         torch.testing.assert_close(value, plain, rtol=1e-12, atol=1e-20)
+
+
+@pytest.mark.parametrize("upstream", [float("inf"), float("nan"), 3e38])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("function", [ssim, ms_ssim])
+def test_upstream_gradients_that_overflow(function, reduction, upstream):
+    """NumPy would warn of them, which is an error in tests; torch does not."""
+    x, y = pair(2, 2, 176, 178)
+    options = {} if function is ssim else {"normalize": "relu"}
+    # The coarse levels of the second image are negative, and their derivatives zero.
+    image = torch.cat([x[:1], 1 - y[1:]]).requires_grad_()
+    value = function(image, y, backend="numba", reduction=reduction, **options)
+    (gradient,) = torch.autograd.grad(value, image, torch.full_like(value, upstream))
+    (usual,) = torch.autograd.grad(
+        function(image, y, backend="numba", reduction=reduction, **options).sum(), image
+    )
+    overflows = ~(usual[0] * upstream).isfinite()
+    assert not gradient[0][overflows].isfinite().any()

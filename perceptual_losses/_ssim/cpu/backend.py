@@ -91,26 +91,29 @@ class CpuPlan:
         self, saved: Sequence[Tensor], grad: Tensor | None, x: Tensor, y: Tensor
     ) -> list[Tensor]:
         """Scales the saved gradients in place and adds up those of the levels."""
-        request, finest, usual = self.request, self._levels[0], self._premultiplied_by
+        request, levels, usual = self.request, self._levels, self._premultiplied_by
         upstream = usual if grad is None else grad.numpy()
-        if not request.exponents:
-            if np.count_nonzero(upstream != usual):
-                factors = np.full(x.shape[:2], upstream / usual, self._dtype)
-                for gradient in saved:
-                    finest.accumulate(gradient, factors)
+        if request.exponents:
+            derivatives, *gradients = saved
+            by_means = derivatives.numpy()
+        elif np.count_nonzero(upstream != usual):
+            gradients, by_means = list(saved), np.ones((1, *x.shape[:2]), self._dtype)
+        else:
             return list(saved)
-        scale = saved[0].numpy() * upstream
-        images, found = (x, y), []
+        # NumPy warns of NaN and infinity, which torch computes silently.
+        with np.errstate(all="ignore"):
+            scale = by_means * upstream
+            factors = scale / usual
+        images = (x, y), (y, x)
+        found = []
         for k in range(request.gradients):
-            coarse = None
-            for j in reversed(range(len(self._levels))):
-                gradient = saved[1 + k * len(self._levels) + j]
-                self._levels[j].accumulate(gradient, scale[j] / usual, coarse)
-                coarse = gradient
-            assert coarse is not None
-            if request.mix is not None:
-                finest.add_sign(coarse, images[k], images[1 - k], scale[-1])
-            found.append(coarse)
+            of_levels = gradients[k * len(levels) : (k + 1) * len(levels)]
+            for j in reversed(range(len(levels))):
+                coarse = of_levels[j + 1] if j + 1 < len(levels) else None
+                levels[j].accumulate(of_levels[j], factors[j], coarse)
+            if request.exponents and request.mix is not None:
+                levels[0].add_sign(of_levels[0], *images[k], scale[-1])
+            found.append(of_levels[0])
         return found
 
 
@@ -123,7 +126,6 @@ def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """
     values: Any = means.numpy()
     powers = np.array(request.exponents, values.dtype)[:, None, None]
-    # NumPy warns of NaN and infinity, which torch computes silently.
     with np.errstate(all="ignore"):
         bases, slopes, dead = _normalized(values, request.normalize)
         factors = np.where(dead, 0, bases**powers)

@@ -10,31 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
 
 from ..._runtime.threads import in_threads
 from ..definition import Request, plane_gradient
-from ..pyramid import upsample_adjoint
+from ..pyramid import halve, upsample_adjoint
 from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
-# A pixel of the march costs as much as so many that are halved or scaled.
+# The march takes as long for one pixel as the other kernels take for so many.
 LIGHT = 16
-
-
-@functools.cache
-def load_kernels() -> Any:
-    """The kernels, which take a moment to import."""
-    from . import kernels
-
-    return kernels
 
 
 class Pair(NamedTuple):
     """Both images of a level.
 
     Attributes:
-        tensors: the two tensors.
-        images: the same as the kernels read them.
+        tensors: the first and the second image.
+        images: both as the kernels read them.
     """
 
     tensors: Sequence[Tensor]
@@ -42,10 +33,10 @@ class Pair(NamedTuple):
 
 
 class Level:
-    """The kernels of a level, and their arguments that only its shape and the request decide.
+    """The kernels of a level, with the arguments that only its shape and the request decide.
 
-    Several threads may use a level at once. Its two dictionaries only grow, by entries that are
-    the same whoever adds them.
+    Several threads may use a level at once. Two dictionaries remember tasks by number of threads
+    and places by strides; an entry is the same whichever thread adds it.
     """
 
     def __init__(
@@ -66,13 +57,17 @@ class Level:
             mix: the weights of ``1 - SSIM`` and of the mean ``|x - y|`` if the stored gradients are
                 those of a mix.
         """
-        self.shape, self._dtype, self._kernels = shape, dtype, load_kernels()
+        # Not at the top: importing the package does not import Numba.
+        from . import kernels
+
+        self.shape, self._dtype, self._kernels = shape, dtype, kernels
         taps, low, c1, c2, padding = request.definition
         lost = len(taps) - 1 if padding == "valid" else 0
         self._map_size = math.prod(side - lost for side in shape[2:])
         self._planes, self._pixels = math.prod(shape[:2]), math.prod(shape[2:])
         self._rows, self._values = math.prod(shape[:-1]), math.prod(shape)
         self._is_volume = len(shape) == 5
+        # Slices, height and width of a plane.
         self._size = shape[2:] if self._is_volume else (1, *shape[2:])
         self._march = self._kernels.march_volume if self._is_volume else self._kernels.march
         self._tasks_for = tasks_for_volumes if self._is_volume else tasks_for_images
@@ -118,7 +113,7 @@ class Level:
             The mean of each plane, and in a mix with a gradient its mean ``|x - y|``, in float64.
         """
         tasks = self._tasks_of(torch.get_num_threads())
-        # Where there is no gradient the kernel gets an image, which it does not touch.
+        # In place of a gradient that is not requested the kernel gets an image, and only reads it.
         images = [*images, *self.images(*gradients), *images[len(gradients) :]]
         map_weights = None if weights is None else weights.squeeze(1).contiguous().numpy()
         sums = np.empty((self._planes, tasks.parts))
@@ -143,7 +138,7 @@ class Level:
     def halve(self, pair: Pair, coarse: Level) -> Pair:
         """The images of the next coarser level."""
         if self._is_volume:
-            halves = [avg_pool3d(image, 2, ceil_mode=True).contiguous() for image in pair.tensors]
+            halves = [halve(image) for image in pair.tensors]
             return Pair(halves, coarse.images(*halves))
         halves = [image.new_empty(coarse.shape) for image in pair.tensors]
         images = coarse.images(*halves)
@@ -196,7 +191,10 @@ class Level:
 
 
 def _places(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, Any]:
-    """The number of values from the first pixel to the last, and the first place of each plane."""
+    """The number of values from the first pixel to the last, and the place of each plane's first.
+
+    The slices of a volume count as planes.
+    """
     last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     starts = np.zeros(1, np.int64)
     for size, step in zip(shape[:-2], strides[:-2], strict=True):
