@@ -14,11 +14,6 @@ from perceptual_losses import _evaluator
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
-INTERPRETER_TESTS = Path(__file__).parent / "gpu" / "interpreted"
-
-# Elsewhere nothing imports these files unless they are asked for.
-collect_ignore = [] if INTERPRETED else [str(INTERPRETER_TESTS)]
-
 # The backend refuses float64 and volumes. The others take the interpreter minutes.
 NOT_INTERPRETED = ("float64", "volumes", "training", "large")
 
@@ -48,9 +43,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _interpreted(item: pytest.Item) -> bool:
-    # Functions named check_ are those that tests/gpu/test_gpu_path.py runs in such a process.
-    if INTERPRETER_TESTS in item.path.parents or item.name.startswith("check_"):
-        return True
     marked = item.get_closest_marker("interpreted") is not None
     return marked and not any(item.get_closest_marker(name) for name in NOT_INTERPRETED)
 

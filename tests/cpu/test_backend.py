@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from steps import pair, step
+from cpu_steps import pair, step
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss, ssim
 from perceptual_losses._runtime import numba_installed

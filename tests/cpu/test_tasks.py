@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from steps import pair, step
+from cpu_steps import pair, step
 
 from perceptual_losses import L1SSIMLoss, _evaluator, ms_ssim, ssim
 from perceptual_losses._ssim.cpu import tasks

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from steps import pair, step
+from cpu_steps import pair, step
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 from perceptual_losses._ssim.cpu.level import Level

@@ -49,31 +49,6 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 PADDINGS = ["valid", "zeros", "symmetric"]
 
 
-# The properties of every path, but for those of float64 and of volumes, which the path refuses, and
-# those whose hundreds of steps or stated sizes take the interpreter minutes.
-PROPERTIES = "interpreted and not (float64 or volumes or training or large)"
-
-
-@pytest.mark.parametrize(
-    "chosen",
-    [[__file__, "-o", "python_functions=check_"], ["tests", "-m", PROPERTIES]],
-    ids=["checks", "properties"],
-)
-def test_in_the_interpreter(chosen, root):
-    options = ["-p", "no:cacheprovider", "-q", "-n", "2"]
-    # Masked columns compute with whatever lies in memory.
-    options += ["-W", "ignore::RuntimeWarning"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *chosen, *options],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0, done.stdout[-4000:]
-
-
 def test_triton_is_imported_with_the_first_launch():
     code = "import sys, perceptual_losses._ssim.gpu.backend; print('triton' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -233,7 +208,8 @@ WIDTHS = [13, 32]
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("padding", PADDINGS)
-def check_tiles_meet_without_a_seam(tiles, scheme, padding, width):
+@pytest.mark.interpreted
+def test_tiles_meet_without_a_seam_in_the_interpreter(tiles, scheme, padding, width):
     tiles(*scheme)
     x, y = pair(1, 1, 8, width)
     chosen = settings(padding=padding)
@@ -250,7 +226,8 @@ def check_tiles_meet_without_a_seam(tiles, scheme, padding, width):
         (7, (1, 1, 10, 7), (16, 1, 7, False)),
     ],
 )
-def check_windows(tiles, padding, taps, shape, scheme):
+@pytest.mark.interpreted
+def test_windows_in_the_interpreter(tiles, padding, taps, shape, scheme):
     tiles(*scheme)
     # With one tap there is no variance, and two large terms of the gradient cancel.
     compare(*pair(*shape), settings(taps, padding), tolerance=3e-5 if taps == 1 else 2e-6)
@@ -267,13 +244,15 @@ def check_windows(tiles, padding, taps, shape, scheme):
         (33, (1, 1, 33, 35), "valid", (128, 1, 64, False), 0),
     ],
 )
-def check_large_windows(tiles, taps, shape, padding, scheme, gradients):
+@pytest.mark.interpreted
+def test_large_windows_in_the_interpreter(tiles, taps, shape, padding, scheme, gradients):
     tiles(*scheme)
     compare(*pair(*shape), settings(taps, padding), gradients=gradients)
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def check_images_smaller_than_the_window(tiles, fused):
+@pytest.mark.interpreted
+def test_images_smaller_than_the_window_in_the_interpreter(tiles, fused):
     tiles(16, 2, 8, fused)
     for padding in ("zeros", "symmetric"):
         compare(*pair(1, 1, 4, 5), settings(7, padding))
@@ -283,7 +262,8 @@ def check_images_smaller_than_the_window(tiles, fused):
     ("gradients", "padding"),
     [(0, "valid"), (0, "zeros"), (0, "symmetric"), (1, "zeros"), (1, "valid"), (1, "symmetric")],
 )
-def check_as_many_gradients_as_are_requested(tiles, gradients, padding):
+@pytest.mark.interpreted
+def test_as_many_gradients_as_are_requested_in_the_interpreter(tiles, gradients, padding):
     tiles(8, 2, 4)
     x, y = pair(2, 1, 6, 11)
     chosen = settings(padding=padding)
@@ -292,7 +272,8 @@ def check_as_many_gradients_as_are_requested(tiles, gradients, padding):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss, MSSSIMLoss, L1MSSSIMLoss])
-def check_the_gradient_of_the_second_image_only(tiles, loss, padding):
+@pytest.mark.interpreted
+def test_the_gradient_of_the_second_image_only_in_the_interpreter(tiles, loss, padding):
     tiles(8, 2, 4)
     x, y = pair(2, 1, 6, 11)
     options = {"window_size": 3, "padding": padding}
@@ -305,7 +286,8 @@ def check_the_gradient_of_the_second_image_only(tiles, loss, padding):
     assert (gradients[0] - gradients[1]).norm() < 3e-6 * gradients[1].norm()
 
 
-def check_small_means(tiles):
+@pytest.mark.interpreted
+def test_small_means_in_the_interpreter(tiles):
     """Of unrelated images: what rounding 1 - S adds up to would be all of the power's error."""
     tiles(64, 1, 64)
     generator = torch.Generator().manual_seed(0)
@@ -317,7 +299,8 @@ def check_small_means(tiles):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("padding", PADDINGS)
-def check_four_columns(tiles, padding, width):
+@pytest.mark.interpreted
+def test_four_columns_in_the_interpreter(tiles, padding, width):
     tiles(4, 4, 4)
     x, y = pair(1, 1, 9, width)
     compare(x, y, settings(5, padding), gradients=0)
@@ -325,7 +308,8 @@ def check_four_columns(tiles, padding, width):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("width", [9, 16])
-def check_maps_of_several_planes(tiles, padding, width):
+@pytest.mark.interpreted
+def test_maps_of_several_planes_in_the_interpreter(tiles, padding, width):
     """All planes' derivatives are in memory at once."""
     tiles(16, 1, 5, fused=False)
     compare(*pair(2, 3, 7, width), settings(padding=padding))
@@ -342,7 +326,8 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def check_layouts(tiles, layout):
+@pytest.mark.interpreted
+def test_layouts_in_the_interpreter(tiles, layout):
     tiles(8, 2, 8)
     x, y = pair(2, 2, 6, 9)
     x = LAYOUTS[layout](x)
@@ -354,7 +339,8 @@ def check_layouts(tiles, layout):
 
 # From row to row, and from the first one.
 @pytest.mark.parametrize("padding", ["valid", "symmetric"])
-def check_offsets_beyond_32_bits(tiles, padding):
+@pytest.mark.interpreted
+def test_offsets_beyond_32_bits_in_the_interpreter(tiles, padding):
     tiles(16, 1, 8)
     # Pages that are not touched take no memory.
     memory = torch.ByteTensor(2 * 2**31 + 2**20).view(torch.float16)
@@ -369,7 +355,8 @@ def check_offsets_beyond_32_bits(tiles, padding):
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("other", [torch.float16, torch.float32])
-def check_dtypes(tiles, kind, other):
+@pytest.mark.interpreted
+def test_dtypes_in_the_interpreter(tiles, kind, other):
     tiles(8, 2, 4)
     x, y = pair(1, 1, 9, 13, dtype=kind)
     # One rounding of the gradient, where it is kept in half precision.
@@ -378,7 +365,8 @@ def check_dtypes(tiles, kind, other):
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("other", [torch.float16, torch.float32])
-def check_float16_under_a_scale(tiles, fused, other):
+@pytest.mark.interpreted
+def test_float16_under_a_scale_in_the_interpreter(tiles, fused, other):
     """A part of a mean is too small for float16; times the scale of the loss it is not."""
     tiles(64, 1, 64, fused)
     x, y = (255 * image for image in pair(1, 1, 60, 62, dtype=torch.float16))
@@ -395,7 +383,8 @@ def check_float16_under_a_scale(tiles, fused, other):
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:3])
 @pytest.mark.parametrize("padding", ["valid", "symmetric"])
-def check_identical_images(tiles, scheme, padding):
+@pytest.mark.interpreted
+def test_identical_images_in_the_interpreter(tiles, scheme, padding):
     tiles(*scheme)
     x = pair(1, 1, 7, 12)[0]
     chosen = settings(padding=padding)
@@ -408,7 +397,8 @@ def check_identical_images(tiles, scheme, padding):
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:3])
 @pytest.mark.parametrize(("length", "level"), [(255.0, 200), (1.0, 180)])
-def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
+@pytest.mark.interpreted
+def test_a_level_high_above_the_contrast_in_the_interpreter(tiles, scheme, length, level):
     """The error against float64 is at most twice the reference's, plus one rounding."""
     tiles(*scheme)
     x, y = pair(1, 1, 9, 14)
@@ -428,7 +418,8 @@ def check_a_level_high_above_the_contrast(tiles, scheme, length, level):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:3])
-def check_one_bright_pixel(tiles, scheme):
+@pytest.mark.interpreted
+def test_one_bright_pixel_in_the_interpreter(tiles, scheme):
     """Where the level is sampled: the windows that do not hold it do not know of it."""
     tiles(*scheme)
     x, y = pair(1, 1, 9, 14)
@@ -441,7 +432,8 @@ def check_one_bright_pixel(tiles, scheme):
 @pytest.mark.parametrize(
     ("scheme", "value"), [(SCHEMES[1], float("nan")), (SCHEMES[2], float("inf"))]
 )
-def check_what_is_not_finite_stays_in_its_windows(tiles, scheme, value):
+@pytest.mark.interpreted
+def test_what_is_not_finite_stays_in_its_windows_in_the_interpreter(tiles, scheme, value):
     tiles(*scheme)
     x, y = pair(1, 2, 8, 13)
     means, gradients, _ = run(x, y, settings())
@@ -459,7 +451,8 @@ def check_what_is_not_finite_stays_in_its_windows(tiles, scheme, value):
 @pytest.mark.parametrize(
     ("taps", "levels", "shape"), [(11, 3, (1, 1, 45, 51)), (3, 4, (1, 2, 9, 23))]
 )
-def check_levels(tiles, taps, levels, shape):
+@pytest.mark.interpreted
+def test_levels_in_the_interpreter(tiles, taps, levels, shape):
     tiles(64, 1, 64)
     x, y = pair(*shape)
     chosen = settings(taps, "valid" if taps == 11 else "symmetric")
@@ -469,7 +462,8 @@ def check_levels(tiles, taps, levels, shape):
 
 @pytest.mark.parametrize("shape", [(1, 2, 13, 22), (2, 1, 16, 8), (1, 1, 1, 5), (1, 1, 45, 51)])
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def check_levels_add_up(tiles, shape, levels):
+@pytest.mark.interpreted
+def test_levels_add_up_in_the_interpreter(tiles, shape, levels):
     tiles(8, 2, 4)
     generator = torch.Generator().manual_seed(2)
     grad = torch.rand((*shape[:2], levels), generator=generator).permute(2, 0, 1)
@@ -497,7 +491,8 @@ def check_levels_add_up(tiles, shape, levels):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def check_levels_of_a_pixel(dtype):
+@pytest.mark.interpreted
+def test_levels_of_a_pixel_in_the_interpreter(dtype):
     """Halves of the size of the images are still halves, and in float32."""
     x, y = pair(2, 3, 1, 1, dtype=dtype)
     options = {"window_size": 1, "levels": 3}
@@ -507,7 +502,8 @@ def check_levels_of_a_pixel(dtype):
         assert (got - true).norm() < torch.finfo(dtype).eps * max(true.norm(), 1)
 
 
-def check_gradients_that_are_right_are_left(tiles):
+@pytest.mark.interpreted
+def test_gradients_that_are_right_are_left_in_the_interpreter(tiles):
     tiles(8, 2, 4)
     gradient = torch.rand(2, 3, 5, 7)
     # A signalling NaN, of which any multiplication makes a quiet one.
@@ -543,7 +539,8 @@ def step(function, x, y, **options):
         (ms_ssim, (1, 1, 32, 32), {"levels": 2}, True),
     ],
 )
-def check_the_public_functions(wide_tiles, function, shape, options, masked):
+@pytest.mark.interpreted
+def test_the_public_functions_in_the_interpreter(wide_tiles, function, shape, options, masked):
     x, y = pair(*shape)
     if masked:
         options = {**options, "mask": torch.rand(shape[2:])}
@@ -555,7 +552,8 @@ def check_the_public_functions(wide_tiles, function, shape, options, masked):
         assert (got - true).norm() < 3e-6 * true.norm()
 
 
-def check_autograd(tiles):
+@pytest.mark.interpreted
+def test_autograd_in_the_interpreter(tiles):
     tiles(16, 1, 8)
     x, y = pair(1, 1, 12, 13)
     x.requires_grad_()
@@ -585,7 +583,8 @@ def check_autograd(tiles):
         L1MSSSIMLoss(window_size=3, weights=(0.3, 0.7), backend="triton"),
     ],
 )
-def check_remembered_calls(tiles, monkeypatch, loss, wanted):
+@pytest.mark.interpreted
+def test_remembered_calls_in_the_interpreter(tiles, monkeypatch, loss, wanted):
     """They check the images no more, and give the same."""
     tiles(64, 1, 64)
 
@@ -610,7 +609,8 @@ def check_remembered_calls(tiles, monkeypatch, loss, wanted):
         assert torch.equal(value, remembered)
 
 
-def check_what_makes_another_call(tiles):
+@pytest.mark.interpreted
+def test_what_makes_another_call_in_the_interpreter(tiles):
     """Whatever decides what is computed, after calls that are known."""
     tiles(64, 1, 64)
     x, y = pair(1, 1, 12, 16)
@@ -673,7 +673,8 @@ def check_what_makes_another_call(tiles):
     assert ms_ssim(x, y, levels=1, **levels) != automatic
 
 
-def check_the_operations_are_good_citizens(tiles):
+@pytest.mark.interpreted
+def test_the_operations_are_good_citizens_in_the_interpreter(tiles):
     tiles(16, 1, 8)
     x, y = pair(1, 2, 9, 11)
     window = list(settings().window)
@@ -687,7 +688,8 @@ def check_the_operations_are_good_citizens(tiles):
 
 @pytest.mark.parametrize(("fused", "padding"), [(True, "valid"), (True, "zeros"), (False, "zeros")])
 @pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
-def check_the_mixes(tiles, loss, fused, padding):
+@pytest.mark.interpreted
+def test_the_mixes_in_the_interpreter(tiles, loss, fused, padding):
     tiles(16, 1, 8, fused)
     x, y = pair(2, 1, 14, 19)
     y[..., :5] = x[..., :5]
@@ -701,7 +703,8 @@ def check_the_mixes(tiles, loss, fused, padding):
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def check_the_sign_in_a_mix(tiles, kind, fused):
+@pytest.mark.interpreted
+def test_the_sign_in_a_mix_in_the_interpreter(tiles, kind, fused):
     """Exactly that of the difference, however small beside the level of the others, one half."""
     tiles(8, 2, 8, fused)
     x, y = pair(1, 2, 9, 16, dtype=kind)
@@ -727,7 +730,8 @@ ABS_DIFFERENCES = [
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("gradients", "scheme"), ABS_DIFFERENCES)
-def check_the_mean_abs_difference(tiles, gradients, scheme, padding):
+@pytest.mark.interpreted
+def test_the_mean_abs_difference_in_the_interpreter(tiles, gradients, scheme, padding):
     """Each pixel counts once, whatever the tiles and the map; the rest is as without."""
     tiles(*scheme)
     x, y = pair(2, 1, 8, 13)
@@ -749,7 +753,8 @@ def check_the_mean_abs_difference(tiles, gradients, scheme, padding):
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
-def check_the_mean_abs_difference_of_other_dtypes_and_of_nan(tiles, kind):
+@pytest.mark.interpreted
+def test_the_mean_abs_difference_of_other_dtypes_and_of_nan_in_the_interpreter(tiles, kind):
     tiles(8, 2, 5)
     x, y = pair(2, 1, 8, 13, dtype=kind)
     x, y = x.contiguous(memory_format=torch.channels_last), y.mT.contiguous().mT
@@ -763,7 +768,8 @@ def check_the_mean_abs_difference_of_other_dtypes_and_of_nan(tiles, kind):
 
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def check_the_backward_pass_adds_the_sign(tiles, levels, kind):
+@pytest.mark.interpreted
+def test_the_backward_pass_adds_the_sign_in_the_interpreter(tiles, levels, kind):
     tiles(8, 1, 8)
     x, y = pair(2, 2, 7, 11, dtype=kind)
     y[..., 3:5] = x[..., 3:5]
@@ -783,7 +789,8 @@ def check_the_backward_pass_adds_the_sign(tiles, levels, kind):
 @pytest.mark.parametrize(
     ("scheme", "reduction"), [((64, 1, 64), []), ((16, 1, 8), ["reduce_tiles_kernel"])]
 )
-def check_launches(tiles, monkeypatch, scheme, reduction):
+@pytest.mark.interpreted
+def test_launches_in_the_interpreter(tiles, monkeypatch, scheme, reduction):
     """Few, because at small sizes they are all of the time: tiles that are whole planes write the
     means themselves, and of all tiles of one level comes the mean over all planes.
     """
@@ -815,7 +822,8 @@ def check_launches(tiles, monkeypatch, scheme, reduction):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("gradients", "fused"), [(0, True), (1, True), (1, False)])
 @pytest.mark.parametrize("scheme", [(16, 1, 16), (8, 1, 4)])
-def check_the_mean_over_all_planes(tiles, scheme, gradients, fused, masked):
+@pytest.mark.interpreted
+def test_the_mean_over_all_planes_in_the_interpreter(tiles, scheme, gradients, fused, masked):
     """Of whole planes as of many tiles, those of an image without any weight among them."""
     tiles(*scheme, fused)
     x, y = pair(2, 1, 7, 9)
@@ -834,7 +842,8 @@ def check_the_mean_over_all_planes(tiles, scheme, gradients, fused, masked):
 
 
 @pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss])
-def check_programs_are_counted_from_zero_to_zero(tiles, monkeypatch, loss):
+@pytest.mark.interpreted
+def test_programs_are_counted_from_zero_to_zero_in_the_interpreter(tiles, monkeypatch, loss):
     """In a launch of any size, for the next one of another."""
     zero = torch.zeros((), dtype=torch.int32)
     monkeypatch.setattr(gpu_launch, "_zero", lambda device: zero)
@@ -899,7 +908,8 @@ def test_a_lasting_zero_that_cannot_be_allocated(monkeypatch):
         gpu_launch._lasting_zero(torch.device("cpu"))
 
 
-def check_halves_are_gone_where_the_gradients_are_large(tiles):
+@pytest.mark.interpreted
+def test_halves_are_gone_where_the_gradients_are_large_in_the_interpreter(tiles):
     tiles(16, 1, 16)
     x = torch.rand(1, 1, 40, 40)
     images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 4, 1)
@@ -917,7 +927,8 @@ def check_halves_are_gone_where_the_gradients_are_large(tiles):
     assert seen == held | {"halves1", "halves3", "scratch0", "scratch1", "sums"}
 
 
-def check_maps_are_gone_after_their_gradients(tiles):
+@pytest.mark.interpreted
+def test_maps_are_gone_after_their_gradients_in_the_interpreter(tiles):
     """Those of each level, before the next one's are there."""
     tiles(16, 1, 16, fused=False)
     x = torch.rand(1, 1, 20, 20)
@@ -932,7 +943,8 @@ def check_maps_are_gone_after_their_gradients(tiles):
     assert held == {"means", *(f"of_{name}{j}" for name in "xy" for j in range(3))}
 
 
-def check_tuning():
+@pytest.mark.interpreted
+def test_tuning_in_the_interpreter():
     settings = [
         tune.Setting(3, "fused", 8, 1, 1, 8, True),
         tune.Setting(3, "maps", 8, 2, 2, 8, False),
@@ -948,7 +960,8 @@ def check_tuning():
     assert gpu_tiles.TILES[None].keys() == {11, 21, 33}
 
 
-def check_what_is_refused():
+@pytest.mark.interpreted
+def test_what_is_refused_in_the_interpreter():
     x = torch.rand(1, 1, 16, 16)
     for images, reason in (
         (x.double(), "it computes in float32, and the images are float64"),
