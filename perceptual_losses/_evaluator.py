@@ -107,7 +107,8 @@ class Evaluator:
             exponents, notice = _validation.fit_levels(
                 request.exponents, options.levels, x, options.window_size
             )
-            request = request._replace(exponents=exponents)
+            # Not _replace, which older releases of torch.compile do not trace.
+            request = Request(request.definition, exponents, *request[2:])
         if notice is not None:
             warn(notice)
         if mask is None:

@@ -146,7 +146,7 @@ def _run_level_means(
     window, low, c1, c2, padding = request.definition
     out: tuple[Tensor, list[Tensor]] = torch.ops.perceptual_losses.ssim_level_means(
         *(x, y, list(weights), list(window), low, c1, c2, padding),
-        *(request.levels, request.mix is not None, request.gradients, backend),
+        *(max(1, len(request.exponents)), request.mix is not None, request.gradients, backend),
     )
     return out
 

@@ -117,7 +117,8 @@ def evaluate(
         return reference.evaluate(x, y, weights, request)
     x, y = computable(x, y, name)
     gradients, swapped = _num_gradients(x, y)
-    request = request._replace(gradients=gradients)
+    # Not _replace, which older releases of torch.compile do not trace.
+    request = Request(*request[:5], gradients)
     if observed(x, y, *weights):
         if swapped:
             x, y = y, x

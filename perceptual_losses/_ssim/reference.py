@@ -48,9 +48,10 @@ def level_means(x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Reques
     x, y = x.to(dtype), y.to(dtype)
     last_row = [] if request.mix is None else [(x - y).abs().flatten(2).mean(2)]
     means = []
-    for level in range(request.levels):
+    levels = max(1, len(request.exponents))
+    for level in range(levels):
         luminance, contrast_structure = _factors(x, y, request.definition)
-        last = level == request.levels - 1
+        last = level == levels - 1
         values = luminance * contrast_structure if last else contrast_structure
         means.append(_mean(values, weights[level] if weights else None))
         if not last:
