@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _validation
 from ._runtime.warnings import warn
-from ._ssim import Plans, Request, call_key, compute_dtype, evaluate, halve
+from ._ssim import Plans, Request, call_key, compute_dtype, evaluate, halve, replaced
 
 
 class Options(NamedTuple):
@@ -107,8 +107,7 @@ class Evaluator:
             exponents, notice = _validation.fit_levels(
                 request.exponents, options.levels, x, options.window_size
             )
-            # Not _replace, which older releases of torch.compile do not trace.
-            request = Request(request.definition, exponents, *request[2:])
+            request = replaced(request, exponents=exponents)
         if notice is not None:
             warn(notice)
         if mask is None:
@@ -116,7 +115,7 @@ class Evaluator:
             return self._per_image(value) if request.reduction == "none" else value
         pixel_weights = _validation.mask_weights(mask, x, y)
         map_weights = _map_weights(pixel_weights, request)
-        structural = request._replace(mix=None)
+        structural = replaced(request, mix=None)
         value = evaluate(x, y, map_weights, structural, options.backend, self._plans, None)
         if request.reduction == "none":
             value = value.mean(1)

@@ -7,7 +7,7 @@ them and remembers, `autograd` gives them their gradient. Backends never import 
 from torch import Tensor
 
 from . import reference
-from .definition import Definition, Request, compute_dtype, gaussian
+from .definition import Definition, Request, compute_dtype, gaussian, replaced
 from .plans import BACKENDS, Plans, call_key, choose_backend, evaluate
 from .pyramid import halve
 
@@ -22,6 +22,7 @@ __all__ = [
     "evaluate",
     "gaussian",
     "halve",
+    "replaced",
     "similarity_map",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ class Request(NamedTuple):
     def levels(self) -> int:
         """The number of levels of the pyramid."""
         return max(1, len(self.exponents))
+
+
+def replaced(request: Request, **changes: Any) -> Request:
+    """The request with some fields changed. Older releases of torch.compile trace no `_replace`."""
+    return Request(*[changes.get(name, getattr(request, name)) for name in Request._fields])
 
 
 def reduce_planes(request: Request, similarity: Tensor, distance: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from .._runtime.warnings import warn
 from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import Plan, layout_of
-from .definition import Definition, Request, compute_dtype
+from .definition import Definition, Request, compute_dtype, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 
@@ -117,8 +117,7 @@ def evaluate(
         return reference.evaluate(x, y, weights, request)
     x, y = computable(x, y, name)
     gradients, swapped = _num_gradients(x, y)
-    # Not _replace, which older releases of torch.compile do not trace.
-    request = Request(*request[:5], gradients)
+    request = replaced(request, gradients=gradients)
     if observed(x, y, *weights):
         if swapped:
             x, y = y, x
