@@ -9,7 +9,7 @@ import pytest
 import torch
 from cpu_steps import pair, step
 
-from perceptual_losses import MSSSIMLoss, SSIMLoss, ssim
+from perceptual_losses import MSSSIMLoss, SSIMLoss, _evaluator, ssim
 from perceptual_losses._runtime import numba_installed
 from perceptual_losses._ssim import plans
 
@@ -90,6 +90,8 @@ def no_numba(monkeypatch, request):
         monkeypatch.setitem(sys.modules, "perceptual_losses._runtime.numba_kernels", None)
     numba_installed._broken.cache_clear()
     plans._warn_of_fallback.cache_clear()
+    # A function that has met such images would not ask again.
+    _evaluator._evaluator.cache_clear()
     yield request.param
     numba_installed._broken.cache_clear()
 
