@@ -8,9 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _validation
+from . import _masks, _validation
 from ._runtime.warnings import warn
-from ._ssim import Plans, Request, call_key, compute_dtype, evaluate, halve, replaced
+from ._ssim import (
+    BACKENDS,
+    Auxiliary,
+    Plans,
+    Request,
+    call_key,
+    combine,
+    evaluate,
+    for_axes,
+    replaced,
+)
 
 
 class Options(NamedTuple):
@@ -20,13 +30,16 @@ class Options(NamedTuple):
         weights: the exponents of MS-SSIM's levels, or ``None`` for SSIM.
         loss: whether the value is 1 minus the similarity.
         structural_weight: the weight of that in a mix with L1, or ``None`` for no mix.
+        as_map: whether the value is the map.
     """
 
     data_range: Any
+    window: Any
     window_size: Any
     sigma: Any
     k1: Any
     k2: Any
+    sample_covariance: Any
     padding: Any
     reduction: Any
     backend: Any
@@ -35,6 +48,38 @@ class Options(NamedTuple):
     normalize: Any = None
     loss: bool = False
     structural_weight: Any = None
+    as_map: bool = False
+
+
+class Extras(NamedTuple):
+    """Tensors that a call may have beside its images, as its user gave them.
+
+    Attributes:
+        mask: the weights of pixels.
+        valid: the pixels that exist.
+        ranges: the range of each image.
+    """
+
+    mask: Any = None
+    valid: Any = None
+    ranges: Any = None
+
+
+NO_EXTRAS = Extras()
+
+
+class Terms(NamedTuple):
+    """A mix and the two terms that it is made of.
+
+    Attributes:
+        loss: the mix, as the loss returns it.
+        l1: the mean of ``|x - y|``, in units of the data range.
+        structural: 1 minus the similarity.
+    """
+
+    loss: Tensor
+    l1: Tensor
+    structural: Tensor
 
 
 class Evaluator:
@@ -54,28 +99,31 @@ class Evaluator:
         self.request = _request(options)
         self._options = options
         self._plans: Plans = {}
+        self._terms_plans: Plans = {}
 
-    def __call__(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The value: a scalar, or ``(N,)`` with ``reduction="none"``."""
-        key = call_key(x, y) if mask is None else None
+    def __call__(self, x: Tensor, y: Tensor, extras: Extras = NO_EXTRAS) -> Tensor:
+        """The value: a scalar, or ``(N,)`` with ``reduction="none"``, or the map."""
+        key = call_key(x, y) if extras is NO_EXTRAS else None
         call = self._plans.get(key) if key is not None else None
         if call is None:
-            return self._first_call(x, y, mask)
+            return self._first_call(x, y, extras)
         if call.notice is not None:
             warn(call.notice)
         value = call(x, y)
         return self._per_image(value) if self.request.reduction == "none" else value
 
-    def value_and_grad(self, x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def value_and_grad(
+        self, x: Tensor, y: Tensor, extras: Extras = NO_EXTRAS
+    ) -> tuple[Tensor, Tensor]:
         """The loss, and the gradient of its sum with respect to ``x``; nothing is recorded."""
-        key = call_key(x, y, gradients=1) if mask is None else None
+        key = call_key(x, y, gradients=1) if extras is NO_EXTRAS else None
         call = self._plans.get(key) if key is not None else None
         if call is None:
-            return self._recorded_value_and_grad(x, y, mask)
+            return self._recorded_value_and_grad(x, y, extras)
         if call.notice is not None:
             warn(call.notice)
         with torch.no_grad():
-            value, saved = call.plan.forward(x, y, ())
+            value, saved = call.plan.forward(x, y)
             per_image = self.request.reduction == "none"
             grad = self._grad_of_planes(value) if per_image else None
             (gradient,) = call.plan.backward(saved, grad, x, y)
@@ -84,13 +132,13 @@ class Evaluator:
             return self._per_image(value) if per_image else value, gradient
 
     def _recorded_value_and_grad(
-        self, x: Tensor, y: Tensor, mask: Tensor | None
+        self, x: Tensor, y: Tensor, extras: Extras
     ) -> tuple[Tensor, Tensor]:
         _validation.check_differentiable("x", x)
         with torch.enable_grad():
             # The call on a leaf leaves the plan that the next call finds.
             leaf = x.detach().requires_grad_()
-            recorded = self(leaf, y.detach(), mask)
+            recorded = self(leaf, y.detach(), extras)
             value = recorded.detach()
             (gradient,) = torch.autograd.grad(recorded.sum(), leaf)
         memory = torch.empty_like(x)
@@ -99,33 +147,68 @@ class Evaluator:
             gradient = memory.copy_(gradient)
         return value, gradient
 
-    def _first_call(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    def terms(self, x: Tensor, y: Tensor, extras: Extras) -> Terms:
+        """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""
+        call = self._prepare(x, y, extras)
+        if call.weights is not None:
+            return self._weighted_terms(x, y, call)
+        request = replaced(call.request, reduction="levels")
+        plans, backend = self._terms_plans, self._options.backend
+        means = evaluate(x, y, call.auxiliary, request, backend, plans)
+        similarity = combine(means[:-1], replaced(request, reduction="none", mix=None))
+        structural, l1 = 1 - similarity.mean(1), means[-1].mean(1) / request.definition.length
+        if self._options.reduction != "none":
+            structural, l1 = structural.mean(), l1.mean()
+        return self._mixed(l1, structural)
+
+    def _first_call(self, x: Tensor, y: Tensor, extras: Extras) -> Tensor:
+        call = self._prepare(x, y, extras)
+        if call.weights is not None and call.request.mix is not None:
+            return self._weighted_terms(x, y, call).loss
+        backend, plans = self._options.backend, self._plans
+        value = evaluate(x, y, call.auxiliary, call.request, backend, plans, call.notice)
+        return self._per_image(value) if call.request.reduction == "none" else value
+
+    def _prepare(self, x: Tensor, y: Tensor, extras: Extras) -> _Prepared:
+        """A call on images and extras, all of which are checked; warns if levels are left out."""
         options, request = self._options, self.request
-        _validation.check_images(x, y, request.definition, options.data_range)
+        mask, valid, ranges = extras
+        if ranges is not None:
+            request = _request(replaced(options, data_range=1.0))
+        data_range = options.data_range if ranges is None else None
+        _validation.check_images(x, y, request.definition, data_range)
+        request = replaced(request, definition=for_axes(request.definition, x.dim() - 2))
         notice = None
         if request.exponents:
             exponents, notice = _validation.fit_levels(
-                request.exponents, options.levels, x, options.window_size
+                *(request.exponents, options.levels, x),
+                [len(window) for window in request.definition.windows],
             )
             request = replaced(request, exponents=exponents)
         if notice is not None:
             warn(notice)
-        if mask is None:
-            value = evaluate(x, y, (), request, options.backend, self._plans, notice)
-            return self._per_image(value) if request.reduction == "none" else value
-        pixel_weights = _validation.mask_weights(mask, x, y)
-        map_weights = _map_weights(pixel_weights, request)
-        structural = replaced(request, mix=None)
-        value = evaluate(x, y, map_weights, structural, options.backend, self._plans, None)
+        if ranges is not None:
+            ranges = _validation.ranges_of_images(ranges, x, y)
+        if valid is not None:
+            valid = _validation.valid_pixels(valid, x)
+        weights = _masks.pixel_weights(x, y, mask, valid)
+        auxiliary = _masks.auxiliary_tensors(weights, valid, ranges, request)
+        return _Prepared(request, auxiliary, weights, valid, ranges, notice)
+
+    def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
+        """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
+        request = replaced(call.request, mix=None)
+        backend, plans = self._options.backend, self._plans
+        structural = evaluate(x, y, call.auxiliary, request, backend, plans)
+        distance = _masks.weighted_distance(x, y, call.weights, call.valid, call.ranges)
         if request.reduction == "none":
-            value = value.mean(1)
-            value = 1 - value if options.loss else value
-        if request.mix is None:
-            return value
-        distance = _weighted_distance(x, y, pixel_weights)
-        _, length = _validation.low_and_length(options.data_range)
-        distance = distance if request.reduction == "none" else distance.mean()
-        return torch.lerp(distance / length, value, options.structural_weight)
+            structural = 1 - structural.mean(1)
+        else:
+            distance = distance.mean()
+        return self._mixed(distance / request.definition.length, structural)
+
+    def _mixed(self, l1: Tensor, structural: Tensor) -> Terms:
+        return Terms(torch.lerp(l1, structural, self._options.structural_weight), l1, structural)
 
     def _per_image(self, value: Tensor) -> Tensor:
         """The mean over the channels of each plane's value, which a mix has as a loss already."""
@@ -138,10 +221,30 @@ class Evaluator:
         return torch.full_like(value, sign / value.shape[1])
 
 
+class _Prepared(NamedTuple):
+    """A call that has been checked.
+
+    Attributes:
+        request: the request for these images.
+        auxiliary: the tensors beside them.
+        weights: the weight of each pixel, or ``None``.
+        valid: the pixels that exist, or ``None`` for all.
+        ranges: the range of each image, or ``None``.
+        notice: a warning that each such call gives, or ``None``.
+    """
+
+    request: Request
+    auxiliary: Auxiliary
+    weights: Any
+    valid: Tensor | None
+    ranges: Tensor | None
+    notice: str | None
+
+
 def evaluator(options: Options) -> Evaluator:
     """The evaluator of these options: the same one for the same options, if these can be hashed."""
     if isinstance(options.weights, list):
-        options = options._replace(weights=tuple(options.weights))
+        options = replaced(options, weights=tuple(options.weights))
     if torch.compiler.is_compiling():
         return Evaluator(options)
     try:
@@ -158,53 +261,25 @@ def _evaluator(options: Options, types: Any) -> Evaluator:
 
 def _types(options: Options) -> tuple[Any, ...]:
     """The types of all options: True equals 1, and is no number."""
-    pairs = (options.data_range, options.weights)
-    nested = [tuple(map(type, pair)) for pair in pairs if isinstance(pair, tuple)]
+    nested = [tuple(map(type, option)) for option in options if isinstance(option, tuple)]
     return (*map(type, options), *nested)
 
 
 def _request(options: Options) -> Request:
     """The request that the options spell, each of them checked."""
-    definition = _validation.settings(**dict(zip(options._fields[:8], options[:8], strict=True)))
+    names = options._fields[: options._fields.index("reduction")]
+    definition = _validation.settings(**{name: getattr(options, name) for name in names})
+    _validation.check_choice("reduction", options.reduction, _validation.REDUCTIONS)
+    _validation.check_choice("backend", options.backend, BACKENDS)
     mix: tuple[float, float] | None = None
     exponents: tuple[float, ...] = ()
     if options.structural_weight is not None:
         weight = options.structural_weight
-        _, length = _validation.low_and_length(options.data_range)
-        mix = weight, (1 - weight) / length
+        mix = weight, (1 - weight) / definition.length
     if options.weights is not None:
         exponents = _validation.level_weights(options.weights)
         _validation.check_levels(options.levels, len(exponents))
         _validation.check_choice("normalize", options.normalize, _validation.NORMALIZATIONS)
     reduction = "loss" if options.loss and options.reduction == "mean" else options.reduction
+    reduction = "map" if options.as_map else reduction
     return Request(definition, exponents, options.normalize, mix, reduction)
-
-
-def _map_weights(pixel_weights: Tensor, request: Request) -> list[Tensor]:
-    """The weight of each value of the map at each level, summing to one for each image."""
-    map_weights = [_normalized(pixel_weights, request)]
-    while len(map_weights) < len(request.exponents):
-        pixel_weights = halve(pixel_weights)
-        map_weights.append(_normalized(pixel_weights, request))
-    return map_weights
-
-
-def _normalized(pixel_weights: Tensor, request: Request) -> Tensor:
-    if request.definition.padding == "valid":
-        radius = len(request.definition.window) // 2
-        for dim in range(2, pixel_weights.dim()):
-            length = pixel_weights.shape[dim] - 2 * radius
-            pixel_weights = pixel_weights.narrow(dim, radius, length)
-    total = pixel_weights.sum(tuple(range(1, pixel_weights.dim())), keepdim=True)
-    _validation.check_total(total)
-    return pixel_weights / total.clamp(min=torch.finfo(total.dtype).tiny)
-
-
-def _weighted_distance(x: Tensor, y: Tensor, pixel_weights: Tensor) -> Tensor:
-    """The weighted mean of ``|x - y|`` for each image, ``(N,)``."""
-    dtype = compute_dtype(x, y)
-    distance = (x.to(dtype) - y.to(dtype)).abs().mean(1, keepdim=True)
-    total = pixel_weights.flatten(1).sum(1)
-    _validation.check_total(total)
-    total = total.clamp(min=torch.finfo(pixel_weights.dtype).tiny)
-    return (distance * pixel_weights).flatten(1).sum(1) / total

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._ssim import BACKENDS, Definition, compute_dtype, gaussian
+from ._ssim import Definition, compute_dtype, gaussian, uniform
 
+WINDOWS = ("gaussian", "uniform")
+DEFAULT_SIGMA = 1.5
 PADDINGS = ("valid", "zeros", "symmetric")
 REDUCTIONS = ("mean", "none")
 NORMALIZATIONS = ("floor", "relu", "simple", None)
@@ -62,41 +64,86 @@ def check_choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None
 def settings(
     *,
     data_range: float | tuple[float, float],
-    window_size: int,
-    sigma: float,
+    window: str,
+    window_size: int | tuple[int, ...],
+    sigma: float | tuple[float, ...],
     k1: float,
     k2: float,
+    sample_covariance: bool,
     padding: str,
-    reduction: str = "mean",
-    backend: str,
 ) -> Definition:
     """The definition that the options describe; each of them is checked."""
     low, length = low_and_length(data_range)
-    if isinstance(window_size, bool) or not isinstance(window_size, int):
-        raise TypeError(f"window_size is {_describe(window_size)}: pass an odd int, such as 11")
-    if window_size < 1 or window_size % 2 == 0:
-        raise ValueError(f"window_size={window_size} is not odd and positive: pass 11, 7 or 5, say")
+    check_choice("window", window, WINDOWS)
     check_choice("padding", padding, PADDINGS)
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("backend", backend, BACKENDS)
+    if not isinstance(sample_covariance, bool):
+        raise TypeError(f"sample_covariance is {_describe(sample_covariance)}: pass True or False")
+    windows = _windows(window, _window_sizes(window_size), sigma)
+    if sample_covariance and all(len(taps) == 1 for taps in windows):
+        raise ValueError(
+            "sample_covariance=True with a window of one pixel, which has no unbiased covariance: "
+            "pass a larger window_size"
+        )
     root_1, root_2 = positive_number("k1", k1) * length, positive_number("k2", k2) * length
     return Definition(
-        window=gaussian(window_size, positive_number("sigma", sigma)),
+        windows=windows,
         low=low,
+        length=length,
         # A power would raise where a product is infinite; `check_images` refuses the infinity.
         c1=root_1 * root_1,
         c2=root_2 * root_2,
         padding=padding,
+        sample_covariance=sample_covariance,
     )
+
+
+def _window_sizes(window_size: Any) -> tuple[int, ...]:
+    """The window's size along each axis, or one for all axes."""
+    sizes = window_size if isinstance(window_size, tuple) else (window_size,)
+    if len(sizes) not in (1, 2, 3):
+        raise ValueError(
+            f"window_size={window_size} has {len(sizes)} entries: pass an odd int, or one for each "
+            "axis: (rows, columns), or (depth, rows, columns) for volumes"
+        )
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"window_size is {_describe(size)}: pass an odd int, such as 11")
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"window_size={size} is not odd and positive: pass 11, 7 or 5, say")
+    return sizes
+
+
+def _windows(
+    window: str, sizes: tuple[int, ...], sigma: float | tuple[float, ...]
+) -> tuple[tuple[float, ...], ...]:
+    """The taps along each axis, or one window for all axes."""
+    if window == "uniform":
+        if sigma != DEFAULT_SIGMA:
+            raise ValueError(
+                f"sigma={sigma} with window='uniform', whose pixels all weigh the same: leave "
+                "sigma out and pass window_size, or pass window='gaussian'"
+            )
+        return tuple([uniform(size) for size in sizes])
+    sigmas = sigma if isinstance(sigma, tuple) else (sigma,)
+    sigmas = tuple([positive_number("sigma", value) for value in sigmas])
+    axes = max(len(sigmas), len(sizes))
+    if axes > 3 or {len(sigmas), len(sizes)} - {1, axes}:
+        raise ValueError(
+            f"sigma={sigma} has {len(sigmas)} entries and window_size {len(sizes)}: pass one "
+            "number, or as many as the images have axes"
+        )
+    sizes, sigmas = sizes * (axes // len(sizes)), sigmas * (axes // len(sigmas))
+    return tuple([gaussian(*pair) for pair in zip(sizes, sigmas, strict=True)])
 
 
 def low_and_length(data_range: Any) -> tuple[float, float]:
     """The value that counts as zero, and the ``L`` of the formulas."""
-    if isinstance(data_range, (tuple, list)):
+    if isinstance(data_range, tuple):
         if len(data_range) != 2:
             raise ValueError(
                 f"data_range={data_range} has {len(data_range)} entries: pass a number L for "
-                "values in [0, L], or a pair (low, high) such as (-1, 1)"
+                "values in [0, L], a pair (low, high) such as (-1, 1), or a tensor with one L for "
+                "each image"
             )
         low, high = (finite_number("data_range", bound) for bound in data_range)
         if low >= high:
@@ -104,6 +151,16 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
                 f"data_range={data_range} has low >= high: pass (low, high) with low < high"
             )
         return low, high - low
+    if isinstance(data_range, Tensor):
+        raise TypeError(
+            "data_range is a tensor: a range for each image belongs to the images of one call, so "
+            "pass it with them, loss(x, y, data_range=ranges)"
+        )
+    if not isinstance(data_range, Real):
+        raise TypeError(
+            f"data_range is {_describe(data_range)}: pass a number L for values in [0, L], a tuple "
+            "(low, high), or torch.tensor([...]) with one L for each image"
+        )
     length = finite_number("data_range", data_range)
     if length <= 0:
         raise ValueError(
@@ -113,10 +170,42 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
     return 0.0, length
 
 
+def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
+    """The range of each image, ``(N,)`` in the dtype that the images are compared in.
+
+    Only a CPU's values are looked at: those of a GPU would have to be waited for.
+    """
+    check_plain_tensor("data_range", data_range)
+    shape = tuple(data_range.shape)
+    if shape != (x.shape[0],):
+        raise ValueError(
+            f"data_range has shape {shape} and x {tuple(x.shape)}: pass a tensor of shape "
+            f"({x.shape[0]},), one range for each image (of a range for all, a Python number)"
+        )
+    if data_range.device != x.device:
+        raise ValueError(
+            f"data_range is on {data_range.device} and x on {x.device}: pass both on one device, "
+            "data_range.to(x.device)"
+        )
+    ranges: Tensor = data_range.detach().to(compute_dtype(x, y))
+    if _host_readable(ranges):
+        limits = torch.finfo(ranges.dtype)
+        # Their squares are in the formulas, times those of k1 and k2.
+        if not ((ranges > 1e4 * limits.tiny**0.5) & (ranges < 1e-4 * limits.max**0.5)).all():
+            raise ValueError(
+                f"data_range={data_range.tolist()}: pass a positive and finite number for each "
+                "image, near to its values"
+            )
+    return ranges
+
+
 def check_images(
-    x: Any, y: Any, definition: Definition, data_range: float | tuple[float, float]
+    x: Any, y: Any, definition: Definition, data_range: float | tuple[float, float] | None
 ) -> None:
-    """Refuses two images that the definition does not fit."""
+    """Refuses two images that the definition does not fit.
+
+    Without a ``data_range`` each image has its own.
+    """
     for name, image in (("x", x), ("y", y)):
         check_plain_tensor(name, image)
     for name, image in (("x", x), ("y", y)):
@@ -139,15 +228,10 @@ def check_images(
             f"x has shape {tuple(x.shape)}, which holds no image: pass at least one image and "
             "one channel"
         )
-    size, smallest = len(definition.window), min(x.shape[2:])
-    if size > smallest:
-        fits = f"window_size={smallest - 1 + smallest % 2} or " if smallest > 0 else ""
-        raise ValueError(
-            f"window_size={size} is larger than the image, {size_text(x)}: pass {fits}images of at "
-            f"least {size_text(x, size)}"
-        )
-    for name, image in (("x", x), ("y", y)):
-        _check_integer_range(name, image, data_range)
+    check_window(definition, x)
+    if data_range is not None:
+        for name, image in (("x", x), ("y", y)):
+            _check_integer_range(name, image, data_range)
     dtype = compute_dtype(x, y)
     limits = torch.finfo(dtype)
     for name, constant in (("k1", definition.c1), ("k2", definition.c2)):
@@ -156,6 +240,30 @@ def check_images(
                 f"({name} L)^2 is {constant:.3g} with data_range={data_range}, beyond {dtype}: "
                 "pass a range nearer to 1, and images in its units"
             )
+
+
+def check_window(definition: Definition, x: Tensor) -> None:
+    """Refuses images that the window does not fit into."""
+    sides, windows = x.shape[2:], definition.windows
+    if len(windows) not in (1, len(sides)):
+        raise ValueError(
+            f"window_size or sigma has {len(windows)} entries and x has shape {tuple(x.shape)}: "
+            f"pass one number, or {len(sides)}, one for each axis after the channels"
+        )
+    sizes = [len(window) for window in windows] * (len(sides) // len(windows))
+    if all(size <= side for size, side in zip(sizes, sides, strict=True)):
+        return
+    if len(windows) > 1:
+        raise ValueError(
+            f"window_size={tuple(sizes)} is larger than the image, {size_text(x)}: pass a smaller "
+            "one, or larger images"
+        )
+    size, smallest = sizes[0], min(sides)
+    fits = f"window_size={smallest - 1 + smallest % 2} or " if smallest > 0 else ""
+    raise ValueError(
+        f"window_size={size} is larger than the image, {size_text(x)}: pass {fits}images of at "
+        f"least {size_text(x, size)}"
+    )
 
 
 def check_colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
@@ -214,26 +322,44 @@ def size_text(x: Tensor, side: int | None = None) -> str:
 
 def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
-    check_plain_tensor("mask", mask)
-    shape = (x.shape[0], 1, *x.shape[2:])
-    try:
-        fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}: pass one that broadcasts to {shape}, one weight "
-            "for each pixel and image"
-        )
-    if mask.device != x.device:
-        raise ValueError(
-            f"mask is on {mask.device} and x on {x.device}: pass both on one device, "
-            "mask.to(x.device)"
-        )
+    shape = _check_broadcasts("mask", mask, x, "weight")
     if _host_readable(mask) and not (mask >= 0).all():
         raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
     weights: Tensor = mask.detach().to(compute_dtype(x, y)).expand(shape)
     return weights
+
+
+def valid_pixels(valid: Any, x: Tensor) -> Tensor:
+    """``valid`` as ``(N, 1, H, W)``."""
+    shape = _check_broadcasts("valid", valid, x, "boolean")
+    if valid.dtype != torch.bool:
+        raise TypeError(
+            f"valid is {valid.dtype}: pass booleans, such as valid > 0 or depth.isfinite(); "
+            "weights are passed as mask"
+        )
+    pixels: Tensor = valid.expand(shape)
+    return pixels
+
+
+def _check_broadcasts(name: str, values: Any, x: Tensor, kind: str) -> tuple[int, ...]:
+    """The shape ``(N, 1, H, W)`` of ``x``, to which values for each pixel must broadcast."""
+    check_plain_tensor(name, values)
+    shape = (x.shape[0], 1, *x.shape[2:])
+    try:
+        fits = torch.broadcast_shapes(values.shape, shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}: pass one that broadcasts to {shape}, one "
+            f"{kind} for each pixel and image"
+        )
+    if values.device != x.device:
+        raise ValueError(
+            f"{name} is on {values.device} and x on {x.device}: pass both on one device, "
+            f"{name}.to(x.device)"
+        )
+    return shape
 
 
 def _host_readable(values: Tensor) -> bool:
@@ -254,9 +380,10 @@ def check_total(total: Tensor) -> None:
     others = (~usable).flatten().nonzero().flatten().tolist()
     if others:
         raise ValueError(
-            f"mask gives a total weight of {total.flatten()[others].tolist()} to image {others} of "
-            "the batch, which is not positive and finite: weights count at the centres of windows, "
-            "so with padding='valid' those near the border do not (at each level of MS-SSIM); "
+            f"mask or valid gives a total weight of {total.flatten()[others].tolist()} to image "
+            f"{others} of the batch, which is not positive and finite: weights count at the "
+            "centres of windows, so with padding='valid' those near the border do not (at each "
+            "level of MS-SSIM); "
             "leave such images out, or pass padding='symmetric'"
         )
 
@@ -294,35 +421,39 @@ def smallest_side(levels: int, window_size: int) -> int:
 
 
 def fit_levels(
-    weights: tuple[float, ...], levels: int | str, x: Tensor, window_size: int
+    weights: tuple[float, ...], levels: int | str, x: Tensor, windows: Sequence[int]
 ) -> tuple[tuple[float, ...], str | None]:
-    """The weights of the levels that are used, and a warning if ``"auto"`` leaves some out."""
-    smallest, notice = min(x.shape[2:]), None
+    """The weights of the levels that are used, and a warning if ``"auto"`` leaves some out.
+
+    ``windows`` has the size of the window along each axis. The axis with the least room decides.
+    """
+    pairs = list(zip(x.shape[2:], windows, strict=True))
+    limits = [_num_levels(side, size, len(weights)) for side, size in pairs]
+    fits = min(limits)
+    window_size = windows[0] if len(set(windows)) == 1 else tuple(windows)
+
+    def least(count: int) -> str:
+        return "x".join(str(smallest_side(count, size)) for size in windows)
+
+    notice = None
     if levels == "auto":
-        count = sum(
-            1
-            for level in range(1, len(weights) + 1)
-            if smallest_side(level, window_size) <= smallest
-        )
+        count = fits
         if count < len(weights):
             notice = (
                 f"{size_text(x)} pixels fit {count} of {len(weights)} MS-SSIM levels with "
                 f"window_size={window_size}: the weights of those levels are used, scaled to the "
                 f"same sum. Pass levels={count} to choose this, or images of at least "
-                f"{size_text(x, smallest_side(len(weights), window_size))}."
+                f"{least(len(weights))}."
             )
     else:
         count = int(levels)
-        needed = smallest_side(count, window_size)
-        if needed > smallest:
-            fits = sum(
-                1 for level in range(1, count) if smallest_side(level, window_size) <= smallest
-            )
-            side = -(-smallest // 2 ** (count - 1))
+        if count > fits:
+            side = -(-x.shape[2 + limits.index(fits)] // 2 ** (count - 1))
+            smaller = side - 1 + side % 2
             raise ValueError(
                 f"levels={count} with window_size={window_size} needs images of at least "
-                f"{size_text(x, needed)}, and these are {size_text(x)}: pass levels={fits}, "
-                f"levels='auto' or window_size={side - 1 + side % 2}"
+                f"{least(count)}, and these are {size_text(x)}: pass levels={fits}, "
+                f"levels='auto' or window_size={smaller}"
             )
     if count == len(weights):
         return weights, notice
@@ -333,6 +464,11 @@ def fit_levels(
         )
     scale = sum(weights) / sum(weights[:count])
     return tuple(weight * scale for weight in weights[:count]), notice
+
+
+def _num_levels(side: int, window_size: int, most: int) -> int:
+    """The number of levels that a side has room for."""
+    return sum(1 for level in range(1, most + 1) if smallest_side(level, window_size) <= side)
 
 
 def _describe(value: Any) -> str:

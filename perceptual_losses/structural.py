@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _ssim, _validation
-from ._evaluator import Evaluator, Options, evaluator
+from . import _validation
+from ._evaluator import NO_EXTRAS, Evaluator, Extras, Options, Terms, evaluator
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
@@ -20,13 +20,16 @@ def ssim(
     x: Tensor,
     y: Tensor,
     *,
-    data_range: float | tuple[float, float] = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    data_range: float | tuple[float, float] | Tensor = 1.0,
+    window: str = "gaussian",
+    window_size: int | tuple[int, ...] = 11,
+    sigma: float | tuple[float, ...] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
+    sample_covariance: bool = False,
     padding: str = "valid",
     mask: Tensor | None = None,
+    valid: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -38,10 +41,11 @@ def ssim(
     \qquad C_i = (k_i L)^2
     $$
 
-    with Gaussian-weighted means, (population) variances and covariance in a window around each
-    pixel; the mean over pixels and channels. Higher is more similar. It equals
+    with weighted means, variances and covariance in a window around each pixel; the mean over
+    pixels and channels. Higher is more similar. By default it equals
     ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False,
-    data_range=L)``.
+    data_range=L)``. With ``window="uniform", window_size=7, sample_covariance=True`` it equals
+    scikit-image's own default.
 
     Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to
     structural similarity", IEEE Transactions on Image Processing 13(4), 2004.
@@ -52,18 +56,26 @@ def ssim(
         y: target, same shape and device; its dtype may differ.
         data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
             tanh decoder. SSIM changes with the zero level, so that a pair is not the same as its
-            length. It is never read off the images; values outside it are fine. Integer images
-            need it said.
-        window_size: pixels across the window, odd, at most the smallest side of the images.
-        sigma: standard deviation of the window in pixels.
+            length. A tensor ``(N,)`` on the images' device gives each image its own ``L``; a GPU is
+            not waited for to look at it. The range is never read off the images; values outside it
+            are fine. Integer images need it said.
+        window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
+        window_size: pixels across the window, odd, at most the smallest side of the images; or a
+            tuple of them in the order of the axes, (rows, columns) or (depth, rows, columns).
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
         k1: stabilises the luminance where the images are near zero.
         k2: stabilises the contrast where they are flat.
+        sample_covariance: whether variances and covariance are the unbiased ones, those of the
+            population times ``n / (n - 1)`` for a window of n pixels.
         padding: ``"valid"`` counts only windows inside the image, as the paper and scikit-image
             do. ``"zeros"`` puts ``low`` around the image, as fused-ssim and Gaussian splatting do.
             ``"symmetric"`` mirrors it, edge pixel included, as scikit-image's full map does.
         mask: non-negative weights that broadcast to ``(N, 1, H, W)``, or booleans: the mean is
             weighted with the mask's value at the centre of each window. No gradient flows to it.
-            A pixel that is not finite shows under it too: windows reach there.
+            Windows reach into pixels of weight 0. Where pixels are to be left out, pass ``valid``.
+        valid: the pixels that exist, booleans that broadcast to ``(N, 1, H, W)``. Windows are
+            weighted means over the valid pixels in them, and count where their centre is valid.
+            Pixels elsewhere are not read: NaN there changes nothing, and has a gradient of zero.
         reduction: ``"mean"`` over the batch, or ``"none"`` for one value per image.
         backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
             asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
@@ -78,8 +90,8 @@ def ssim(
     Raises:
         TypeError: an argument is of a kind that is not accepted.
         ValueError: an argument has a value, shape or device that is not. On the CPU also: a mask
-            without any weight for an image; elsewhere such an image has similarity 1 and no
-            gradient.
+            without any weight for an image, or ``valid`` without any pixel; elsewhere such an
+            image has similarity 1 and no gradient.
 
     Examples:
         >>> import torch
@@ -91,29 +103,35 @@ def ssim(
         >>> ssim(torch.cat([x, x]), torch.cat([x, 1 - x]), reduction="none")
         tensor([ 1.0000, -0.8262])
     """
+    data_range, ranges = _shared_and_own(data_range)
     options = Options(
         data_range=data_range,
+        window=window,
         window_size=window_size,
         sigma=sigma,
         k1=k1,
         k2=k2,
+        sample_covariance=sample_covariance,
         padding=padding,
         reduction=reduction,
         backend=backend,
     )
-    return evaluator(options)(x, y, mask)
+    return evaluator(options)(x, y, _extras(mask, valid, ranges))
 
 
 def ssim_map(
     x: Tensor,
     y: Tensor,
     *,
-    data_range: float | tuple[float, float] = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    data_range: float | tuple[float, float] | Tensor = 1.0,
+    window: str = "gaussian",
+    window_size: int | tuple[int, ...] = 11,
+    sigma: float | tuple[float, ...] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
+    sample_covariance: bool = False,
     padding: str = "valid",
+    valid: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """The SSIM of each window, for looking at where two images differ, or for one's own pooling.
@@ -124,7 +142,7 @@ def ssim_map(
     Returns:
         ``(N, C, H', W')`` with values from -1 to 1, higher is more similar. With
         ``padding="valid"`` each side is ``window_size - 1`` shorter than the images'; else the
-        sizes are equal.
+        sizes are equal. Around a centre that is not ``valid`` the value is 1, without gradient.
 
     Examples:
         >>> import torch
@@ -134,30 +152,37 @@ def ssim_map(
         >>> ssim_map(x, x, padding="symmetric").mean().item()
         1.0
     """
-    definition = _validation.settings(
+    data_range, ranges = _shared_and_own(data_range)
+    options = Options(
         data_range=data_range,
+        window=window,
         window_size=window_size,
         sigma=sigma,
         k1=k1,
         k2=k2,
+        sample_covariance=sample_covariance,
         padding=padding,
+        reduction="none",
         backend=backend,
+        as_map=True,
     )
-    _validation.check_images(x, y, definition, data_range)
-    return _ssim.similarity_map(x, y, definition, backend)
+    return evaluator(options)(x, y, _extras(None, valid, ranges))
 
 
 def ms_ssim(
     x: Tensor,
     y: Tensor,
     *,
-    data_range: float | tuple[float, float] = 1.0,
-    window_size: int = 11,
-    sigma: float = 1.5,
+    data_range: float | tuple[float, float] | Tensor = 1.0,
+    window: str = "gaussian",
+    window_size: int | tuple[int, ...] = 11,
+    sigma: float | tuple[float, ...] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
+    sample_covariance: bool = False,
     padding: str = "valid",
     mask: Tensor | None = None,
+    valid: Tensor | None = None,
     weights: Sequence[float] = MS_SSIM_WEIGHTS,
     levels: int | str = "auto",
     normalize: str | None = "floor",
@@ -184,12 +209,16 @@ def ms_ssim(
         x: prediction, as for `ssim`.
         y: target, as for `ssim`.
         data_range: as for `ssim`.
+        window: as for `ssim`.
         window_size: as for `ssim`, at each level.
         sigma: as for `ssim`.
         k1: as for `ssim`.
         k2: as for `ssim`.
+        sample_covariance: as for `ssim`.
         padding: as for `ssim`, at each level.
         mask: as for `ssim`; it is pooled with the images.
+        valid: as for `ssim`. Pooling takes the mean over valid pixels; a coarse pixel is valid if
+            any of its pixels is.
         weights: exponent of each level, finest first; any number of levels.
         levels: ``"auto"`` takes as many levels as there are weights where the window fits in the
             coarsest, else as many as fit (with five weights and an 11-pixel window: 64 pixels 3
@@ -226,12 +255,15 @@ def ms_ssim(
         >>> ms_ssim(small, small, levels=3).item()
         1.0
     """
+    data_range, ranges = _shared_and_own(data_range)
     options = Options(
         data_range=data_range,
+        window=window,
         window_size=window_size,
         sigma=sigma,
         k1=k1,
         k2=k2,
+        sample_covariance=sample_covariance,
         padding=padding,
         weights=weights,
         levels=levels,
@@ -239,7 +271,18 @@ def ms_ssim(
         reduction=reduction,
         backend=backend,
     )
-    return evaluator(options)(x, y, mask)
+    return evaluator(options)(x, y, _extras(mask, valid, ranges))
+
+
+def _shared_and_own(data_range: Any) -> tuple[Any, Tensor | None]:
+    """The range of all images, and a tensor with the range of each, or ``None``."""
+    return (1.0, data_range) if isinstance(data_range, Tensor) else (data_range, None)
+
+
+def _extras(mask: Any, valid: Any, ranges: Any) -> Extras:
+    if mask is None and valid is None and ranges is None:
+        return NO_EXTRAS
+    return Extras(mask, valid, ranges)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -247,10 +290,12 @@ class StructuralLoss(nn.Module):
     """A loss whose options are attributes, which may change between calls."""
 
     data_range: float | tuple[float, float] = 1.0
-    window_size: int = 11
-    sigma: float = 1.5
+    window: str = "gaussian"
+    window_size: int | tuple[int, ...] = 11
+    sigma: float | tuple[float, ...] = 1.5
     k1: float = 0.01
     k2: float = 0.03
+    sample_covariance: bool = False
     padding: str = "valid"
     reduction: str = "mean"
     backend: str = "auto"
@@ -259,12 +304,27 @@ class StructuralLoss(nn.Module):
         super().__init__()
         self._checked_evaluator()
 
-    def forward(self, x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        mask: Tensor | None = None,
+        valid: Tensor | None = None,
+        data_range: Tensor | None = None,
+    ) -> Tensor:
         """The loss of a prediction ``x`` and a target ``y``, as the class documents it."""
-        return (self._evaluator or self._checked_evaluator())(x, y, mask)
+        extras = _extras(mask, valid, data_range)
+        return (self._evaluator or self._checked_evaluator())(x, y, extras)
 
     def value_and_grad(
-        self, x: Tensor, y: Tensor, *, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        mask: Tensor | None = None,
+        valid: Tensor | None = None,
+        data_range: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss and its gradient with respect to ``x``, in one pass and without autograd.
 
@@ -276,6 +336,8 @@ class StructuralLoss(nn.Module):
                 it requires a gradient or not.
             y: target, as for the loss.
             mask: as for the loss.
+            valid: as for the loss.
+            data_range: as for the loss.
 
         Returns:
             The loss as the call gives it, and the gradient in the dtype and layout of ``x``; with
@@ -293,7 +355,8 @@ class StructuralLoss(nn.Module):
             >>> gradient.shape, gradient.requires_grad
             (torch.Size([1, 3, 32, 32]), False)
         """
-        return (self._evaluator or self._checked_evaluator()).value_and_grad(x, y, mask)
+        extras = _extras(mask, valid, data_range)
+        return (self._evaluator or self._checked_evaluator()).value_and_grad(x, y, extras)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -347,8 +410,9 @@ class SSIMLoss(StructuralLoss):
     calls. The module has no parameters and no buffers, and follows the device of the images.
 
     Shapes:
-        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
-        ``(N, 1, H, W)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
+        broadcastable to ``(N, 1, H, W)``; ``data_range``, for a range of each image: ``(N,)``;
+        result: scalar, or ``(N,)`` with ``reduction="none"``.
 
     Examples:
         >>> import torch
@@ -367,8 +431,9 @@ class MSSSIMLoss(MultiScaleLoss):
     calls. The module has no parameters and no buffers, and follows the device of the images.
 
     Shapes:
-        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
-        ``(N, 1, H, W)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
+        broadcastable to ``(N, 1, H, W)``; ``data_range``, for a range of each image: ``(N,)``;
+        result: scalar, or ``(N,)`` with ``reduction="none"``.
 
     Examples:
         >>> import torch
@@ -380,8 +445,51 @@ class MSSSIMLoss(MultiScaleLoss):
     """
 
 
+class MixedLoss(StructuralLoss):
+    """A structural loss mixed with L1."""
+
+    def terms(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        mask: Tensor | None = None,
+        valid: Tensor | None = None,
+        data_range: Tensor | None = None,
+    ) -> Terms:
+        """The loss with the two terms that it is made of, from one pass: to log them, say.
+
+        Args:
+            x: prediction.
+            y: target.
+            mask: as for the loss.
+            valid: as for the loss.
+            data_range: as for the loss.
+
+        Returns:
+            A named tuple: ``loss``, ``l1`` (the mean of ``|x - y|``, in units of the data range)
+            and ``structural`` (1 minus the similarity), with ``loss = (1 - weight) * l1 + weight *
+            structural``. Each is a scalar, or ``(N,)`` with ``reduction="none"``, and
+            differentiable.
+
+        Raises:
+            TypeError: as for the loss.
+            ValueError: as for the loss.
+
+        Examples:
+            >>> import torch
+            >>> x = torch.full((1, 3, 16, 16), 0.5, requires_grad=True)
+            >>> loss, l1, structural = L1SSIMLoss().terms(x, torch.ones_like(x))
+            >>> l1.item(), round(structural.item(), 4)
+            (0.5, 0.2)
+            >>> loss.backward()
+        """
+        extras = _extras(mask, valid, data_range)
+        return (self._evaluator or self._checked_evaluator()).terms(x, y, extras)
+
+
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class L1SSIMLoss(StructuralLoss):
+class L1SSIMLoss(MixedLoss):
     r"""``(1 - weight) * L1 + weight * (1 - SSIM)``: 0 for identical images; falls in training.
 
     The L1 term is the mean of $|x - y| / L$, in units of the data range, so that the mix does
@@ -397,9 +505,9 @@ class L1SSIMLoss(StructuralLoss):
             attributes too, as is ``weight``, and may change between calls.
 
     Shapes:
-        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
-        ``(N, 1, H, W)``, weighs both terms; result: scalar, or ``(N,)`` with
-        ``reduction="none"``.
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
+        broadcastable to ``(N, 1, H, W)``, for both terms; ``data_range``, for a range of each
+        image: ``(N,)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
 
     Gradients flow to ``x`` and ``y``; that of the L1 term is zero where they are equal. Errors are
     those of `ssim`.
@@ -417,7 +525,7 @@ class L1SSIMLoss(StructuralLoss):
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class L1MSSSIMLoss(MultiScaleLoss):
+class L1MSSSIMLoss(MixedLoss, MultiScaleLoss):
     r"""``(1 - weight) * L1 + weight * (1 - MS-SSIM)``: 0 for identical images; falls in training.
 
     The L1 term is the mean of $|x - y| / L$, in units of the data range. The default
@@ -433,9 +541,9 @@ class L1MSSSIMLoss(MultiScaleLoss):
             attributes too, as is ``weight``, and may change between calls.
 
     Shapes:
-        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask``: broadcastable to
-        ``(N, 1, H, W)``, weighs both terms; result: scalar, or ``(N,)`` with
-        ``reduction="none"``.
+        ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
+        broadcastable to ``(N, 1, H, W)``, for both terms; ``data_range``, for a range of each
+        image: ``(N,)``; result: scalar, or ``(N,)`` with ``reduction="none"``.
 
     Gradients flow to ``x`` and ``y``; that of the L1 term is zero where they are equal. Errors are
     those of `ms_ssim`.

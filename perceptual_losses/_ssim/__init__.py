@@ -4,33 +4,40 @@
 them and remembers, `autograd` gives them their gradient. Backends never import each other.
 """
 
-from torch import Tensor
-
-from . import reference
-from .definition import Definition, Request, compute_dtype, gaussian, replaced
+from .backend import NO_AUXILIARY, Auxiliary
+from .definition import (
+    Definition,
+    Request,
+    compute_dtype,
+    for_axes,
+    gaussian,
+    reduce_planes,
+    replaced,
+    uniform,
+)
 from .plans import BACKENDS, Plans, call_key, choose_backend, evaluate
-from .pyramid import halve
+from .pyramid import halve, halve_valid
+from .reference import centres, combine, inverse_coverage
 
 __all__ = [
     "BACKENDS",
+    "NO_AUXILIARY",
+    "Auxiliary",
     "Definition",
     "Plans",
     "Request",
     "call_key",
+    "centres",
     "choose_backend",
+    "combine",
     "compute_dtype",
     "evaluate",
+    "for_axes",
     "gaussian",
     "halve",
+    "halve_valid",
+    "inverse_coverage",
+    "reduce_planes",
     "replaced",
-    "similarity_map",
+    "uniform",
 ]
-
-
-def similarity_map(x: Tensor, y: Tensor, definition: Definition, backend: str) -> Tensor:
-    """The SSIM of each window, ``(N, C, H', W')``, in `compute_dtype`.
-
-    It is the reference's on every backend: a fused one saves time by not writing the map.
-    """
-    choose_backend(x, y, definition, backend)
-    return reference.similarity_map(x, y, definition)

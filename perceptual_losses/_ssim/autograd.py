@@ -16,19 +16,27 @@ from torch import Tensor
 
 from .._runtime.tracing import batched, readable
 from . import reference
-from .backend import Backend, Plan, gradient_memory, layout_of
+from .backend import Auxiliary, Backend, Plan, gradient_memory, layout_of
 from .cpu import backend as cpu
 from .definition import Definition, Request, compute_dtype, plane_gradient
 from .gpu import backend as gpu
-from .pyramid import halved_shape, upsample_adjoint
+from .pyramid import halved_shape, upsample_adjoint, upsample_adjoint_valid
 
 BACKENDS: dict[str, Backend] = {"numba": cpu, "triton": gpu}
 
+_ARGUMENTS = (
+    "Tensor x, Tensor y, Tensor[] weights, Tensor[] ranges, Tensor[] valid, Tensor[] coverage, "
+    "float[] taps, int[] window_sizes, float low, float length, float c1, float c2, str padding, "
+)
 torch.library.define(
     "perceptual_losses::ssim_level_means",
-    "(Tensor x, Tensor y, Tensor[] weights, float[] window, float low, float c1, float c2, "
-    "str padding, int levels, bool l1, int gradients, str backend) "
+    f"({_ARGUMENTS} int levels, bool l1, int gradients, str backend) "
     "-> (Tensor means, Tensor[] gradients)",
+)
+torch.library.define("perceptual_losses::ssim_map", f"({_ARGUMENTS} str backend) -> Tensor")
+torch.library.define(
+    "perceptual_losses::ssim_map_gradients",
+    f"({_ARGUMENTS} Tensor grad, int gradients, str backend) -> Tensor[]",
 )
 # Makes a compiled backward depend on the images. AOTAutograd then raises on double backward;
 # without this operator it would silently return zeros.
@@ -42,11 +50,12 @@ class _Planned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, plan: Plan, backend: str, *weights: Tensor
+        ctx: Any, x: Tensor, y: Tensor, plan: Plan, backend: str, auxiliary: Auxiliary
     ) -> Tensor:
-        value, saved = plan.forward(x, y, weights)
-        ctx.save_for_backward(x, y, *weights, *saved)
-        ctx.plan, ctx.backend, ctx.num_weights = plan, backend, len(weights)
+        value, saved = plan.forward(x, y, auxiliary)
+        ctx.lengths = _lengths(auxiliary)
+        ctx.save_for_backward(x, y, *_flat(auxiliary), *saved)
+        ctx.plan, ctx.backend = plan, backend
         ctx.consumed = False
         return value
 
@@ -54,18 +63,18 @@ class _Planned(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         plan, request = ctx.plan, ctx.plan.request
         x, y, *saved = ctx.saved_tensors
-        weights, saved = saved[: ctx.num_weights], saved[ctx.num_weights :]
-        unused = (None,) * (4 - request.gradients + len(weights))
+        auxiliary, saved = _split(saved, ctx.lengths)
+        unused = (None,) * (5 - request.gradients)
         if not readable(grad):
-            return *_reference_gradients(x, y, weights, request, grad), *unused
-        if ctx.consumed:
+            return *_reference_gradients(x, y, auxiliary, request, grad), *unused
+        if ctx.consumed and saved:
             # An earlier backward through the same graph has scaled the saved gradients in place.
             # What hooks on saved tensors give back may lie otherwise than the plan knows.
-            plan = make_plan(x, y, weights, request, ctx.backend)
-            saved = plan.forward(x, y, weights).saved
+            plan = make_plan(x, y, auxiliary.layouts, request, ctx.backend)
+            saved = plan.forward(x, y, auxiliary).saved
         ctx.consumed = True
         found = []
-        gradients = plan.backward(saved, grad.resolve_neg(), x, y)
+        gradients = plan.backward(saved, grad.resolve_neg(), x, y, auxiliary)
         for gradient, image in zip(gradients, (x, y), strict=False):
             if gradient.dtype != image.dtype:
                 gradient = gradient.to(image.dtype)
@@ -74,32 +83,53 @@ class _Planned(torch.autograd.Function):
         return *found, *unused
 
 
-# Gives the value of a plan from ``(x, y, plan, backend, *weights)``, differentiable with respect to
-# as many images as the plan has gradients. Function.apply would first look for torch.func
+# Gives the value of a plan from ``(x, y, plan, backend, auxiliary)``, differentiable with respect
+# to as many images as the plan has gradients. Function.apply would first look for torch.func
 # transforms, and there are none where plans run.
 apply_plan: Any = super(torch.autograd.Function, _Planned).apply
 
 
-def make_plan(
-    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, backend: str
-) -> Plan:
+def make_plan(x: Tensor, y: Tensor, layouts: Auxiliary, request: Request, backend: str) -> Plan:
     """The plan of a fast backend for these images, the first of which has the gradient if any."""
-    layouts = layout_of(x), layout_of(y), tuple(map(layout_of, weights))
-    return BACKENDS[backend].plan(*layouts, request, x.device)
+    return BACKENDS[backend].plan(layout_of(x), layout_of(y), layouts, request, x.device)
 
 
-def observed_level_means(
-    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, backend: str
+def _lengths(auxiliary: Auxiliary) -> tuple[int, ...]:
+    return tuple([len(tensors) for tensors in auxiliary])
+
+
+def _flat(auxiliary: Auxiliary) -> list[Tensor]:
+    return [tensor for tensors in auxiliary for tensor in tensors]
+
+
+def _split(
+    tensors: Sequence[Tensor], lengths: tuple[int, ...]
+) -> tuple[Auxiliary, Sequence[Tensor]]:
+    """The auxiliary tensors that `_flat` put first, and the tensors after them."""
+    groups = []
+    for length in lengths:
+        groups.append(tensors[:length])
+        tensors = tensors[length:]
+    return Auxiliary(*groups), tensors
+
+
+def observed_value(
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str
 ) -> Tensor:
-    """The means of each level through torch's dispatcher, differentiable by the formulas of torch.
+    """The requested value through torch's dispatcher, differentiable by the formulas of torch.
 
-    The caller combines them with the reference's formulas, which a compiler can fuse.
+    The means of the levels are combined with the reference's formulas, which a compiler can fuse.
     """
+    is_map = request.reduction == "map"
     if request.gradients:
-        apply: Any = _Observed.apply
-        means: Tensor = apply(x, y, request, backend, *weights)
-        return means
-    return _run_level_means(x, y, weights, request, backend)[0]
+        apply: Any = _ObservedMap.apply if is_map else _Observed.apply
+        flat = _flat(auxiliary)
+        value: Tensor = apply(x, y, request, backend, _lengths(auxiliary), *flat)
+    elif is_map:
+        value = _run_map(x, y, auxiliary, request, backend)
+    else:
+        value = _run_level_means(x, y, auxiliary, request, backend)[0]
+    return value if is_map else reference.combine(value, request)
 
 
 class _Observed(torch.autograd.Function):
@@ -107,52 +137,121 @@ class _Observed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, request: Request, backend: str, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        request: Request,
+        backend: str,
+        lengths: tuple[int, ...],
+        *flat: Tensor,
     ) -> Tensor:
-        means, gradients = _run_level_means(x, y, weights, request, backend)
+        auxiliary, _ = _split(flat, lengths)
+        means, gradients = _run_level_means(x, y, auxiliary, request, backend)
         if torch.compiler.is_compiling():
             # torch 2.7 takes elements of a list for others that are named alike in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
-        ctx.save_for_backward(x, y, *weights, *gradients)
+        ctx.save_for_backward(x, y, *flat, *gradients)
         ctx.request = request
-        # A length, not derived from the levels: torch.compile(dynamic=True) makes these symbols.
-        ctx.num_weights = len(weights)
+        # Lengths, not derived from the levels: torch.compile(dynamic=True) makes these symbols.
+        ctx.lengths = lengths
         return means
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         request: Request = ctx.request
         x, y, *saved = ctx.saved_tensors
-        weights, saved = saved[: ctx.num_weights], saved[ctx.num_weights :]
-        unused = (None,) * (4 - request.gradients + len(weights))
+        auxiliary, saved = _split(saved, ctx.lengths)
+        unused = (None,) * (5 - request.gradients + sum(ctx.lengths))
         compiling = torch.compiler.is_compiling()
         if not compiling and (torch.is_grad_enabled() or batched(grad)):
             level_request = request._replace(reduction="levels")
-            return *_reference_gradients(x, y, weights, level_request, grad), *unused
+            return *_reference_gradients(x, y, auxiliary, level_request, grad), *unused
         if compiling:
             images = [x, y][: request.gradients]
             grad = torch.ops.perceptual_losses.ssim_depends_on(grad, images)
         per_image = len(saved) // request.gradients
         gradients = [
-            _add_up_levels(saved[k * per_image : (k + 1) * per_image], grad, pair, request)
+            _add_up_levels(
+                saved[k * per_image : (k + 1) * per_image], grad, pair, auxiliary, request
+            )
             for k, pair in enumerate(((x, y), (y, x))[: request.gradients])
         ]
         return *gradients, *unused
 
 
+class _ObservedMap(torch.autograd.Function):
+    """`_Observed` for the map, whose gradients need the upstream one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        request: Request,
+        backend: str,
+        lengths: tuple[int, ...],
+        *flat: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, y, *flat)
+        ctx.request, ctx.backend, ctx.lengths = request, backend, lengths
+        return _run_map(x, y, _split(flat, lengths)[0], request, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        request: Request = ctx.request
+        x, y, *flat = ctx.saved_tensors
+        auxiliary, _ = _split(flat, ctx.lengths)
+        unused = (None,) * (5 - request.gradients + sum(ctx.lengths))
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (torch.is_grad_enabled() or batched(grad)):
+            return *_reference_gradients(x, y, auxiliary, request, grad), *unused
+        found: list[Tensor] = torch.ops.perceptual_losses.ssim_map_gradients(
+            *_flattened(x, y, auxiliary, request.definition), grad, request.gradients, ctx.backend
+        )
+        return *[g.to(image.dtype) for g, image in zip(found, (x, y), strict=False)], *unused
+
+
+def _flattened(
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, definition: Definition
+) -> tuple[Any, ...]:
+    """The first arguments of the operators."""
+    windows, *others, _ = definition
+    taps = [tap for window in windows for tap in window]
+    return (x, y, *map(list, auxiliary), taps, [len(window) for window in windows], *others)
+
+
+def _definition(taps: Sequence[float], window_sizes: Sequence[int], others: Any) -> Definition:
+    """The definition that `_flattened` took apart."""
+    windows, begin = [], 0
+    for size in window_sizes:
+        windows.append(tuple(taps[begin : begin + size]))
+        begin += size
+    return Definition(tuple(windows), *others)
+
+
 def _run_level_means(
-    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, backend: str
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str
 ) -> tuple[Tensor, list[Tensor]]:
-    window, low, c1, c2, padding = request.definition
     out: tuple[Tensor, list[Tensor]] = torch.ops.perceptual_losses.ssim_level_means(
-        *(x, y, list(weights), list(window), low, c1, c2, padding),
+        *_flattened(x, y, auxiliary, request.definition),
         *(max(1, len(request.exponents)), request.mix is not None, request.gradients, backend),
     )
     return out
 
 
+def _run_map(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str) -> Tensor:
+    out: Tensor = torch.ops.perceptual_losses.ssim_map(
+        *_flattened(x, y, auxiliary, request.definition), backend
+    )
+    return out
+
+
 def _add_up_levels(
-    gradients: Sequence[Tensor], grad: Tensor, images: tuple[Tensor, Tensor], request: Request
+    gradients: Sequence[Tensor],
+    grad: Tensor,
+    images: tuple[Tensor, Tensor],
+    auxiliary: Auxiliary,
+    request: Request,
 ) -> Tensor:
     """The gradient of the first of two images from those of each level's means."""
     first, second = images
@@ -162,62 +261,47 @@ def _add_up_levels(
     total = gradients[-1] * factors[levels - 1]
     for level in reversed(range(levels - 1)):
         fine = gradients[level]
-        total = fine * factors[level] + upsample_adjoint(total, fine.shape)
+        if auxiliary.valid:
+            sent = upsample_adjoint_valid(total, auxiliary.valid[level])
+        else:
+            sent = upsample_adjoint(total, fine.shape)
+        total = fine * factors[level] + sent
     if request.mix is not None:
-        pixels = math.prod(first.shape[2:])
-        sign = (first.to(grad.dtype) - second.to(grad.dtype)).sign()
-        total = total + sign * (grad[-1] / pixels)
+        step = grad[-1] / math.prod(first.shape[2:])
+        if auxiliary.ranges:
+            step = step / auxiliary.ranges[0].reshape(-1, *[1] * (first.dim() - 1))
+        total = total + (first.to(grad.dtype) - second.to(grad.dtype)).sign() * step
     return total.to(first.dtype)
 
 
 def _reference_gradients(
-    x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request, grad: Tensor
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, grad: Tensor
 ) -> Sequence[Tensor]:
     """The gradients of the reference, differentiable once more if a graph is being created."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that an image compared with itself stays two inputs.
         x, y = x.view_as(x), y.view_as(y)
-        value = reference.evaluate(x, y, weights, request)
+        value = reference.evaluate(x, y, auxiliary, request)
     inputs = [x, y][: request.gradients]
     return torch.autograd.grad(value, inputs, grad, create_graph=create_graph)
 
 
-def _level_means(
-    x: Tensor,
-    y: Tensor,
-    weights: list[Tensor],
-    window: list[float],
-    low: float,
-    c1: float,
-    c2: float,
-    padding: str,
-    levels: int,
-    l1: bool,
-    gradients: int,
-    backend: str,
-) -> tuple[Tensor, list[Tensor]]:
-    definition = Definition(tuple(window), low, c1, c2, padding)
+def _level_means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    x, y, *tensors, taps, sizes, low, length, c1, c2, padding = arguments[:13]
+    levels, l1, gradients, backend = arguments[13:]
+    definition = _definition(taps, sizes, (low, length, c1, c2, padding))
     exponents, mix = (1.0,) * levels if levels > 1 else (), (1.0, 1.0) if l1 else None
     request = Request(definition, exponents, None, mix, "levels", gradients)
-    value, saved = make_plan(x, y, weights, request, backend).forward(x, y, weights)
+    auxiliary = Auxiliary(*tensors)
+    plan = make_plan(x, y, auxiliary.layouts, request, backend)
+    value, saved = plan.forward(x, y, auxiliary)
     return value, list(saved)
 
 
-def _fake_level_means(
-    x: Tensor,
-    y: Tensor,
-    weights: Sequence[Tensor],
-    window: Sequence[float],
-    low: float,
-    c1: float,
-    c2: float,
-    padding: str,
-    levels: int,
-    l1: bool,
-    gradients: int,
-    backend: str,
-) -> tuple[Tensor, list[Tensor]]:
+def _fake_level_means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    x, y = arguments[:2]
+    levels, l1, gradients, backend = arguments[13:]
     saved = []
     for image in (x, y)[:gradients]:
         saved.append(gradient_memory(image))
@@ -227,14 +311,43 @@ def _fake_level_means(
     return x.new_empty([levels + l1, *x.shape[:2]], dtype=compute_dtype(x, y)), saved
 
 
+def _map(*arguments: Any) -> Tensor:
+    x, y, *tensors, taps, sizes, low, length, c1, c2, padding, backend = arguments
+    definition = _definition(taps, sizes, (low, length, c1, c2, padding))
+    request, auxiliary = Request(definition, reduction="map"), Auxiliary(*tensors)
+    plan = make_plan(x, y, auxiliary.layouts, request, backend)
+    value: Tensor = plan.forward(x, y, auxiliary).value
+    return value
+
+
+def _fake_map(*arguments: Any) -> Tensor:
+    x, y, *_, sizes, _, _, _, _, padding, _ = arguments
+    sides: list[int] = list(x.shape[2:])
+    if padding == "valid":
+        sides = [side - size + 1 for side, size in zip(sides, sizes, strict=True)]
+    value: Tensor = x.new_empty([*x.shape[:2], *sides], dtype=compute_dtype(x, y))
+    return value
+
+
+def _map_gradients(*arguments: Any) -> list[Tensor]:
+    x, y, *tensors, taps, sizes, low, length, c1, c2, padding = arguments[:13]
+    grad, gradients, backend = arguments[13:]
+    definition = _definition(taps, sizes, (low, length, c1, c2, padding))
+    request, auxiliary = Request(definition, (), None, None, "map", gradients), Auxiliary(*tensors)
+    plan = make_plan(x, y, auxiliary.layouts, request, backend)
+    return list(plan.backward((), grad.resolve_neg(), x, y, auxiliary))
+
+
+def _fake_map_gradients(*arguments: Any) -> list[Tensor]:
+    return [gradient_memory(image) for image in arguments[: arguments[14]]]
+
+
 # By name and not by device: in Triton's interpreter CPU tensors have two backends.
-torch.library.impl("perceptual_losses::ssim_level_means", "CompositeExplicitAutograd", _level_means)
-torch.library.register_fake("perceptual_losses::ssim_level_means", _fake_level_means)
-torch.library.impl(
-    "perceptual_losses::ssim_depends_on",
-    "CompositeExplicitAutograd",
-    lambda grad, images: grad.clone(),
-)
-torch.library.register_fake(
-    "perceptual_losses::ssim_depends_on", lambda grad, images: torch.empty_like(grad)
-)
+for _name, _run, _fake in (
+    ("ssim_level_means", _level_means, _fake_level_means),
+    ("ssim_map", _map, _fake_map),
+    ("ssim_map_gradients", _map_gradients, _fake_map_gradients),
+    ("ssim_depends_on", lambda grad, _: grad.clone(), lambda grad, _: torch.empty_like(grad)),
+):
+    torch.library.impl(f"perceptual_losses::{_name}", "CompositeExplicitAutograd", _run)
+    torch.library.register_fake(f"perceptual_losses::{_name}", _fake)

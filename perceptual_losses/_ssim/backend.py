@@ -15,12 +15,12 @@ scales them by their factor in the product and adds them up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .definition import Definition, Request, plane_gradient
+from .definition import Request, plane_gradient
 
 
 class Layout(NamedTuple):
@@ -35,6 +35,33 @@ class Layout(NamedTuple):
 def layout_of(tensor: Tensor) -> Layout:
     """The layout of a tensor; it is aligned if its memory begins at a multiple of 16 bytes."""
     return Layout(tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16 == 0)
+
+
+class Auxiliary(NamedTuple):
+    """Tensors beside the two images, or in a plan their layouts; each sequence may be empty.
+
+    Attributes:
+        weights: for each level the weight of each value of the map, ``(N, 1, H', W')``, summing to
+            one for each image; empty for the plain mean. A ``"map"`` has none.
+        ranges: one tensor ``(N,)`` with the range of each image, in the dtype of the computation.
+        valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. What lies elsewhere
+            must not be read.
+        coverage: with ``valid``, for each level the reciprocal of the window's weight over valid
+            pixels, ``(N, 1, H', W')``; zero where it has none.
+    """
+
+    weights: Sequence[Any] = ()
+    ranges: Sequence[Any] = ()
+    valid: Sequence[Any] = ()
+    coverage: Sequence[Any] = ()
+
+    @property
+    def layouts(self) -> Auxiliary:
+        """The layouts of all tensors."""
+        return Auxiliary(*[tuple(map(layout_of, tensors)) for tensors in self])
+
+
+NO_AUXILIARY = Auxiliary()
 
 
 class Forward(NamedTuple):
@@ -60,19 +87,25 @@ class Plan(Protocol):
 
     request: Request
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Forward:
+    def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value, and the premultiplied gradients that are requested.
+
+        Of a ``"map"`` there are none: its backward pass computes the gradients.
 
         Args:
             x: the first image, which has the gradient if there is one.
             y: the second image.
-            weights: for each level the weight of each value of the map, ``(N, 1, H', W')``, summing
-                to one for each image; empty for the plain mean.
+            auxiliary: the tensors beside them, with the layouts that the plan was made for.
         """
         ...
 
     def backward(
-        self, saved: Sequence[Tensor], grad: Tensor | None, x: Tensor, y: Tensor
+        self,
+        saved: Sequence[Tensor],
+        grad: Tensor | None,
+        x: Tensor,
+        y: Tensor,
+        auxiliary: Auxiliary = NO_AUXILIARY,
     ) -> Sequence[Tensor]:
         """The gradients of the images, as many as are requested.
 
@@ -85,6 +118,7 @@ class Plan(Protocol):
                 saved gradients hold already.
             x: the first image.
             y: the second image.
+            auxiliary: the tensors beside them.
         """
         ...
 
@@ -92,8 +126,10 @@ class Plan(Protocol):
 class Backend(Protocol):
     """A way to run the computation; `reference` defines it. ``cpu`` and ``gpu`` are the two."""
 
-    def unsupported(self, x: Tensor, y: Tensor, definition: Definition) -> str | None:
-        """The reason why the backend is not meant for these images, or ``None``."""
+    def unsupported(
+        self, x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request
+    ) -> str | None:
+        """The reason why the backend is not meant for this call, or ``None``."""
         ...
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -104,7 +140,7 @@ class Backend(Protocol):
         self,
         x: Layout,
         y: Layout,
-        weights: tuple[Layout, ...],
+        auxiliary: Auxiliary,
         request: Request,
         device: torch.device,
     ) -> Plan:

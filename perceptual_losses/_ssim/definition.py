@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,23 +17,45 @@ SMALLEST_FLOAT = sys.float_info.min
 # anti-correlated images with gradients so small that they drown in Adam's epsilon.
 FLOOR = 0.01
 
+Record = TypeVar("Record")
+
 
 class Definition(NamedTuple):
     """One definition of SSIM, in the paper's terms.
 
     Attributes:
-        window: the taps of the separable window, odd in number.
+        windows: the taps of the separable window along each axis, odd in number. A definition that
+            has not met images yet may have one for all axes; `for_axes` repeats it.
         low: the pixel value that counts as zero.
+        length: ``L``, or 1 if each image has its own range.
         c1: ``(k1 L)^2``.
-        c2: ``(k2 L)^2``.
+        c2: ``(k2 L)^2``; after `for_axes` in units of the covariance that is asked for.
         padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
+        sample_covariance: whether the covariance is the unbiased one; `for_axes` puts it in ``c2``.
     """
 
-    window: tuple[float, ...]
+    windows: tuple[tuple[float, ...], ...]
     low: float
+    length: float
     c1: float
     c2: float
     padding: str
+    sample_covariance: bool = False
+
+
+def for_axes(definition: Definition, axes: int) -> Definition:
+    """The definition for images of so many axes, with population covariances.
+
+    The unbiased covariance of n pixels is ``n / (n - 1)`` times the population's. In the formula
+    of the contrast-structure factor this is the same as dividing ``c2`` by that factor.
+    """
+    windows, low, length, c1, c2, padding, sample_covariance = definition
+    if len(windows) == 1:
+        windows = windows * axes
+    if sample_covariance:
+        pixels = math.prod([len(window) for window in windows])
+        c2 = c2 * (pixels - 1) / pixels
+    return Definition(windows, low, length, c1, c2, padding)
 
 
 class Request(NamedTuple):
@@ -48,7 +70,8 @@ class Request(NamedTuple):
             for the similarity itself.
         reduction: ``"none"`` for one value per plane, ``(N, C)``; ``"mean"`` for their mean;
             ``"loss"`` for 1 minus it; ``"levels"`` for the means of each level before they are
-            combined, ``(levels, N, C)``, followed in a mix by a row with the mean ``|x - y|``.
+            combined, ``(levels, N, C)``, followed in a mix by a row with the mean ``|x - y|``;
+            ``"map"`` for the similarity of each window, ``(N, C, H', W')``.
         gradients: the number of gradients: 0, 1 (for the first image) or 2.
     """
 
@@ -65,13 +88,17 @@ class Request(NamedTuple):
         return max(1, len(self.exponents))
 
 
-def replaced(request: Request, **changes: Any) -> Request:
-    """The request with some fields changed. Older releases of torch.compile trace no `_replace`."""
-    return Request(*[changes.get(name, getattr(request, name)) for name in Request._fields])
+def replaced(record: Record, **changes: Any) -> Record:
+    """A named tuple with fields changed. Older releases of torch.compile trace no `_replace`."""
+    fields: Any = record
+    return type(record)(*[changes.get(name, getattr(fields, name)) for name in fields._fields])
 
 
 def reduce_planes(request: Request, similarity: Tensor, distance: Tensor | None) -> Tensor:
-    """The requested value, from each plane's similarity and in a mix its mean ``|x - y|``."""
+    """The requested value, from each plane's similarity and in a mix its mean ``|x - y|``.
+
+    That mean is in units of the image's own range, if it has one.
+    """
     if request.reduction != "none":
         similarity = similarity.mean()
     if request.mix is None or distance is None:
@@ -93,6 +120,11 @@ def gaussian(size: int, sigma: float) -> tuple[float, ...]:
     taps = [math.exp(-i * i / spread) for i in range(-radius, radius + 1)]
     total = sum(taps)
     return tuple(tap / total for tap in taps)
+
+
+def uniform(size: int) -> tuple[float, ...]:
+    """Taps of the one-dimensional window in which all pixels weigh the same."""
+    return (1 / size,) * size
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +18,8 @@ from .._runtime.tracing import active_transform, observed
 from .._runtime.warnings import warn
 from . import autograd, reference
 from .autograd import BACKENDS as FAST
-from .backend import Plan, layout_of
-from .definition import Definition, Request, compute_dtype, replaced
+from .backend import NO_AUXILIARY, Auxiliary, Plan
+from .definition import Request, compute_dtype, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 
@@ -90,12 +89,12 @@ class Call(NamedTuple):
     backend: str
     notice: str | None
 
-    def __call__(self, x: Tensor, y: Tensor, weights: Sequence[Tensor] = ()) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Tensor:
         if self.swapped:
             x, y = y, x
         if not self.plan.request.gradients:
-            return self.plan.forward(x, y, weights).value
-        value: Tensor = autograd.apply_plan(x, y, self.plan, self.backend, *weights)
+            return self.plan.forward(x, y, auxiliary).value
+        value: Tensor = autograd.apply_plan(x, y, self.plan, self.backend, auxiliary)
         return value
 
 
@@ -105,34 +104,35 @@ Plans = dict[tuple[Any, ...], Call]
 def evaluate(
     x: Tensor,
     y: Tensor,
-    weights: Sequence[Tensor],
+    auxiliary: Auxiliary,
     request: Request,
     backend: str,
     plans: Plans,
-    notice: str | None,
+    notice: str | None = None,
 ) -> Tensor:
     """The requested value for images that have been checked; keeps the plan for the next call."""
-    name = choose_backend(x, y, request.definition, backend)
+    name = choose_backend(x, y, auxiliary, request, backend)
     if name == "reference":
-        return reference.evaluate(x, y, weights, request)
+        return reference.evaluate(x, y, auxiliary, request)
     x, y = computable(x, y, name)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
-    if observed(x, y, *weights):
+    if observed(x, y, *(tensor for tensors in auxiliary for tensor in tensors)):
         if swapped:
             x, y = y, x
-        means = autograd.observed_level_means(x, y, weights, request, name)
-        return reference.combine(means, request)
+        return autograd.observed_value(x, y, auxiliary, request, name)
     key = call_key(x, y)
     assert key is not None  # Nothing watches: `choose_backend` and `observed` have asked.
-    key = (*key, *map(layout_of, weights))
+    layouts = auxiliary.layouts
+    if any(layouts):
+        key = (*key, *layouts)
     call = plans.get(key)
     if call is None:
         first, second = (y, x) if swapped else (x, y)
-        plan = autograd.make_plan(first, second, weights, request, name)
+        plan = autograd.make_plan(first, second, layouts, request, name)
         call = Call(plan, swapped, name, notice)
         remember(plans, key, call)
-    return call(x, y, weights)
+    return call(x, y, auxiliary)
 
 
 def remember(plans: Plans, key: tuple[Any, ...], call: Call) -> None:
@@ -160,7 +160,9 @@ def _num_gradients(x: Tensor, y: Tensor) -> tuple[int, bool]:
     return x.requires_grad + y.requires_grad, y.requires_grad and not x.requires_grad
 
 
-def choose_backend(x: Tensor, y: Tensor, definition: Definition, backend: str) -> str:
+def choose_backend(
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str
+) -> str:
     """The name of the backend that runs. This is the only place that decides."""
     if not torch.compiler.is_compiling() and sys.is_finalizing():
         raise RuntimeError(
@@ -172,7 +174,7 @@ def choose_backend(x: Tensor, y: Tensor, definition: Definition, backend: str) -
         name = _FOR_DEVICE.get(x.device.type, "reference")
     if name == "reference":
         return name
-    unsupported = FAST[name].unsupported(x, y, definition)
+    unsupported = FAST[name].unsupported(x, y, auxiliary, request)
     transform = active_transform()
     if transform is not None:
         unsupported = f"{transform} is active, and its gradient is made for autograd"

@@ -31,6 +31,16 @@ def halve(image: Tensor) -> Tensor:
     return pool(image, 2, ceil_mode=True)
 
 
+def halve_valid(image: Tensor, valid: Tensor) -> Tensor:
+    """2x2 (2x2x2) means over the valid pixels, zero where there is none.
+
+    ``valid`` is boolean, ``(N, 1, H, W)``. Nothing of ``image`` is read where it is False.
+    """
+    present = halve(valid.to(image.dtype))
+    mean = halve(torch.where(valid, image, 0.0))
+    return torch.where(present > 0, mean / present, 0.0)
+
+
 def upsample_adjoint(coarse: Tensor, shape: Sequence[int]) -> Tensor:
     """The transpose of `halve` for images of this shape: it sends a coarse gradient to pixels."""
     for dim, side in enumerate(shape[2:], start=2):
@@ -40,3 +50,11 @@ def upsample_adjoint(coarse: Tensor, shape: Sequence[int]) -> Tensor:
         coarse = coarse * factors.reshape([-1 if d == dim else 1 for d in range(len(shape))])
         coarse = coarse.repeat_interleave(2, dim).narrow(dim, 0, side)
     return coarse
+
+
+def upsample_adjoint_valid(coarse: Tensor, valid: Tensor) -> Tensor:
+    """The transpose of `halve_valid`: a coarse gradient goes to valid pixels in equal parts."""
+    present = halve(valid.to(coarse.dtype))
+    coarse = torch.where(present > 0, coarse / present, 0.0)
+    sent = upsample_adjoint(coarse, [*coarse.shape[:2], *valid.shape[2:]])
+    return torch.where(valid, sent, 0.0)

@@ -29,32 +29,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._runtime.tracing import exporting
+from .backend import Auxiliary
 from .definition import FLOOR, Definition, Request, compute_dtype, reduce_planes
-from .pyramid import halve
+from .pyramid import halve, halve_valid
 
 
-def evaluate(x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request) -> Tensor:
-    """The requested value of two images; ``weights`` as for `Plan.forward`."""
-    return combine(level_means(x, y, weights, request), request)
+def evaluate(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> Tensor:
+    """The requested value of two images."""
+    if request.reduction == "map":
+        return _similarity_map(x, y, auxiliary, request.definition)
+    return combine(level_means(x, y, auxiliary, request), request)
 
 
-def level_means(x: Tensor, y: Tensor, weights: Sequence[Tensor], request: Request) -> Tensor:
+def level_means(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> Tensor:
     """The means over each plane of contrast-structure, and of SSIM at the last level.
 
     Returns:
-        ``(levels, N, C)``; for a mix one row more, the mean ``|x - y|``.
+        ``(levels, N, C)``; for a mix one row more, the mean ``|x - y|`` in units of the image's own
+        range, if it has one.
     """
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    last_row = [] if request.mix is None else [(x - y).abs().flatten(2).mean(2)]
+    last_row = []
+    if request.mix is not None:
+        distance = (x - y).abs().flatten(2).mean(2)
+        last_row = [distance / auxiliary.ranges[0][:, None] if auxiliary.ranges else distance]
     means = []
     levels = max(1, len(request.exponents))
     for level in range(levels):
-        luminance, contrast_structure = _factors(x, y, request.definition)
+        luminance, contrast_structure = _factors(x, y, auxiliary, level, request.definition)
         last = level == levels - 1
         values = luminance * contrast_structure if last else contrast_structure
-        means.append(_mean(values, weights[level] if weights else None))
-        if not last:
+        means.append(_mean(values, auxiliary.weights[level] if auxiliary.weights else None))
+        if not last and auxiliary.valid:
+            valid = auxiliary.valid[level]
+            x, y = halve_valid(x, valid), halve_valid(y, valid)
+        elif not last:
             x, y = halve(x), halve(y)
     return torch.stack(means + last_row)
 
@@ -71,31 +81,65 @@ def combine(means: Tensor, request: Request) -> Tensor:
     return reduce_planes(request, similarity, distance)
 
 
-def similarity_map(x: Tensor, y: Tensor, definition: Definition) -> Tensor:
-    """The SSIM of each window, ``(N, C, H', W')``."""
+def _similarity_map(x: Tensor, y: Tensor, auxiliary: Auxiliary, definition: Definition) -> Tensor:
+    """The SSIM of each window, ``(N, C, H', W')``; 1 around centres that are not valid."""
     dtype = compute_dtype(x, y)
-    x, y = x.to(dtype), y.to(dtype)
-    luminance, contrast_structure = _factors(x, y, definition)
-    return luminance * contrast_structure
+    luminance, contrast_structure = _factors(x.to(dtype), y.to(dtype), auxiliary, 0, definition)
+    similarity = luminance * contrast_structure
+    if auxiliary.valid:
+        similarity = torch.where(centres(auxiliary.valid[0], definition), similarity, 1.0)
+    return similarity
 
 
-def _factors(x: Tensor, y: Tensor, definition: Definition) -> tuple[Tensor, Tensor]:
-    window, low, c1, c2, padding = definition
-    difference = _pad(x - y, padding, len(window) // 2)
-    total = _pad((x - low) + (y - low), padding, len(window) // 2)
-
+def _factors(
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, level: int, definition: Definition
+) -> tuple[Tensor, Tensor]:
+    """The maps of the luminance and of the contrast-structure factor at a level of the pyramid."""
+    windows, low, length, c1, c2, padding, _ = definition
+    scale: Tensor | float = 1.0
+    if auxiliary.ranges:
+        scale = auxiliary.ranges[0].reshape(-1, *[1] * (x.dim() - 1))
+    difference, total = x - y, (x - low) + (y - low)
+    valid = auxiliary.valid[level] if auxiliary.valid else None
+    if valid is not None:
+        difference = torch.where(valid, difference, 0.0)
+        total = torch.where(valid, total, 0.0)
     # sigma^2 = E[v^2] - E[v]^2 cancels when the level is high above the contrast. Variances do not
     # change with a constant, so take one near the level off first; the means get it back.
-    level_d, level_t = _level(difference), _level(total)
-    difference, total = difference - level_d, total - level_t
+    level_d, level_t = _levels(difference, total, length * scale, valid)
+    difference = _pad(difference, windows, padding) - level_d
+    total = _pad(total, windows, padding) - level_t
+    if valid is not None:
+        padded = _pad_valid(valid, windows, padding)
+        difference = torch.where(padded, difference, 0.0)
+        total = torch.where(padded, total, 0.0)
     moments = torch.stack([difference, total, difference.square(), total.square()])
-    mu_d, mu_t, e_dd, e_tt = _filter(moments, window, x.dim() - 2).unbind()
-    var_d, var_t = e_dd - mu_d.square(), e_tt - mu_t.square()
+    moments = _filter(moments, windows)
+    if auxiliary.coverage:
+        moments = moments * auxiliary.coverage[level]
+    mu_d, mu_t, e_dd, e_tt = moments.unbind()
+    # Negative ones come from rounding, where pixels lie far from the level.
+    var_d, var_t = (e_dd - mu_d.square()).clamp(min=0), (e_tt - mu_t.square()).clamp(min=0)
     mu_dd, mu_tt = (mu_d + level_d).square(), (mu_t + level_t).square()
 
-    luminance = 1 - 2 * mu_dd / (mu_tt + mu_dd + 2 * c1)
-    contrast_structure = 1 - 2 * var_d / (var_t + var_d + 2 * c2)
+    luminance = 1 - 2 * mu_dd / (mu_tt + mu_dd + 2 * c1 * scale**2)
+    contrast_structure = 1 - 2 * var_d / (var_t + var_d + 2 * c2 * scale**2)
     return luminance, contrast_structure
+
+
+def centres(image: Tensor, definition: Definition) -> Tensor:
+    """The pixels of ``(N, C, H, W)`` on which windows are centred."""
+    if definition.padding == "valid":
+        for dim, window in enumerate(definition.windows, start=2):
+            image = image.narrow(dim, len(window) // 2, image.shape[dim] - len(window) + 1)
+    return image
+
+
+def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) -> Tensor:
+    """The reciprocal of the windows' weight over valid pixels, zero where they have none."""
+    padded = _pad_valid(valid, definition.windows, definition.padding).to(dtype)
+    covered = _filter(padded, definition.windows)
+    return torch.where(covered > 0, 1 / covered, 0.0)
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -105,18 +149,35 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return 1 - ((1 - values) * weight).flatten(2).sum(2)
 
 
-def _level(image: Tensor) -> Tensor:
-    """A constant near the level of each plane, detached: the result does not depend on it."""
-    mean = image.detach().mean(tuple(range(2, image.dim())), keepdim=True)
+def _levels(
+    difference: Tensor, total: Tensor, length: Tensor | float, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Constants near most pixels of each plane, detached: the result does not depend on them.
+
+    They are means in which pixels far beyond the range count little. Where some pixels are so and
+    others are not, the level is that of the others. A window far beyond the range needs no digits:
+    its luminance is nearly zero, or so is its contrast-structure.
+    """
+    d, t = difference.detach(), total.detach()
+    weights = 1 / (1 + (d / length).square() + (t / length).square())
+    if valid is not None:
+        weights = weights * valid
+    dims = tuple(range(2, d.dim()))
+    whole = weights.sum(dims, keepdim=True)
+    level_d, level_t = ((weights * v).sum(dims, keepdim=True) / whole for v in (d, t))
     # So that a NaN pixel stays in the windows that hold it.
-    return mean.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return (
+        level_d.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
+        level_t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
+    )
 
 
-def _pad(image: Tensor, padding: str, radius: int) -> Tensor:
+def _pad(image: Tensor, windows: tuple[tuple[float, ...], ...], padding: str) -> Tensor:
+    radii = [len(window) // 2 for window in windows]
     if padding == "zeros":
-        return F.pad(image, [radius, radius] * (image.dim() - 2))
+        return F.pad(image, [radius for radius in reversed(radii) for _ in range(2)])
     if padding == "symmetric":
-        for dim in range(2, image.dim()):
+        for dim, radius in enumerate(radii, start=2):
             size = image.shape[dim]
             first = image.narrow(dim, 0, radius).flip(dim)
             last = image.narrow(dim, size - radius, radius).flip(dim)
@@ -124,8 +185,15 @@ def _pad(image: Tensor, padding: str, radius: int) -> Tensor:
     return image
 
 
-def _filter(moments: Tensor, window: tuple[float, ...], spatial_dims: int) -> Tensor:
-    for dim in range(-spatial_dims, 0):
+def _pad_valid(valid: Tensor, windows: tuple[tuple[float, ...], ...], padding: str) -> Tensor:
+    """The pixels that exist, with those that the padding adds."""
+    if padding == "zeros":
+        return ~_pad(~valid, windows, padding)
+    return _pad(valid, windows, padding)
+
+
+def _filter(moments: Tensor, windows: tuple[tuple[float, ...], ...]) -> Tensor:
+    for dim, window in zip(range(-len(windows), 0), windows, strict=True):
         moments = _correlate(moments, window, dim)
     return moments
 

@@ -111,7 +111,7 @@ class Comparison:
 
 def fitting_levels(x: Tensor) -> int:
     """The number of MS-SSIM's levels that ``levels="auto"`` takes."""
-    exponents, _ = _validation.fit_levels(MS_SSIM_WEIGHTS, "auto", x, WINDOW)
+    exponents, _ = _validation.fit_levels(MS_SSIM_WEIGHTS, "auto", x, (WINDOW, WINDOW))
     return len(exponents)
 
 

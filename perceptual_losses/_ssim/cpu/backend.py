@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from ..._runtime import numba_installed
-from ..backend import Forward, Layout, premultiplied_by
-from ..definition import FLOOR, Definition, Request, reduce_planes
+from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
+from ..definition import FLOOR, Request, reduce_planes
 from ..pyramid import halved_shape
 from .level import Level, Pair
 
 
-def unsupported(x: Tensor, y: Tensor, definition: Definition) -> str | None:
-    """The reason why the backend is not meant for these images, or ``None``."""
+def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> str | None:
+    """The reason why the backend is not meant for this call, or ``None``."""
+    if auxiliary.ranges or auxiliary.valid or request.reduction == "map":
+        return "todo"
     return None if x.device.type == "cpu" else f"the images are on {x.device} and it runs on CPUs"
 
 
@@ -33,7 +35,7 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def plan(
-    x: Layout, y: Layout, weights: tuple[Layout, ...], request: Request, device: torch.device
+    x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
 ) -> CpuPlan:
     """The plan of a call on images of these layouts, float32 or float64."""
     return CpuPlan(x.shape, x.dtype, request)
@@ -57,7 +59,7 @@ class CpuPlan:
             for j, each in enumerate(shapes)
         ]
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Forward:
+    def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value and the premultiplied gradients."""
         request, levels = self.request, self._levels
         pyramid = [Pair((x, y), levels[0].images(x, y))]
@@ -72,7 +74,7 @@ class CpuPlan:
         for j in reversed(range(len(levels))):
             pair = pyramid.pop()
             gradients = [torch.empty_like(image) for image in pair.tensors[: request.gradients]]
-            weight = weights[j] if weights else None
+            weight = auxiliary.weights[j] if auxiliary.weights else None
             rows[j], distance = levels[j].march(pair.images, gradients, weight)
             of_levels.insert(0, gradients)
         if request.mix is not None:
@@ -88,7 +90,12 @@ class CpuPlan:
         return Forward(reduce_planes(request, similarity, last_row), saved)
 
     def backward(
-        self, saved: Sequence[Tensor], grad: Tensor | None, x: Tensor, y: Tensor
+        self,
+        saved: Sequence[Tensor],
+        grad: Tensor | None,
+        x: Tensor,
+        y: Tensor,
+        auxiliary: Auxiliary = NO_AUXILIARY,
     ) -> list[Tensor]:
         """Scales the saved gradients in place and adds up those of the levels."""
         request, levels, usual = self.request, self._levels, self._premultiplied_by

@@ -61,7 +61,7 @@ class Level:
         from . import kernels
 
         self.shape, self._dtype, self._kernels = shape, dtype, kernels
-        taps, low, c1, c2, padding = request.definition
+        (taps, *_), low, _, c1, c2, padding, _ = request.definition
         lost = len(taps) - 1 if padding == "valid" else 0
         self._map_size = math.prod(side - lost for side in shape[2:])
         self._planes, self._pixels = math.prod(shape[:2]), math.prod(shape[2:])

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import Forward, Layout, layout_of, premultiplied_by
-from ..definition import Definition, Request
+from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, layout_of, premultiplied_by
+from ..definition import Request
 from . import levels
 from .launch import Launches, in_rows
 from .tiles import LARGEST_WINDOW, Machine
@@ -20,16 +20,21 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 OLDEST_TRITON = (3, 6)
 
 
-def unsupported(x: Tensor, y: Tensor, definition: Definition) -> str | None:
-    """The reason why the backend is not meant for these images, or ``None``."""
+def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> str | None:
+    """The reason why the backend is not meant for this call, or ``None``."""
     if x.device.type not in ("cuda", "xpu") and not (x.device.type == "cpu" and _interpreted()):
         return f"the images are on {x.device} and it runs on GPUs"
     if torch.float64 in (x.dtype, y.dtype):
         return "it computes in float32, and the images are float64"
     if x.dim() != 4:
         return "it takes images (N, C, H, W), and these are volumes"
-    if len(definition.window) > LARGEST_WINDOW:
-        return f"its windows have at most {LARGEST_WINDOW} pixels, not {len(definition.window)}"
+    sizes = [len(window) for window in request.definition.windows]
+    if max(sizes) > LARGEST_WINDOW:
+        return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"
+    if len(set(request.definition.windows)) > 1:
+        return "its windows are square"
+    if auxiliary.ranges or auxiliary.valid or request.reduction == "map":
+        return "it has no ranges of images, valid pixels and maps"
     return None
 
 
@@ -75,10 +80,10 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def plan(
-    x: Layout, y: Layout, weights: tuple[Layout, ...], request: Request, device: torch.device
+    x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
 ) -> GpuPlan:
     """The plan of a call on images of these layouts, in half precision or float32."""
-    return GpuPlan(x, y, weights, request, device)
+    return GpuPlan(x, y, tuple(auxiliary.weights), request, device)
 
 
 class GpuPlan:
@@ -109,13 +114,18 @@ class GpuPlan:
         self._backward: dict[tuple[object, ...], Launches] = {}
         self._usual_grad: Tensor | None = None
 
-    def forward(self, x: Tensor, y: Tensor, weights: Sequence[Tensor]) -> Forward:
+    def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Launches the kernels of the forward pass, which write the premultiplied gradients."""
-        value, *saved = self._forward(x, y, *weights)
+        value, *saved = self._forward(x, y, *auxiliary.weights)
         return Forward(value, saved)
 
     def backward(
-        self, saved: Sequence[Tensor], grad: Tensor | None, x: Tensor, y: Tensor
+        self,
+        saved: Sequence[Tensor],
+        grad: Tensor | None,
+        x: Tensor,
+        y: Tensor,
+        auxiliary: Auxiliary = NO_AUXILIARY,
     ) -> list[Tensor]:
         """Launches the kernel that scales the gradients in place and adds up the levels."""
         if grad is None:

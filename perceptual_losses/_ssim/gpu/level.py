@@ -96,7 +96,7 @@ def _variant(
     """The case that a kernel of a level is compiled for."""
     kernels = load_kernels()
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    taps, tile = len(settings.window), cover.tile
+    taps, tile = len(settings.windows[0]), cover.tile
     return kernels.Variant.of(
         LANES=tile.lanes,
         COLUMNS=tile.columns,
@@ -122,7 +122,7 @@ def _variant(
 def _parts(level: Level, settings: Definition) -> tuple[Any, Any]:
     """The window and the constants of the formulas, as kernels take them."""
     kernels = load_kernels()
-    window, low, c1, c2, _ = settings
+    (window, *_), low, _, c1, c2, _, _ = settings
     constants = kernels.Constants(low, math.inf if level.contrast_only else c1, c2)
     return kernels.Window(*_passes(window)), constants
 
@@ -146,7 +146,7 @@ def _fused(
     x, y, weight, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     window, constants = _parts(level, settings)
-    programs, taps = cover.programs(n * c), len(settings.window)
+    programs, taps = cover.programs(n * c), len(settings.windows[0])
     size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
     memory, allocated = _scratch(machine, level, size)
     abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
@@ -170,7 +170,7 @@ def coarse_levels_launch(
     """The launch that does the same for all levels but the finest."""
     first = levels[0].images[0]
     covers = [plan.first for plan in plans]
-    cover, taps = covers[0], len(settings.window)
+    cover, taps = covers[0], len(settings.windows[0])
     n, c, height, width = first.shape
     window, constants = _parts(levels[-1], settings)
     images = list(zip(*(level.arguments for level in levels), strict=True))
@@ -199,7 +199,7 @@ def _value(
 ) -> Launch:
     x, y, weight, _, _ = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
-    planes, taps = n * c, len(settings.window)
+    planes, taps = n * c, len(settings.windows[0])
     window, constants = _parts(level, settings)
     programs = cover.programs(planes)
     size = programs * plan.scratch_rows(taps) * cover.pitch(taps)

@@ -76,7 +76,7 @@ def _plan_levels(
 ) -> list[Plan]:
     per_level = _is_combined(request) or request.reduction == "levels"
     padding = request.definition.padding
-    taps = len(request.definition.window)
+    taps = len(request.definition.windows[0])
     work = Workload(shapes, taps, padding, request.gradients, weighted=weighted)
     plans: list[Plan] = []
     for j in range(request.levels):
@@ -126,7 +126,7 @@ class _Sums(NamedTuple):
         n, c, *sides = shapes[0]
         distance = request.mix is not None
         per_level = _is_combined(request) or request.reduction == "levels"
-        window, padding = request.definition.window, request.definition.padding
+        window, padding = request.definition.windows[0], request.definition.padding
         lost = len(window) - 1 if padding == "valid" else 0
         totals = [1.0 if weighted else float((h - lost) * (w - lost)) for *_, h, w in shapes]
         pixels = float(math.prod(sides))
