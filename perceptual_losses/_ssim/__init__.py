@@ -8,6 +8,7 @@ from .backend import NO_AUXILIARY, Auxiliary
 from .definition import (
     Definition,
     Request,
+    centres,
     compute_dtype,
     for_axes,
     gaussian,
@@ -17,7 +18,7 @@ from .definition import (
 )
 from .plans import BACKENDS, Plans, call_key, choose_backend, evaluate
 from .pyramid import halve, halve_valid
-from .reference import centres, combine, inverse_coverage
+from .reference import combine, inverse_coverage
 
 __all__ = [
     "BACKENDS",

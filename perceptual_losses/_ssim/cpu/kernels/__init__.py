@@ -4,6 +4,7 @@ from .arguments import SYMMETRIC, VALID, ZEROS, Constants, Image, Variant, Windo
 from .levels import abs_difference, accumulate_level, add_sign, halve
 from .march import march
 from .march_volume import march_volume
+from .valid import accumulate_valid, halve_valid
 
 __all__ = [
     "SYMMETRIC",
@@ -15,8 +16,10 @@ __all__ = [
     "Window",
     "abs_difference",
     "accumulate_level",
+    "accumulate_valid",
     "add_sign",
     "halve",
+    "halve_valid",
     "march",
     "march_volume",
 ]
