@@ -36,8 +36,9 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 def plan(
     x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
 ) -> CpuPlan:
-    """The plan of a call on images of these layouts, float32 or float64."""
-    return CpuPlan(x.shape, x.dtype, request)
+    """The plan of a call on images of these layouts: float32 or float64, or bytes."""
+    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    return CpuPlan(x.shape, dtype, request)
 
 
 class CpuPlan:

@@ -82,6 +82,8 @@ class Level:
         from . import kernels
 
         self.shape, self._dtype, self._kernels = shape, dtype, kernels
+        # Memory of the images that the level computes is allocated like this.
+        self._memory = torch.from_numpy(np.empty(0, dtype))
         windows, low, length, c1, c2, padding, _ = request.definition
         sides = shape[2:]
         self._window_sizes = [len(window) for window in windows]
@@ -166,11 +168,12 @@ class Level:
         """The images of the next coarser level: their 2x2 means, over the valid pixels if said."""
         if self._is_volume:
             if valid is None:
-                halves = [halve(image) for image in pair.tensors]
+                halves = [halve(image.to(self._memory.dtype)) for image in pair.tensors]
             else:
-                halves = [halve_valid(image, valid) for image in pair.tensors]
+                tensors = [image.to(self._memory.dtype) for image in pair.tensors]
+                halves = [halve_valid(image, valid) for image in tensors]
             return Pair(halves, coarse.images(*halves))
-        halves = [image.new_empty(coarse.shape) for image in pair.tensors]
+        halves = [self._memory.new_empty(coarse.shape) for _ in pair.tensors]
         images = coarse.images(*halves)
         if valid is None:
             run = functools.partial(self._kernels.halve, *pair.images, *images, self._size)
@@ -178,6 +181,7 @@ class Level:
             run = functools.partial(
                 self._kernels.halve_valid,
                 *(*pair.images, *images, plane_array(valid), self.shape[1], self._size),
+                self._rows_of_threads(2),
             )
         in_threads(run, coarse._rows, 2 * self._values // LIGHT)
         return Pair(halves, images)
@@ -185,7 +189,9 @@ class Level:
     def abs_difference(self, images: Sequence[Any]) -> Any:
         """The mean ``|x - y|`` of each plane, in float64."""
         sums = np.empty(self._rows)
-        run = functools.partial(self._kernels.abs_difference, *images, self._size, sums)
+        run = functools.partial(
+            self._kernels.abs_difference, *images, self._size, self._dtype.type(0), sums
+        )
         in_threads(run, len(sums), self._values // LIGHT)
         return sums.reshape(self._planes, -1).sum(1) / self._pixels
 
@@ -212,6 +218,7 @@ class Level:
             run = functools.partial(
                 self._kernels.accumulate_valid,
                 *(*images, self._size, factors, sent, plane_array(valid), self.shape[1]),
+                self._rows_of_threads(1)[:, 0],
             )
         in_threads(run, self._rows, self._values // LIGHT)
         if coarse is not None and self._is_volume:
@@ -229,6 +236,10 @@ class Level:
             scale.reshape(-1) / self._dtype.type(self._pixels),
         )
         in_threads(run, self._rows, self._values // LIGHT)
+
+    def _rows_of_threads(self, count: int) -> Any:
+        """Memory for so many rows for each thread."""
+        return np.empty((torch.get_num_threads(), count, self.shape[-1]), self._dtype)
 
     def _tasks_of(self, threads: int) -> Tasks:
         tasks = self._tasks.get(threads)

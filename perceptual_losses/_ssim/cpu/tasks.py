@@ -99,7 +99,7 @@ def tasks_for_images(
         )
     ]
     widest = planes * (-(-width // strips) + halo)
-    rows = 10 * (down + 1) + 26
+    rows = 10 * (down + 1) + 28
     scratch = Scratch([(rows, _whole_steps(widest) + max(down, across))], dtype)
     return Tasks(np.array(tasks), scratch, bands * strips)
 

@@ -127,7 +127,7 @@ def add_signs(x, y, scale, out):
     """Adds ``scale`` times the sign of ``x - y``; returns the sum of ``|x - y|``."""
     result = out.dtype.type(0)
     for j in range(out.shape[0]):
-        d = x[j] - y[j]
+        d = out.dtype.type(x[j]) - out.dtype.type(y[j])
         out[j] += signed(scale, d)
         result += abs(d)
     return result
@@ -141,7 +141,8 @@ def add_signs_of_row(x, y, plane, i, begin, scale, out):
         return add_signs(x.flat[x_at:], y.flat[y_at:], scale, out)
     result = out.dtype.type(0)
     for j in range(out.shape[0]):
-        d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
+        d = out.dtype.type(x.flat[x_at + j * x.column])
+        d -= out.dtype.type(y.flat[y_at + j * y.column])
         out[j] += signed(scale, d)
         result += abs(d)
     return result

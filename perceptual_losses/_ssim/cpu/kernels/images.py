@@ -1,6 +1,6 @@
 """Rows of two images as Numba kernels read and write them: difference, total, borders."""
 
-from ...._runtime.numba_kernels import inlined, kernel, ordered
+from ...._runtime.numba_kernels import contracted, inlined, kernel, ordered
 from .arguments import SYMMETRIC
 
 
@@ -63,7 +63,7 @@ def shown_pixel(index, size, padding):
     return -1
 
 
-@ordered
+@contracted
 def _contrasts(a, b, scale, offset_d, half):
     """The difference and the total of two pixels, less their offsets.
 
@@ -87,7 +87,7 @@ def representable(offset, low):
 @inlined
 def _combine(x, y, scale, offset_d, half, d, t):
     for j in range(x.shape[0]):
-        d[j], t[j] = _contrasts(x[j], y[j], scale, offset_d, half)
+        d[j], t[j] = _contrasts(d.dtype.type(x[j]), d.dtype.type(y[j]), scale, offset_d, half)
 
 
 @inlined
@@ -116,7 +116,8 @@ def load_row(
         _combine(x_row, y_row, scale, offset_d, half, d_row, t_row)
     else:
         for j in range(end - begin):
-            a, b = x.flat[x_at + j * x.column], y.flat[y_at + j * y.column]
+            a = d.dtype.type(x.flat[x_at + j * x.column])
+            b = d.dtype.type(y.flat[y_at + j * y.column])
             d_row[j], t_row[j] = _contrasts(a, b, scale, offset_d, half)
     if valid is not None:
         clear_invalid(valid[here, begin:end], d_row)

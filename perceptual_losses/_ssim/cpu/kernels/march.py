@@ -17,7 +17,6 @@ change with it, means add it back), and the formulas of the reference path,
 
     dx = g * (M_t + M_d) + 2 t (g * V_t) + 2 d (g * V_d)
     dy = g * (M_t - M_d) + 2 t (g * V_t) - 2 d (g * V_d)
-
 """
 
 from ...._runtime.numba_kernels import entry
@@ -90,8 +89,10 @@ def march(
     ring, grad_ring = scratch[2 * slots : 6 * slots], scratch[6 * slots : 10 * slots]
     rest = scratch[10 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
-    offset_d, offset_t, inside, line = rest[20], rest[21], rest[22], rest[23]
-    slot_taps = rest[24:26]
+    offset_d, offset_t, line = rest[20], rest[21], rest[22]
+    # Rows for all planes of a task, zero beside their maps.
+    inside, weight_row, coverage_row = rest[23], rest[24], rest[25]
+    slot_taps = rest[26:28]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -111,7 +112,8 @@ def march(
         # Loops are compiled for steps of 64 values: whole steps are faster than a remainder.
         length = -(-planes * pitch // 64) * 64
 
-        fill(zero, scratch.shape[1], inside)
+        for m in range(3):
+            fill(zero, scratch.shape[1], rest[23 + m])
         for m in range(maps):
             fill(zero, scratch.shape[1], source[m])
             for slot in range(slots):
@@ -168,8 +170,9 @@ def march(
                 if coverage is not None:
                     for p in range(planes):
                         covered = coverage[(plane + p) // channels, here - map_top, begin:end]
-                        for m in range(4):
-                            weigh(covered, moments[2 * m + i, p * pitch :])
+                        copy(covered, coverage_row[p * pitch : p * pitch + count])
+                    for m in range(4):
+                        weigh(coverage_row[:length], moments[2 * m + i])
                 if gradients:
                     derivatives(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
@@ -190,15 +193,13 @@ def march(
                     # The weights of an image are those of all its channels, or each has its own.
                     sharing = shape[0] * channels // map_weights.shape[0]
                     for p in range(planes):
-                        at = p * pitch
                         weights = map_weights[(plane + p) // sharing, here - map_top, begin:end]
-                        weigh_deficits(weights, line[at:])
-                        for m in range(maps):
-                            weigh(weights, source[m, shift + at :])
-                            if coverage is not None:
-                                image = (plane + p) // channels
-                                covered = coverage[image, here - map_top, begin:end]
-                                weigh(covered, source[m, shift + at :])
+                        copy(weights, weight_row[p * pitch : p * pitch + count])
+                    weigh_deficits(weight_row[:length], line)
+                    if coverage is not None and gradients:
+                        weigh(coverage_row[:length], weight_row)
+                    for m in range(maps):
+                        weigh(weight_row[:length], source[m, shift:])
                 if own:
                     for p in range(planes):
                         at = p * pitch
@@ -243,5 +244,7 @@ def march(
                             multiply(scales[image], pixels)
                         if valid is not None:
                             clear_invalid(valid[image, done, left:right], pixels)
-                        grad = grad_x if k == 0 else grad_y
-                        store_row(grad, plane + p, done, left, right - left, pixels)
+                        if k == 0:
+                            store_row(grad_x, plane + p, done, left, right - left, pixels)
+                        else:
+                            store_row(grad_y, plane + p, done, left, right - left, pixels)

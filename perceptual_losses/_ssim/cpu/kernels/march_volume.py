@@ -202,8 +202,10 @@ def march_volume(
                             multiply(scales[image], pixels)
                         if valid is not None:
                             clear_invalid(valid[image, done, i, left:right], pixels)
-                        grad = grad_x if g == 0 else grad_y
-                        store_row(grad, plane, i, left, right - left, pixels)
+                        if g == 0:
+                            store_row(grad_x, plane, i, left, right - left, pixels)
+                        else:
+                            store_row(grad_y, plane, i, left, right - left, pixels)
         sums[volume, part] = sum_of_map
         if l1 is not None:
             abs_differences[volume, part] = sum_of_differences
