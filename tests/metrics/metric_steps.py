@@ -1,5 +1,6 @@
 """Images, small losses and steps on them, for the tests of several files."""
 
+import pytest
 import torch
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
@@ -13,6 +14,23 @@ LOSSES = {
 }
 MIXES = ["l1_ssim", "l1_ms_ssim"]
 PADDINGS = ["valid", "zeros", "symmetric"]
+
+
+def few(name, values, interpreted):
+    """A parameter with so many values, and with few in the interpreter, which takes seconds."""
+    return pytest.mark.parametrize(
+        name,
+        [
+            pytest.param(value, marks=[pytest.mark.large] * (value not in interpreted))
+            for value in values
+        ],
+    )
+
+
+every_padding = few("padding", PADDINGS, ["valid", "symmetric"])
+every_loss = few("name", LOSSES, ["ssim", "l1_ms_ssim"])
+every_mix = few("name", MIXES, ["l1_ms_ssim"])
+both_reductions = few("reduction", ["mean", "none"], ["mean"])
 
 
 def pair(*shape, seed=0, dtype=torch.float64):
