@@ -131,8 +131,22 @@ OPTIONS = [
     ({"data_range": (0, 1, 2)}, ValueError, "data_range=(0, 1, 2) has 3 entries"),
     ({"data_range": (0, float("inf"))}, ValueError, "data_range=inf is not finite"),
     ({"data_range": 10**400}, ValueError, "is not finite"),
-    ({"data_range": torch.tensor(1.0)}, TypeError, "data_range is of type Tensor.*.item()"),
+    ({"data_range": [0, 1]}, TypeError, "data_range is of type list.*a tuple (low, high)"),
+    ({"data_range": np.ones(2)}, TypeError, "data_range is of type ndarray.*torch.tensor([...])"),
     ({"data_range": None}, TypeError, "data_range is None (NoneType)"),
+    ({"window": "box"}, ValueError, "window='box' is unknown: pass one of.*'uniform'"),
+    ({"window": None}, ValueError, "window=None is unknown"),
+    ({"window_size": (11, 10)}, ValueError, "window_size=10 is not odd"),
+    ({"window_size": (11, 7.0)}, TypeError, "window_size is 7.0 (float): pass an odd int"),
+    ({"window_size": (3, 3, 3, 3)}, ValueError, "window_size=(3, 3, 3, 3) has 4 entries"),
+    ({"window_size": ()}, ValueError, "window_size=() has 0 entries: pass an odd int, or one for"),
+    ({"window_size": [11, 11]}, TypeError, "window_size is of type list"),
+    ({"sigma": (1.5, -1)}, ValueError, "sigma=-1 is not positive"),
+    ({"sigma": (1.5, None)}, TypeError, "sigma is None (NoneType)"),
+    ({"sigma": (1.0, 1.0, 1.0, 1.0)}, ValueError, "has 4 entries and window_size 1: pass one"),
+    ({"sigma": [1.5, 1.5]}, TypeError, "sigma is of type list"),
+    ({"sample_covariance": 1}, TypeError, "sample_covariance is 1 (int): pass True or False"),
+    ({"sample_covariance": np.True_}, TypeError, "sample_covariance is of type bool"),
 ]
 REDUCTION = [({"reduction": "sum"}, ValueError, "reduction='sum' is unknown.*'none'")]
 LEVELS = [

@@ -28,6 +28,8 @@ FUNCTIONS = [ssim, ssim_map, ms_ssim]
 FEATURES = [LPIPSLoss, StyleLoss, VGGLoss, vgg_features]
 LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
 OPTIONS = {"data_range": (-1, 1), "window_size": 9, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
+OPTIONS["sample_covariance"] = True
+TENSORS = ("mask", "valid")
 
 
 def images(*shape):
@@ -67,15 +69,24 @@ def test_two_images_by_position_and_options_by_name(function):
 )
 def test_losses_take_the_options_of_their_function(loss, function):
     expected = dict(inspect.signature(function).parameters)
-    for name in ("x", "y", "mask"):
+    for name in ("x", "y", *TENSORS):
         del expected[name]
     options = dict(inspect.signature(loss).parameters)
     if "L1" in loss.__name__:
         assert options.pop("weight").default == (0.2 if loss is L1SSIMLoss else 0.84)
+    # A range for each image belongs to one call.
+    shared, own = options.pop("data_range"), expected.pop("data_range")
+    assert f"{shared.annotation} | Tensor" == own.annotation
+    assert shared.default == own.default
     assert options == expected
-    x, y, mask = inspect.signature(loss().forward).parameters.values()
-    assert (x.name, y.name, mask.name) == ("x", "y", "mask")
-    assert mask.kind is inspect.Parameter.KEYWORD_ONLY
+    methods = [loss.forward, loss.value_and_grad, *([loss.terms] if hasattr(loss, "terms") else [])]
+    assert ("L1" in loss.__name__) == (len(methods) == 3)
+    for method in methods:
+        _, x, y, *others = inspect.signature(method).parameters.values()
+        assert (x.name, y.name) == ("x", "y")
+        assert [other.name for other in others] == [*TENSORS, "data_range"]
+        assert all(other.kind is inspect.Parameter.KEYWORD_ONLY for other in others)
+        assert all(other.default is None for other in others)
 
 
 @pytest.mark.parametrize(("loss", "function"), [(SSIMLoss, ssim), (MSSSIMLoss, ms_ssim)])
@@ -146,7 +157,8 @@ def test_weights_are_the_losss_own():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_loss_prints_its_options(loss):
     text = repr(loss(**OPTIONS))
-    assert "data_range=(-1, 1), window_size=9, sigma=1.2, k1=0.02, k2=0.05" in text
+    assert "data_range=(-1, 1), window='gaussian', window_size=9, sigma=1.2, k1=0.02" in text
+    assert "k2=0.05, sample_covariance=True, padding='valid'" in text
     assert "L1" not in loss.__name__ or "weight=" in text
 
 

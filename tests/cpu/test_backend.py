@@ -42,10 +42,11 @@ def test_in_other_processes(method):
 def test_the_operator_is_a_good_citizen(gradients, levels, masked, l1):
     x, y = pair(2, 2, 15, 17)
     weights = [torch.rand(2, 1, 11, 13), torch.rand(2, 1, 4, 5)][:levels] if masked else []
-    arguments = (x, y, weights, [0.1, 0.2, 0.4, 0.2, 0.1], 0.0, 1e-4, 9e-4, "valid")
+    taps = [0.1, 0.2, 0.4, 0.2, 0.1]
+    definition = (2 * taps, [5, 5], 0.0, 1.0, 1e-4, 9e-4, "valid")
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_level_means.default,
-        (*arguments, levels, l1, gradients, "numba"),
+        (x, y, weights, [], [], [], *definition, levels, l1, gradients, "numba"),
     )
 
 
@@ -59,9 +60,11 @@ def test_the_operator_with_other_layouts(padding, shape, layout):
         x, y = x.contiguous(memory_format=last), y.contiguous(memory_format=last)
     elif layout == "transposed":
         x = x.mT.contiguous().mT
-    arguments = x, y, [], [0.2, 0.6, 0.2], -0.5, 1e-4, 9e-4, padding
+    axes = x.dim() - 2
+    definition = axes * [0.2, 0.6, 0.2], axes * [3], -0.5, 1.5, 1e-4, 9e-4, padding
     torch.library.opcheck(
-        torch.ops.perceptual_losses.ssim_level_means.default, (*arguments, 2, True, 2, "numba")
+        torch.ops.perceptual_losses.ssim_level_means.default,
+        (x, y, [], [], [], [], *definition, 2, True, 2, "numba"),
     )
 
 

@@ -23,7 +23,7 @@ from fuzz_features_cases import (
     trunk_of,
     weighed,
 )
-from fuzz_judge import LOST, TIMES, Violation, apart, require, shaped, sizes
+from fuzz_judge import LOST, TIMES, Violation, apart, as_given, require, shaped, sizes
 from torch.nn import functional
 
 from perceptual_losses import vgg_features
@@ -37,8 +37,8 @@ def made(case, seen=None):
     if case["trunk"] not in (None, "doubled"):
         options["dtype"] = getattr(torch, case["trunk"])
     if seen is not None:
-        data_range = case["options"]["data_range"]
-        module = vgg_features(seen, backbone=backbone, data_range=data_range, **options)
+        options["data_range"] = as_given(case["options"])["data_range"]
+        module = vgg_features(seen, backbone=backbone, **options)
         return module.double() if case["trunk"] == "doubled" else module
     if case["backbone"] is not None:
         options["backbone"] = case["backbone"]
@@ -46,7 +46,7 @@ def made(case, seen=None):
         options["linear"] = linear(backbone)
     else:
         options["layers"] = case["layers"]
-    options |= case["options"] | case.get("wrong", {})
+    options |= as_given(case["options"] | case.get("wrong", {}))
     options.pop("image", None)
     module = TAKERS[case["name"]](**options)
     return module.double() if case["trunk"] == "doubled" else module

@@ -67,6 +67,15 @@ TIMES = 8
 LOST = 0.1
 
 
+def as_given(options):
+    """Options as a call takes them: JSON keeps tuples as lists."""
+    by_axis = ("data_range", "window_size", "sigma")
+    return {
+        name: tuple(option) if name in by_axis and isinstance(option, list) else option
+        for name, option in options.items()
+    }
+
+
 class Violation(Exception):  # noqa: N818
     """A case that a path does not pass."""
 

@@ -5,7 +5,7 @@ import warnings
 from unittest import mock
 
 import torch
-from fuzz_judge import LOST, TIMES, apart, require, shaped, sizes
+from fuzz_judge import LOST, TIMES, apart, as_given, require, shaped, sizes
 from fuzz_structural_cases import TAKERS, images
 
 from perceptual_losses._ssim import reference
@@ -26,7 +26,7 @@ def call(case, backend, x, y, mask):
     for image in images:
         image.requires_grad_()
     keywords = {} if mask is None else {"mask": mask}
-    out = TAKERS[case["name"]](x, y, **keywords, **case["options"], backend=backend)
+    out = TAKERS[case["name"]](x, y, **keywords, **as_given(case["options"]), backend=backend)
     if not images:
         return out, []
     generator = torch.Generator().manual_seed(5)

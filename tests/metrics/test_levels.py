@@ -167,7 +167,7 @@ def combine(means, backend, exponents, normalize, reduction="none", mix=None):
     return reduce_planes(request, similarity, distance), derivatives
 
 
-NOTHING = Definition((1.0,), 0.0, 1.0, 1.0, "valid")
+NOTHING = Definition(((1.0,),), 0.0, 1.0, 1.0, 1.0, "valid")
 
 
 class Combined(torch.autograd.Function):

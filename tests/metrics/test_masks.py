@@ -31,7 +31,7 @@ def images(precision):
 def test_the_mean_is_weighted_at_the_centres(backend, precision, images, padding):
     x, y, mask = images
     values = ssim_map(x, y, padding=padding, backend=backend).mean(1).numpy()
-    centres = [definition.centres(m[0].numpy(), {"padding": padding}) for m in mask]
+    centres = [definition.centres(m[0].numpy(), (11, 11), padding) for m in mask]
     expected = [np.average(v, weights=w) for v, w in zip(values, centres, strict=True)]
     value = ssim(x, y, padding=padding, mask=mask, reduction="none", backend=backend)
     np.testing.assert_allclose(value.numpy(), expected, rtol=precision.value(1e-12))

@@ -1,6 +1,7 @@
 """Values on drawn sizes, windows, ranges and constants, against independent definitions."""
 
 import functools
+from typing import NamedTuple
 
 import definition
 import numpy as np
@@ -13,36 +14,111 @@ from skimage.metrics import structural_similarity
 from perceptual_losses import ms_ssim, ssim, ssim_map
 
 
-def draw_pair(draw, shape, low=0.0, high=1.0):
-    """Two images that are related to a drawn degree, some of it beyond the range."""
+def draw_pair(draw, shape):
+    """Two images that are related to a drawn degree, some of it beyond the range of 1."""
     rng = np.random.RandomState(draw(st.integers(0, 2**31)))
     x = rng.rand(*shape)
     y = draw(st.floats(-1, 1)) * x + draw(st.floats(0, 0.7)) * rng.randn(*shape)
-    return low + (high - low) * x, low + (high - low) * y
+    return x, y
+
+
+class Case(NamedTuple):
+    """A drawn call.
+
+    Attributes:
+        x: the first image, float64; NaN, infinity or a large number where pixels are not valid.
+        y: the second image alike.
+        low: the value that counts as zero.
+        lengths: the range of each image.
+        own: whether images have ranges of their own.
+        options: the options that the definition has too.
+        mask: weights of pixels, or ``None``.
+        valid: the pixels that exist, or ``None``.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    low: float
+    lengths: list[float]
+    own: bool
+    options: dict
+    mask: np.ndarray | None
+    valid: np.ndarray | None
+
+    def images(self, precision):
+        """Both images as the path takes them."""
+        return tuple(torch.from_numpy(image).to(precision.dtype) for image in (self.x, self.y))
+
+    def keywords(self, names=("mask", "valid")):
+        """The options as our functions take them."""
+        data_range = self.low, self.low + self.lengths[0]
+        if self.own:
+            data_range = torch.tensor(self.lengths, dtype=torch.float64)
+        extras = {
+            name: torch.from_numpy(value)
+            for name in names
+            if (value := getattr(self, name)) is not None
+        }
+        return {**self.options, **extras, "data_range": data_range}
+
+    def planes(self, precision, function, masked=True):
+        """A function of the definition, of each plane: ``(N, C, ...)``."""
+        x, y = (image.double().numpy() for image in self.images(precision))
+        return np.array(
+            [
+                [function(a, b, **self._of_image(i, masked)) for a, b in zip(*pair, strict=True)]
+                for i, pair in enumerate(zip(x, y, strict=True))
+            ]
+        )
+
+    def _of_image(self, i, masked):
+        options = {**self.options, "low": self.low, "length": self.lengths[i]}
+        if masked and self.mask is not None:
+            options["mask"] = self.mask[i, 0]
+        if self.valid is not None:
+            options["valid"] = self.valid[i, 0]
+        return options
 
 
 @st.composite
-def cases(draw, dims=2, window_sizes=(1, 3, 5, 7, 11), most=26):
-    window_size = draw(st.sampled_from(window_sizes))
-    sides = draw(st.lists(st.integers(window_size, most), min_size=dims, max_size=dims))
-    low = draw(st.sampled_from([0.0, -1.0, 3.5]))
-    length = draw(st.sampled_from([1.0, 2.0, 255.0]))
+def cases(draw, dims=2, window_sizes=(1, 3, 5, 7, 11), by_axis=((3, 7), (11, 5), (1, 3)), most=26):
+    window_size = draw(st.sampled_from([*window_sizes, *by_axis]))
+    sizes = window_size if isinstance(window_size, tuple) else (window_size,) * dims
+    sides = [draw(st.integers(size, most)) for size in sizes]
     options = {
+        "window": draw(st.sampled_from(["gaussian", "gaussian", "uniform"])),
         "window_size": window_size,
-        "sigma": draw(st.floats(0.4, 4)),
         "k1": draw(st.floats(0.005, 0.1)),
         "k2": draw(st.floats(0.005, 0.1)),
+        "sample_covariance": max(sizes) > 1 and draw(st.booleans()),
         "padding": draw(st.sampled_from(["valid", "zeros", "symmetric"])),
     }
+    if options["window"] == "gaussian":
+        sigma = st.floats(0.4, 4)
+        options["sigma"] = draw(st.one_of(sigma, st.tuples(*[sigma] * dims)))
     shape = (draw(st.integers(1, 2)), draw(st.integers(1, 4)), *sides)
-    x, y = draw_pair(draw, shape, low, low + length)
-    return x, y, low, length, options
+    own = draw(st.booleans())
+    low = 0.0 if own else draw(st.sampled_from([0.0, -1.0, 3.5]))
+    count = shape[0] if own else 1
+    length = st.sampled_from([1.0, 2.0, 255.0])
+    lengths = draw(st.lists(length, min_size=count, max_size=count)) * (shape[0] // count)
+    x, y = draw_pair(draw, shape)
+    scale = np.reshape(lengths, (-1, *[1] * (dims + 1)))
+    x, y = low + scale * x, low + scale * y
+    rng = np.random.RandomState(draw(st.integers(0, 2**31)))
+    mask = rng.rand(shape[0], 1, *sides) if draw(st.booleans()) else None
+    valid = None
+    if draw(st.booleans()):
+        valid = rng.rand(shape[0], 1, *sides) < draw(st.sampled_from([0.0, 0.3, 0.9]))
+        # A window is centred there at each level.
+        valid[(..., *[slice(max(side // 2 - 1, 0), side // 2 + 1) for side in sides])] = True
+        for image in (x, y):
+            garbage = draw(st.sampled_from([0.0, np.nan, np.inf, 1e30]))
+            image[np.broadcast_to(~valid, shape)] = garbage
+    return Case(x, y, low, lengths, own, options, mask, valid)
 
 
-def rounded(case, precision):
-    """The images as the path takes them."""
-    x, y, *rest = case
-    return torch.from_numpy(x).to(precision.dtype), torch.from_numpy(y).to(precision.dtype), *rest
+OF_VOLUMES = {"dims": 3, "by_axis": ((1, 3, 5),), "most": 9}
 
 
 @given(case=cases())
@@ -51,59 +127,50 @@ def test_ssim_is_the_papers(precision, assert_within_budget, case):
 
 
 @pytest.mark.volumes
-@given(case=cases(dims=3, window_sizes=(1, 3, 5), most=9))
+@given(case=cases(window_sizes=(1, 3, 5), **OF_VOLUMES))
 def test_ssim_of_volumes_is_the_papers(precision, assert_within_budget, case):
     check_ssim(precision, assert_within_budget, case)
 
 
 def check_ssim(precision, assert_within_budget, case):
-    x, y, low, length, options = rounded(case, precision)
-    expected = np.array(
-        [
-            [
-                definition.maps(a, b, low=low, length=length, **options)[0]
-                for a, b in zip(*pair, strict=True)
-            ]
-            for pair in zip(x.double().numpy(), y.double().numpy(), strict=True)
-        ]
-    )
-    options |= {"data_range": (low, low + length)}
-    assert_within_budget(functools.partial(ssim_map, x, y, **options), expected, 1e-10)
-    per_image = functools.partial(ssim, x, y, reduction="none", **options)
-    assert_within_budget(per_image, expected.mean(tuple(range(1, x.ndim))), 1e-10)
-    assert_within_budget(functools.partial(ssim, x, y, **options), expected.mean(), 1e-10)
+    x, y = case.images(precision)
+    values = case.planes(precision, lambda *pair, **kw: definition.maps(*pair, **kw)[0], False)
+    of_map = functools.partial(ssim_map, x, y, **case.keywords(("valid",)))
+    assert_within_budget(of_map, values, 1e-10)
+    means = case.planes(
+        precision, lambda *pair, **kw: definition.level_means(*pair, 1, **kw)[0]
+    ).mean(1)
+    function = functools.partial(ssim, x, y, **case.keywords())
+    assert_within_budget(functools.partial(function, reduction="none"), means, 1e-10)
+    assert_within_budget(function, means.mean(), 1e-10)
 
 
 LEVELS = {"levels": st.integers(1, 3), "seed": st.integers(0, 2**31)}
 
 
-@given(case=cases(window_sizes=(3,), most=30), **LEVELS)
+@given(case=cases(window_sizes=(3,), by_axis=((5, 3),), most=30), **LEVELS)
 def test_ms_ssim_is_the_papers(precision, assert_within_budget, case, levels, seed):
     check_ms_ssim(precision, assert_within_budget, case, levels, seed)
 
 
 @pytest.mark.volumes
-@given(case=cases(dims=3, window_sizes=(3,), most=9), **LEVELS)
+@given(case=cases(window_sizes=(3,), **OF_VOLUMES), **LEVELS)
 def test_ms_ssim_of_volumes_is_the_papers(precision, assert_within_budget, case, levels, seed):
     check_ms_ssim(precision, assert_within_budget, case, levels, seed)
 
 
 def check_ms_ssim(precision, assert_within_budget, case, levels, seed):
-    x, y, low, length, options = rounded(case, precision)
-    if min(x.shape[2:]) < 2 * 2 ** (levels - 1) + 1:
+    x, y = case.images(precision)
+    sizes = definition.by_axis(case.options["window_size"], x.dim() - 2)
+    least = [(size - 1) * 2 ** (levels - 1) + 1 for size in sizes]
+    if any(side < fits for side, fits in zip(x.shape[2:], least, strict=True)):
         levels = 1
     weights = np.random.RandomState(seed).rand(levels).tolist()
-    expected = [
-        np.mean(
-            [
-                definition.ms_ssim(a, b, weights, low=low, length=length, **options)
-                for a, b in zip(*pair, strict=True)
-            ]
-        )
-        for pair in zip(x.double().numpy(), y.double().numpy(), strict=True)
-    ]
-    options |= {"data_range": (low, low + length), "weights": weights, "reduction": "none"}
-    assert_within_budget(functools.partial(ms_ssim, x, y, **options), expected, 1e-9)
+    of_plane = functools.partial(definition.ms_ssim, weights=weights)
+    expected = case.planes(precision, of_plane).mean(1)
+    function = functools.partial(ms_ssim, x, y, weights=weights, **case.keywords())
+    assert_within_budget(functools.partial(function, reduction="none"), expected, 1e-9)
+    assert_within_budget(function, expected.mean(), 1e-9)
 
 
 @given(data=st.data(), channels=st.integers(1, 4), sigma=st.floats(0.5, 2.5))
@@ -113,7 +180,8 @@ def test_ssim_is_that_of_scikit_image(precision, assert_within_budget, data, cha
     sides = data.draw(st.tuples(*[st.integers(window_size, 40)] * 2))
     length = data.draw(st.floats(0.1, 1000))
     k1, k2 = data.draw(st.tuples(*[st.floats(0.001, 0.2)] * 2))
-    x, y = rounded(draw_pair(data.draw, (channels, *sides), 0, length), precision)
+    pair = draw_pair(data.draw, (channels, *sides))
+    x, y = (torch.from_numpy(length * image).to(precision.dtype) for image in pair)
     expected = structural_similarity(
         x.double().numpy(),
         y.double().numpy(),
@@ -131,8 +199,8 @@ def test_ssim_is_that_of_scikit_image(precision, assert_within_budget, data, cha
 
 @given(case=cases())
 def test_symmetric_in_its_images_and_at_most_one(backend, precision, case):
-    x, y, low, length, options = rounded(case, precision)
-    options |= {"data_range": (low, low + length), "backend": backend}
+    x, y = case.images(precision)
+    options = {**case.keywords(("valid",)), "backend": backend}
     values = ssim_map(x, y, **options)
     assert torch.equal(values, ssim_map(y, x, **options))
     assert values.max() <= 1 + precision.value(1e-12)
