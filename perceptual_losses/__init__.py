@@ -1,16 +1,8 @@
 """Differentiable perceptual losses for PyTorch."""
 
 from .features import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
-from .structural import (
-    MS_SSIM_WEIGHTS,
-    L1MSSSIMLoss,
-    L1SSIMLoss,
-    MSSSIMLoss,
-    SSIMLoss,
-    ms_ssim,
-    ssim,
-    ssim_map,
-)
+from .similarity import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
+from .structural import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
 
 __version__ = "0.1.0.dev0"
 

@@ -69,6 +69,13 @@ class Extras(NamedTuple):
 NO_EXTRAS = Extras()
 
 
+def extras_of(mask: Any, valid: Any, ranges: Any) -> Extras:
+    """The extras of a call: always the same ones if there are none."""
+    if mask is None and valid is None and ranges is None:
+        return NO_EXTRAS
+    return Extras(mask, valid, ranges)
+
+
 class Terms(NamedTuple):
     """A mix and the two terms that it is made of.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from perceptual_losses.structural import MS_SSIM_WEIGHTS
+from perceptual_losses.similarity import MS_SSIM_WEIGHTS
 
 THREE_WEIGHTS = tuple(weight / sum(MS_SSIM_WEIGHTS[:3]) for weight in MS_SSIM_WEIGHTS[:3])
 """For images in which five levels do not fit. They sum to one, as piq makes any it is given."""

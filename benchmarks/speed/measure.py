@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import perceptual_losses
-from perceptual_losses.structural import MS_SSIM_WEIGHTS
+from perceptual_losses.similarity import MS_SSIM_WEIGHTS
 
 from . import definitions
 from .cases import DEFINITIONS, Case, inputs

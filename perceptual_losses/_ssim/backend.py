@@ -46,7 +46,7 @@ class Auxiliary(NamedTuple):
         ranges: one tensor ``(N,)`` with the range of each image, in the dtype of the computation.
         valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. What lies elsewhere
             must not be read.
-        coverage: with ``valid``, for each level the reciprocal of the window's weight over valid
+        coverage: for each level of ``valid`` the reciprocal of the window's weight over valid
             pixels, ``(N, 1, H', W')``; zero where it has none.
     """
 

@@ -251,10 +251,9 @@ def _power(mean: Tensor, exponent: float, normalize: str | None) -> Tensor:
         # Clamped so that the branch not taken stays finite, and with it the gradient.
         below = FLOOR**2 / (2 * FLOOR - mean.clamp(max=FLOOR))
         mean = torch.where(mean > FLOOR, mean, below)
-    elif normalize == "simple":
-        mean = (mean + 1) / 2
-    elif normalize == "relu":
-        # NaN is not hidden.
+    elif normalize in ("relu", "simple"):
+        mean = mean if normalize == "relu" else (mean + 1) / 2
+        # NaN is not hidden. The slope of a power at zero would be infinite.
         alive = ~(mean <= 0)
         return torch.where(alive, torch.where(alive, mean, 1.0) ** exponent, 0.0)
     return mean**exponent

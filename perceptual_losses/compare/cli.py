@@ -15,7 +15,7 @@ import torch
 from .._features.presets import LPIPS_LAYERS, VGG_PRESETS
 from .._validation import smallest_side
 from ..features import LPIPSLoss, VGGLoss
-from ..structural import MS_SSIM_WEIGHTS
+from ..similarity import MS_SSIM_WEIGHTS
 from .files import SUFFIXES, Pair, Row, find_pairs
 from .measure import (
     BOUND,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__, _validation
-from ..structural import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
+from ..similarity import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
 from .files import NotComparedError, Pair, Picture, Row, printable, problem_row, read_picture
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..structural import ssim
+from ..similarity import ssim
 
 __all__ = ["fused_ssim"]
 

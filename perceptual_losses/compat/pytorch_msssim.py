@@ -28,7 +28,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from .. import _validation, structural
+from .. import _validation, similarity
 from .._runtime.warnings import warn
 from .._ssim import compute_dtype
 
@@ -86,7 +86,7 @@ def ssim(
         )
         options["window_size"] = tuple([size if size <= side else 1 for side in sides])
     # Each channel becomes an image, because each is rectified.
-    per_channel: Tensor = structural.ssim(
+    per_channel: Tensor = similarity.ssim(
         X.flatten(0, 1).unsqueeze(1), Y.flatten(0, 1).unsqueeze(1), **options, reduction="none"
     ).unflatten(0, X.shape[:2])
     if nonnegative_ssim:
@@ -144,7 +144,7 @@ def ms_ssim(
             f"{_validation.size_text(X, side)}, and these are {_validation.size_text(X)}: pass "
             "fewer weights or a smaller win_size"
         )
-    return structural.ms_ssim(
+    return similarity.ms_ssim(
         X,
         Y,
         **options,
@@ -368,5 +368,5 @@ def _constants(K: Sequence[float]) -> tuple[float, float]:
 def _weights(weights: Sequence[float] | Tensor | None) -> tuple[float, ...]:
     """The exponents of the levels, checked."""
     if weights is None:
-        return structural.MS_SSIM_WEIGHTS
+        return similarity.MS_SSIM_WEIGHTS
     return _validation.level_weights(weights.tolist() if isinstance(weights, Tensor) else weights)

@@ -209,9 +209,8 @@ def _normalized(means: Any, normalize: str | None) -> tuple[Any, Any, Any]:
             return means, 1, False
         below = FLOOR**2 / (2 * FLOOR - np.minimum(means, FLOOR))
         return np.where(low, below, means), np.where(low, (below / FLOOR) ** 2, 1), False
-    if normalize == "simple":
-        return (means + 1) / 2, 0.5, False
-    if normalize == "relu":
-        dead = means <= 0
-        return np.where(dead, 1, means), 1, dead
+    if normalize in ("relu", "simple"):
+        bases, slope = (means, 1) if normalize == "relu" else ((means + 1) / 2, 0.5)
+        dead = bases <= 0
+        return np.where(dead, 1, bases), slope, dead
     return means, 1, False
