@@ -17,6 +17,7 @@ from ._ssim import (
     Request,
     call_key,
     combine,
+    compute_dtype,
     evaluate,
     for_axes,
     replaced,
@@ -150,7 +151,7 @@ class Evaluator:
     def terms(self, x: Tensor, y: Tensor, extras: Extras) -> Terms:
         """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""
         call = self._prepare(x, y, extras)
-        if call.weights is not None:
+        if call.is_weighted:
             return self._weighted_terms(x, y, call)
         request = replaced(call.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
@@ -163,7 +164,7 @@ class Evaluator:
 
     def _first_call(self, x: Tensor, y: Tensor, extras: Extras) -> Tensor:
         call = self._prepare(x, y, extras)
-        if call.weights is not None and call.request.mix is not None:
+        if call.is_weighted and call.request.mix is not None:
             return self._weighted_terms(x, y, call).loss
         backend, plans = self._options.backend, self._plans
         value = evaluate(x, y, call.auxiliary, call.request, backend, plans, call.notice)
@@ -191,16 +192,19 @@ class Evaluator:
             ranges = _validation.ranges_of_images(ranges, x, y)
         if valid is not None:
             valid = _validation.valid_pixels(valid, x)
-        weights = _masks.pixel_weights(x, y, mask, valid)
-        auxiliary = _masks.auxiliary_tensors(weights, valid, ranges, request)
-        return _Prepared(request, auxiliary, weights, valid, ranges, notice)
+        if mask is not None:
+            mask = _validation.mask_weights(mask, x, y)
+        auxiliary = _masks.auxiliary_tensors(
+            mask, valid, ranges, request, compute_dtype(x, y), options.backend
+        )
+        return _Prepared(request, auxiliary, mask, valid, ranges, notice)
 
     def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
         """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
         request = replaced(call.request, mix=None)
         backend, plans = self._options.backend, self._plans
         structural = evaluate(x, y, call.auxiliary, request, backend, plans)
-        distance = _masks.weighted_distance(x, y, call.weights, call.valid, call.ranges)
+        distance = _masks.weighted_distance(x, y, call.mask, call.valid, call.ranges)
         if request.reduction == "none":
             structural = 1 - structural.mean(1)
         else:
@@ -227,7 +231,7 @@ class _Prepared(NamedTuple):
     Attributes:
         request: the request for these images.
         auxiliary: the tensors beside them.
-        weights: the weight of each pixel, or ``None``.
+        mask: the weight of each pixel, or ``None``.
         valid: the pixels that exist, or ``None`` for all.
         ranges: the range of each image, or ``None``.
         notice: a warning that each such call gives, or ``None``.
@@ -235,10 +239,15 @@ class _Prepared(NamedTuple):
 
     request: Request
     auxiliary: Auxiliary
-    weights: Any
+    mask: Tensor | None
     valid: Tensor | None
     ranges: Tensor | None
     notice: str | None
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the means are weighted ones."""
+        return self.mask is not None or self.valid is not None
 
 
 def evaluator(options: Options) -> Evaluator:

@@ -6,68 +6,83 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from ._ssim import Auxiliary, Request, centres, compute_dtype, halve, halve_valid, inverse_coverage
-
-
-def pixel_weights(x: Tensor, y: Tensor, mask: Tensor | None, valid: Tensor | None) -> Tensor | None:
-    """The weight of each pixel, ``(N, 1, H, W)`` in the dtype of the computation, or ``None``.
-
-    Pixels that are not valid have no weight.
-    """
-    if mask is not None:
-        mask = _validation.mask_weights(mask, x, y)
-        return mask if valid is None else torch.where(valid, mask, 0.0)
-    return None if valid is None else valid.to(compute_dtype(x, y))
+from ._ssim import (
+    Auxiliary,
+    Request,
+    centres,
+    compute_dtype,
+    halve,
+    halve_any,
+    halve_valid,
+    inverse_coverage,
+)
 
 
 def auxiliary_tensors(
-    weights: Tensor | None, valid: Tensor | None, ranges: Tensor | None, request: Request
+    mask: Tensor | None,
+    valid: Tensor | None,
+    ranges: Tensor | None,
+    request: Request,
+    dtype: torch.dtype,
+    backend: str,
 ) -> Auxiliary:
     """The tensors of each level of a request.
 
     Args:
-        weights: the `pixel_weights`.
+        mask: weights of the pixels, ``(N, 1, H, W)``, or ``None``.
         valid: the pixels that exist, ``(N, 1, H, W)`` and boolean, or ``None``.
         ranges: the range of each image, ``(N,)``, or ``None``.
         request: the request.
+        dtype: the dtype of the computation.
+        backend: the backend that is asked for.
     """
-    of_images = () if ranges is None else (ranges,)
-    if weights is None:
-        return Auxiliary(ranges=of_images)
-    definition = request.definition
-    of_maps, of_pixels, coverage = [], [], []
-    for level in range(max(1, len(request.exponents))):
+    weights: list[Tensor] = []
+    of_pixels: list[Tensor] = []
+    coverage: list[Tensor] = []
+    if mask is not None and valid is not None:
+        mask = torch.where(valid, mask, 0.0)
+    for level in range(0 if mask is None and valid is None else request.levels):
+        if level > 0 and mask is not None:
+            mask = halve(mask) if valid is None else halve_valid(mask, valid)
         if level > 0 and valid is not None:
-            present = halve(valid.to(weights.dtype))
-            weights, valid = halve_valid(weights, valid), present > 0
-        elif level > 0:
-            weights = halve(weights)
+            valid = halve_any(valid)
         if valid is not None:
             of_pixels.append(valid)
-            coverage.append(inverse_coverage(valid, definition, weights.dtype))
+            coverage.append(inverse_coverage(valid, request.definition, dtype, backend))
         if request.reduction != "map":
-            of_maps.append(_normalized(centres(weights, definition)))
-    return Auxiliary(of_maps, of_images, of_pixels, coverage)
+            weights.append(_normalized(mask, valid, request, dtype))
+    return Auxiliary(weights, () if ranges is None else (ranges,), of_pixels, coverage)
 
 
 def weighted_distance(
-    x: Tensor, y: Tensor, weights: Tensor, valid: Tensor | None, ranges: Tensor | None
+    x: Tensor, y: Tensor, mask: Tensor | None, valid: Tensor | None, ranges: Tensor | None
 ) -> Tensor:
     """The weighted mean of ``|x - y|`` for each image, ``(N,)``, in units of its own range."""
     dtype = compute_dtype(x, y)
     distance = (x.to(dtype) - y.to(dtype)).abs()
+    weights = mask
     if valid is not None:
         distance = torch.where(valid, distance, 0.0)
+        weights = valid.to(dtype) if mask is None else torch.where(valid, mask, 0.0)
+    assert weights is not None
     distance = distance.mean(1, keepdim=True)
     total = weights.flatten(1).sum(1)
     _validation.check_total(total)
-    total = total.clamp(min=torch.finfo(weights.dtype).tiny)
+    total = total.clamp(min=torch.finfo(dtype).tiny)
     mean = (distance * weights).flatten(1).sum(1) / total
     return mean if ranges is None else mean / ranges
 
 
-def _normalized(weights: Tensor) -> Tensor:
-    """The weights of the map's values, summing to one for each image."""
+def _normalized(
+    mask: Tensor | None, valid: Tensor | None, request: Request, dtype: torch.dtype
+) -> Tensor:
+    """The weights of the map's values, summing to one for each image.
+
+    With a mask these are its own, zero where pixels are not valid.
+    """
+    pixels = valid if mask is None else mask
+    assert pixels is not None
+    weights = centres(pixels, request.definition).to(dtype)
     total = weights.sum(tuple(range(1, weights.dim())), keepdim=True)
     _validation.check_total(total)
-    return weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return weights / total.clamp(min=torch.finfo(dtype).tiny)

@@ -16,12 +16,30 @@ THREE_WEIGHTS = tuple(weight / sum(MS_SSIM_WEIGHTS[:3]) for weight in MS_SSIM_WE
 """For images in which five levels do not fit. They sum to one, as piq makes any it is given."""
 
 
+_UNIFORM = {"window": "uniform", "window_size": 7}
+_SAMPLE = {**_UNIFORM, "sample_covariance": True}
+DEFINITIONS: dict[str, dict[str, Any]] = {
+    "SSIM-uniform": _UNIFORM,
+    "SSIM-sample": _SAMPLE,
+    "SSIM-ranges": _SAMPLE,
+    "SSIM-valid": {},
+    "SSIM-map": {},
+    "SSIM-uint8": {**_SAMPLE, "data_range": 255},
+}
+"""Definitions beside the paper's, as our options: a uniform window, the same with the sample
+covariance (scikit-image's default), with a range for each image too (fastMRI's), valid pixels, the
+mean of a map that the caller reduces, and images of bytes."""
+
+HOLES = 0.3
+"""The share of pixels that do not exist in ``"SSIM-valid"``, in squares of 8x8."""
+
+
 class Case(NamedTuple):
     """One comparison.
 
     Attributes:
         metric: ``"SSIM"``, ``"MS-SSIM"``, ``"L1-SSIM"`` for the loss that Gaussian splatting mixes
-            of both, ``"VGG"`` or ``"LPIPS"``.
+            of both, one of `DEFINITIONS`, ``"VGG"`` or ``"LPIPS"``.
         shape: of both images, float32.
         backward: whether the gradient with respect to the first image is computed too.
         weights: of the levels of MS-SSIM; ``None`` for the paper's five.
@@ -74,6 +92,28 @@ def images(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
     return (y + 0.2 * noise).clamp(0, 1), y
 
 
+def inputs(case: Case, device: str) -> tuple[Tensor, Tensor]:
+    """The images of a case: those of its shape, or their bytes as floats."""
+    x, y = images(case.shape, device)
+    return ((255 * x).round(), (255 * y).round()) if case.metric == "SSIM-uint8" else (x, y)
+
+
+def ranges(case: Case, device: str) -> Tensor:
+    """A range for each image, ``(N,)``, where a case has them."""
+    if case.metric == "SSIM-ranges":
+        return torch.linspace(0.7, 1, case.shape[0], device=device)
+    return torch.ones(case.shape[0], device=device)
+
+
+def valid_pixels(case: Case, device: str) -> Tensor:
+    """The pixels that exist, ``(N, 1, H, W)``."""
+    size, (height, width) = 8, case.shape[2:]
+    squares = (case.shape[0], 1, -(-height // size), -(-width // size))
+    exists = torch.rand(squares, generator=torch.Generator().manual_seed(1)) >= HOLES
+    exists = exists.repeat_interleave(size, 2).repeat_interleave(size, 3)
+    return exists[..., :height, :width].contiguous().to(device)
+
+
 IMAGES = {
     "cpu": ((64, 3, 64, 64), (16, 3, 256, 256), (1, 3, 1080, 1920), (1, 1, 4320, 7680)),
     "cuda": (
@@ -81,11 +121,17 @@ IMAGES = {
         *((1, 3, 1080, 1920), (8, 3, 1080, 1920), (1, 3, 2160, 3840)),
     ),
 }
+DEFINITION_IMAGES = {
+    "cpu": ((16, 3, 256, 256), (1, 3, 1080, 1920)),
+    "cuda": ((8, 3, 256, 256), (8, 3, 1080, 1920)),
+}
+"""Sizes of which `IMAGES` has the Gaussian window."""
 MIXES = ((64, 3, 64, 64), (1, 3, 1080, 1920))
 VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
 
 
-def _cases(shapes: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
+def _cases(device: str) -> tuple[Case, ...]:
+    shapes = IMAGES[device]
     return (
         *itertools.starmap(Case, itertools.product(["SSIM"], shapes, [False, True])),
         *(
@@ -96,8 +142,16 @@ def _cases(shapes: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
         *itertools.starmap(Case, itertools.product(["SSIM"], VOLUMES, [False, True])),
         Case("VGG", (4, 3, 224, 224), backward=True),
         Case("LPIPS", (4, 3, 224, 224), backward=True),
+        *(
+            Case(metric, shape, backward)
+            for metric, shape, backward in itertools.product(
+                DEFINITIONS, DEFINITION_IMAGES[device], [False, True]
+            )
+            # Bytes have no gradient.
+            if not (backward and metric == "SSIM-uint8")
+        ),
     )
 
 
-CASES = {device: _cases(shapes) for device, shapes in IMAGES.items()}
+CASES = {device: _cases(device) for device in IMAGES}
 """The cases for each kind of device."""

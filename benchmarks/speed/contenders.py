@@ -12,61 +12,18 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cases import Case
-
-
-class Call(NamedTuple):
-    """A contender made ready for a case.
-
-    Attributes:
-        similarity: of two images, a scalar; or the loss, where the metric is one.
-        settings: the call as one would write it.
-        deviation: how its definition differs from the paper's in this case, if it does.
-        dtype: of the images that it is given.
-        loss: 1 less the similarity, where the package has that for training.
-    """
-
-    similarity: Callable[[Tensor, Tensor], Tensor]
-    settings: str
-    deviation: str = ""
-    dtype: torch.dtype = torch.float32
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None
-
-
-class Contender(NamedTuple):
-    """A package, or one path of it.
-
-    Attributes:
-        name: in tables.
-        distribution: what pip calls it.
-        build: makes it ready for a case on a device, or raises.
-        devices: where it is offered.
-        metrics: for which it is offered.
-    """
-
-    name: str
-    distribution: str
-    build: Callable[[Case, str], Call]
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    metrics: tuple[str, ...] = ("SSIM", "MS-SSIM", "L1-SSIM")
-
-
-def _text(target: Any, options: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return f"{target.__module__.partition('.')[0]}.{target.__name__}({arguments})"
-
-
-def _function(function: Callable[..., Tensor], **options: Any) -> Call:
-    return Call(functools.partial(function, **options), _text(function, options))
+from . import definitions
+from .cases import DEFINITIONS, Case
+from .contender import STRUCTURAL, Call, Contender, function_call, text
 
 
 def _module(module: Callable[..., Any], device: str, **options: Any) -> Call:
-    return Call(module(**options).to(device), _text(module, options))
+    return Call(module(**options).to(device), text(module, options))
 
 
 def _trained(
@@ -205,15 +162,17 @@ def _lpips(case: Case, device: str) -> Call:
 def _own(backend: str, case: Case, device: str) -> Call:
     import perceptual_losses
 
+    if case.metric in DEFINITIONS:
+        return definitions.own(backend, case, device)
     if case.metric in FEATURES:
         return Call(feature_loss(case.metric).to(device), _FEATURE_SETTINGS[case.metric])
     if case.metric == "L1-SSIM":
         return _module(perceptual_losses.L1SSIMLoss, device, backend=backend)
     if case.metric == "SSIM":
-        call = _function(perceptual_losses.ssim, backend=backend)
+        call = function_call(perceptual_losses.ssim, backend=backend)
         return _trained(case, call, perceptual_losses.SSIMLoss, device, backend=backend)
     options = {**_weights("weights", case), "backend": backend}
-    call = _function(perceptual_losses.ms_ssim, **options)
+    call = function_call(perceptual_losses.ms_ssim, **options)
     return _trained(case, call, perceptual_losses.MSSSIMLoss, device, **options)
 
 
@@ -248,11 +207,11 @@ def _piq(case: Case, device: str) -> Call:
     if len(case.shape) == 5:
         raise NotImplementedError("takes five dimensions for complex images")
     if case.metric == "SSIM":
-        call = _function(piq.ssim, downsample=False)
+        call = function_call(piq.ssim, downsample=False)
         return _trained(case, call, piq.SSIMLoss, device, downsample=False)
     tensor = functools.partial(torch.tensor, device=device)
     weights = _weights("scale_weights", case, tensor)
-    call = _function(piq.multi_scale_ssim, **weights)
+    call = function_call(piq.multi_scale_ssim, **weights)
     call = _trained(case, call, piq.MultiScaleSSIMLoss, device, **weights)
     return call._replace(deviation="repeats the first row and column" if case.odd_levels else "")
 
@@ -274,7 +233,7 @@ def _kornia(case: Case, device: str) -> Call:
     if case.metric == "MS-SSIM":
         raise NotImplementedError("its MS-SSIM has no pyramid, and L1 mixed in")
     function = metrics.ssim if len(case.shape) == 4 else metrics.ssim3d
-    call = _function(function, window_size=11, padding="valid")
+    call = function_call(function, window_size=11, padding="valid")
     return Call(lambda x, y: call.similarity(x, y).mean(), f"{call.settings}.mean()")
 
 
@@ -284,7 +243,7 @@ def _torchmetrics(case: Case, device: str) -> Call:
 
     if case.metric == "SSIM":
         # Its own mean counts windows over a reflected border; those inside are the paper's.
-        call = _function(
+        call = function_call(
             image.structural_similarity_index_measure, data_range=1.0, return_full_image=True
         )
         inside = (..., *[slice(5, -5)] * (len(case.shape) - 2))
@@ -293,7 +252,7 @@ def _torchmetrics(case: Case, device: str) -> Call:
             lambda x, y: call.similarity(x, y)[1][inside].mean(),
             f"{call.settings}[1][{cut}].mean()",
         )
-    call = _function(
+    call = function_call(
         image.multiscale_structural_similarity_index_measure,
         data_range=1.0,
         **_weights("betas", case),
@@ -310,8 +269,8 @@ def _frame_analytics(case: Case, device: str) -> Call:
 
     frame_analytics.set_compile_enabled(True)
     if case.metric == "SSIM":
-        return _function(frame_analytics.ssim, data_range=1.0)
-    call = _function(frame_analytics.ms_ssim, data_range=1.0, **_weights("weights", case))
+        return function_call(frame_analytics.ssim, data_range=1.0)
+    call = function_call(frame_analytics.ms_ssim, data_range=1.0, **_weights("weights", case))
     return call._replace(deviation="drops odd rows and columns" if case.odd_levels else "")
 
 
@@ -334,14 +293,14 @@ def _splatting(function: Callable[..., Tensor], case: Case) -> Call:
         raise NotImplementedError("has no MS-SSIM")
     if len(case.shape) == 5:
         raise NotImplementedError("has no volumes")
-    return _function(function, padding="valid", train=case.backward)
+    return function_call(function, padding="valid", train=case.backward)
 
 
 OURS = Contender(
     "perceptual-losses",
     "perceptual-losses",
     functools.partial(_own, "auto"),
-    metrics=("SSIM", "MS-SSIM", "L1-SSIM", *FEATURES),
+    metrics=(*STRUCTURAL, *DEFINITIONS, *FEATURES),
 )
 
 CONTENDERS = (
@@ -350,6 +309,7 @@ CONTENDERS = (
         "perceptual-losses, reference",
         "perceptual-losses",
         functools.partial(_own, "reference"),
+        metrics=(*STRUCTURAL, *DEFINITIONS),
     ),
     # Only the compiler takes longer than all the others' turns, on a CPU and with several levels.
     Contender(
@@ -370,4 +330,5 @@ CONTENDERS = (
     Contender("lpips", "lpips", _lpips, metrics=FEATURES),
     Contender("piq, ContentLoss", "piq", _piq_features, metrics=FEATURES),
     Contender("as it is pasted", "torchvision", _pasted, metrics=FEATURES),
+    *definitions.CONTENDERS,
 )

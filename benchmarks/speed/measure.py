@@ -21,8 +21,10 @@ from torch import Tensor
 import perceptual_losses
 from perceptual_losses.structural import MS_SSIM_WEIGHTS
 
-from .cases import Case, images
-from .contenders import FEATURES, Call, Contender, feature_loss
+from . import definitions
+from .cases import DEFINITIONS, Case, inputs
+from .contender import Call, Contender
+from .contenders import FEATURES, feature_loss
 
 VALUE_TOLERANCE = 2e-5
 """The largest error of a value, relative if it is above 1: float32 moments and windows."""
@@ -67,10 +69,12 @@ class Expected(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def expected(case: Case, device: str) -> Expected:
     """The numbers to reach; kept for the next case, which mostly is the same without backward."""
-    x, y = (image.double() for image in images(case.shape, device))
+    x, y = (image.double() for image in inputs(case, device))
     x.requires_grad_()
     if case.metric in FEATURES:
         value = feature_loss(case.metric).to(x)(x, y)
+    elif case.metric in DEFINITIONS:
+        value = definitions.own("reference", case, device).similarity(x, y)
     elif case.metric == "L1-SSIM":
         value = perceptual_losses.L1SSIMLoss(backend="reference")(x, y)
     elif case.metric == "SSIM":
@@ -279,7 +283,7 @@ class _Served:
     def prepare(self, case: Case) -> tuple[str, str]:
         call = self.contender.build(case, self.device)
         self.case = case
-        self.step = step(call, case, *images(case.shape, self.device))
+        self.step = step(call, case, *inputs(case, self.device))
         return call.settings, call.deviation
 
     def forget(self) -> None:

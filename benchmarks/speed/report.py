@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ..pages.fill import ROOT, fill
 from ..pages.fill import table as markdown_table
+from .cases import DEFINITIONS
 from .contenders import OURS
 
 Result = dict[str, Any]
@@ -31,7 +32,10 @@ HEADER = (
 
 MISSING = "-"
 
-METRICS = ("SSIM", "MS-SSIM", "L1-SSIM", "VGG", "LPIPS")
+MAIN_METRICS = ("SSIM", "MS-SSIM", "L1-SSIM", "VGG", "LPIPS")
+"""The metrics of the README and of the comparison of devices; a report has all."""
+
+METRICS = (*MAIN_METRICS, *DEFINITIONS)
 
 README_SIZES = {
     "cpu": ("16x3x256x256", "1x3x1080x1920", "4x3x224x224"),
@@ -123,11 +127,11 @@ def summary(results: Sequence[Result], sizes: Sequence[str] | None = None) -> st
 
     Args:
         results: contents of result files.
-        sizes: those to show; all by default.
+        sizes: those to show, of the main metrics; all of all by default.
     """
     lines = []
     for case in _cases(results):
-        if sizes is not None and case["size"] not in sizes:
+        if sizes is not None and not (case["metric"] in MAIN_METRICS and case["size"] in sizes):
             continue
         rows = [row for row in case["rows"] if row.get("median_ms")]
         ours, others = _ours_and_others(rows)
@@ -211,7 +215,8 @@ def _rates(results: Sequence[Result]) -> dict[str, dict[tuple[str, str], float]]
         device = rates.setdefault(result["environment"]["device"], {})
         for case in result["cases"]:
             ours, _ = _ours_and_others(case["rows"])
-            if case["backward"] and ours and ours.get("median_ms"):
+            counts = case["backward"] and case["metric"] in MAIN_METRICS
+            if counts and ours and ours.get("median_ms"):
                 rate = case["pixels"] / 1e3 / ours["median_ms"]
                 device[case["metric"], case["size"]] = rate
     return rates

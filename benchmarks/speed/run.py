@@ -231,6 +231,9 @@ def method(options: Options) -> dict[str, Any]:
         "deviation_limit": measure.DEVIATION_LIMIT,
         "definition": "Gaussian window of 11 pixels and sigma 1.5 inside the image, range 1, "
         "population variance; L1-SSIM is 0.8 times the mean of |x - y| and 0.2 times 1 - SSIM; "
+        "other names with SSIM are definitions of their own, as the settings say: a uniform window "
+        "of 7 pixels, the same with the sample covariance, with a range for each image too, with "
+        "30 % of the pixels missing, the mean of the map, and images of bytes; "
         "VGG is the mean squared distance at relu3_3 of VGG-16 with the same "
         "random weights for all, LPIPS the distance of five layers with its calibrated linear "
         "weights; gradient of 1 - similarity, by the package's own loss where it has one, or of "

@@ -31,6 +31,8 @@ kernel = njit(**_INTERNAL, **OPTIONS)
 inlined = njit(**_INTERNAL, forceinline=True, **OPTIONS)
 # In the order that is written, where another would round what is exact.
 ordered = njit(**_INTERNAL, forceinline=True, **{**OPTIONS, "fastmath": False})
+# The same, except that a product and a sum are rounded once.
+contracted = njit(**_INTERNAL, forceinline=True, **{**OPTIONS, "fastmath": {"contract"}})
 
 
 class _Sealed(CompileResultCacheImpl):

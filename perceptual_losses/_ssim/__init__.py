@@ -8,6 +8,7 @@ from .backend import NO_AUXILIARY, Auxiliary
 from .definition import (
     Definition,
     Request,
+    centres,
     compute_dtype,
     for_axes,
     gaussian,
@@ -15,9 +16,9 @@ from .definition import (
     replaced,
     uniform,
 )
-from .plans import BACKENDS, Plans, call_key, choose_backend, evaluate
-from .pyramid import halve, halve_valid
-from .reference import centres, combine, inverse_coverage
+from .plans import BACKENDS, Plans, call_key, choose_backend, evaluate, inverse_coverage
+from .pyramid import halve, halve_any, halve_valid
+from .reference import combine
 
 __all__ = [
     "BACKENDS",
@@ -35,6 +36,7 @@ __all__ = [
     "for_axes",
     "gaussian",
     "halve",
+    "halve_any",
     "halve_valid",
     "inverse_coverage",
     "reduce_planes",

@@ -108,6 +108,14 @@ def reduce_planes(request: Request, similarity: Tensor, distance: Tensor | None)
     return structural * (1 - similarity) + l1 * distance
 
 
+def centres(image: Tensor, definition: Definition) -> Tensor:
+    """The pixels of ``(N, C, H, W)`` on which windows are centred."""
+    if definition.padding == "valid":
+        for dim, window in enumerate(definition.windows, start=2):
+            image = image.narrow(dim, len(window) // 2, image.shape[dim] - len(window) + 1)
+    return image
+
+
 def gaussian(size: int, sigma: float) -> tuple[float, ...]:
     """Taps of the one-dimensional window ``exp(-i^2 / (2 sigma^2))``, divided by their sum.
 

@@ -19,7 +19,8 @@ from .._runtime.warnings import warn
 from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, Plan
-from .definition import Request, compute_dtype, replaced
+from .cpu import backend as cpu
+from .definition import Definition, Request, compute_dtype, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 
@@ -143,14 +144,38 @@ def remember(plans: Plans, key: tuple[Any, ...], call: Call) -> None:
 
 
 def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Both images as the backend can read them: Triton's kernels convert half precision."""
+    """Both images as the backend can read them.
+
+    Triton's kernels convert half precision, and those of Numba bytes.
+    """
     if not torch.compiler.is_compiling():
         # Kernels read memory, where a lazily negated image has the other sign.
         x, y = x.resolve_neg(), y.resolve_neg()
     if name == "triton" and x.is_floating_point() and y.is_floating_point():
         return x, y
     dtype = compute_dtype(x, y)
-    return x.to(dtype), y.to(dtype)
+    x, y = (a if name == "numba" and a.dtype == torch.uint8 else a.to(dtype) for a in (x, y))
+    return x, y
+
+
+def inverse_coverage(
+    valid: Tensor, definition: Definition, dtype: torch.dtype, backend: str
+) -> Tensor:
+    """The reciprocal of the windows' weight over valid pixels, for `Auxiliary`.
+
+    The filter of a mask is a noticeable part of a call on a CPU, which has a kernel for images.
+    """
+    fast = backend in ("auto", "numba") and valid.device.type == "cpu" and valid.dim() == 4
+    if (
+        fast
+        and not observed(valid)
+        and not active_transform()
+        and cpu.unavailable(valid.device) is None
+    ):
+        from .cpu.coverage import inverse_coverage as fused
+
+        return fused(valid, definition, dtype)
+    return reference.inverse_coverage(valid, definition, dtype)
 
 
 def _num_gradients(x: Tensor, y: Tensor) -> tuple[int, bool]:

@@ -31,6 +31,18 @@ def halve(image: Tensor) -> Tensor:
     return pool(image, 2, ceil_mode=True)
 
 
+def halve_any(valid: Tensor) -> Tensor:
+    """The coarse pixels that are valid: those with any valid pixel."""
+    for dim in range(2, valid.dim()):
+        first, second = (valid.movedim(dim, 0)[k::2] for k in range(2))
+        if len(first) == len(second):
+            valid = first | second
+        else:
+            valid = torch.cat([first[:-1] | second, first[-1:]])
+        valid = valid.movedim(0, dim)
+    return valid
+
+
 def halve_valid(image: Tensor, valid: Tensor) -> Tensor:
     """2x2 (2x2x2) means over the valid pixels, zero where there is none.
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .._runtime.tracing import exporting
 from .backend import Auxiliary
-from .definition import FLOOR, Definition, Request, compute_dtype, reduce_planes
+from .definition import FLOOR, Definition, Request, centres, compute_dtype, reduce_planes
 from .pyramid import halve, halve_valid
 
 
@@ -125,14 +125,6 @@ def _factors(
     luminance = 1 - 2 * mu_dd / (mu_tt + mu_dd + 2 * c1 * scale**2)
     contrast_structure = 1 - 2 * var_d / (var_t + var_d + 2 * c2 * scale**2)
     return luminance, contrast_structure
-
-
-def centres(image: Tensor, definition: Definition) -> Tensor:
-    """The pixels of ``(N, C, H, W)`` on which windows are centred."""
-    if definition.padding == "valid":
-        for dim, window in enumerate(definition.windows, start=2):
-            image = image.narrow(dim, len(window) // 2, image.shape[dim] - len(window) + 1)
-    return image
 
 
 def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """Other packages' names, signatures, defaults and numbers."""
 
+import functools
 import inspect
 import re
 
@@ -34,6 +35,20 @@ def test_signatures(name):
         assert mine[parameter.name].kind == parameter.kind
 
 
+def theirs_of(name, options):
+    """A function of theirs, or a module, with options."""
+    member = getattr(pytorch_msssim, name)
+    return member(**options) if name.isupper() else functools.partial(member, **options)
+
+
+def ours_of(name, options):
+    """A function of ours, or a module, with options; a module checks them at once."""
+    member = getattr(ours, name)
+    if name.isupper():
+        return lambda *images: member(**options)(*images)
+    return functools.partial(member, **options)
+
+
 OPTIONS = [
     {},
     {"size_average": False},
@@ -59,6 +74,83 @@ def test_numbers(pair, name, options):
             expected = theirs(x, y, data_range=1, **options)
             value = mine(x, y, data_range=1, **options)
         torch.testing.assert_close(value, expected, rtol=0, atol=4e-6)
+
+
+ACCEPTED = [
+    {"data_range": torch.tensor(1)},
+    {"data_range": torch.tensor([2.0])},
+    {"data_range": 1, "K": [0.02, 0.05]},
+    {"data_range": 1, "K": torch.tensor([0.02, 0.05])},
+    {"data_range": 1, "win_size": np.int64(7), "win_sigma": np.float32(1.25)},
+    {"data_range": 1, "weights": (0.4, 0.6)},
+    {"data_range": 1, "weights": torch.tensor([0.4, 0.6])},
+]
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("options", ACCEPTED)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_they_take_is_taken(pair, name, options):
+    if "weights" in options and name.lower() == "ssim":
+        pytest.skip("SSIM has no weights")
+    expected = theirs_of(name, options)(*pair)
+    torch.testing.assert_close(ours_of(name, options)(*pair), expected, rtol=0, atol=4e-6)
+
+
+def test_modules_read_tensors_once(pair):
+    data_range, weights = torch.tensor([1.0]), torch.tensor([0.4, 0.6])
+    module = ours.MS_SSIM(data_range=data_range, weights=weights)
+    before = module(*pair)
+    data_range.fill_(255)
+    weights.fill_(9)
+    assert torch.equal(module(*pair), before)
+
+
+@pytest.mark.parametrize("constants", [(0, 0.03), (0.01, 0), (0, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_constants(pair, constants, dtype):
+    images = [image.to(dtype) for image in pair]
+    for name in ("ssim", "ms_ssim"):
+        expected = theirs_of(name, {"data_range": 1, "K": constants})(*images)
+        x = images[0].clone().requires_grad_()
+        value = ours_of(name, {"data_range": 1, "K": constants})(x, images[1])
+        # Without a constant more is left of the rounding of their window.
+        torch.testing.assert_close(value, expected, rtol=0, atol=2e-5)
+        value.backward()
+        assert x.grad.isfinite().all()
+
+
+def test_zero_constants_are_nowhere_felt():
+    """The constant in place of a zero changes no bit, down to images of 1e-12."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 1, 1, 32, 32, generator=generator)
+    for scale in (1.0, 2.0**-40):
+        pair = (1 + x) * scale, (1 + y) * scale
+        values = [
+            ssim(*pair, k1=factor * 2**-61, k2=0.03, backend="reference") for factor in (1, 0.5, 4)
+        ]
+        assert values[0] == values[1] == values[2]
+
+
+def test_black_windows_without_a_constant(pair):
+    x, y = (image.clone() for image in pair)
+    x[..., :20], y[..., :20] = 0, 0
+    assert pytorch_msssim.ssim(x, y, data_range=1, K=(0, 0.03)).isnan()
+    x.requires_grad_()
+    value = ours.ssim(x, y, data_range=1, K=(0, 0.03))
+    value.backward()
+    assert x.grad.isfinite().all()
+    assert -1 <= value <= 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 40), (2, 3, 40, 8), (1, 2, 5, 20, 24), (1, 1, 6, 6)])
+def test_axes_shorter_than_the_window_are_not_blurred(shape):
+    x, y = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="win_size=11 is larger than the image, .*not blurred"):
+        value = ours.ssim(x, y, data_range=1)
+    with pytest.warns(UserWarning, match="Skipping Gaussian Smoothing"):
+        expected = pytorch_msssim.ssim(x, y, data_range=1)
+    torch.testing.assert_close(value, expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 11, 13, 15), (2, 1, 1, 20, 24)])
@@ -117,8 +209,50 @@ def test_images_and_options_of_no_use(function):
             function(x, y, data_range=1)
     with pytest.raises(TypeError, match="Y is of type ndarray: pass a torch.Tensor"):
         function(x, x.numpy(), data_range=1)
-    with pytest.raises(ValueError, match=r"K=0.01: pass \(k1, k2\)"):
-        function(x, x, data_range=1, K=0.01)
+    for y in (x[:, :, :1, :1], x[:0]):
+        with pytest.raises(ValueError, match="X has shape .*: pass images|no image: pass"):
+            function(y, y, data_range=1)
+    with pytest.raises(ValueError, match="X is torch.uint8 and data_range=1: pass the range"):
+        function(x.byte(), x, data_range=1)
+
+
+BAD_OPTIONS = [
+    ({"K": 0.01}, ValueError, r"K=0.01: pass \(K1, K2\)"),
+    ({"K": (0.01, 0.03, 0.1)}, ValueError, r"K=\(0.01, 0.03, 0.1\): pass \(K1, K2\)"),
+    ({"K": (-0.01, 0.03)}, ValueError, r"K=.*: pass \(K1, K2\), each 0 or more"),
+    ({"K": (0.01, "0.03")}, TypeError, r"K is .0.03. \(str\): pass a Python number"),
+    ({"K": (float("nan"), 0.03)}, ValueError, "K=nan is not finite"),
+    ({"K": (1e-30, 0.03)}, ValueError, r"K=1e-30 with data_range=1.0: \(K L\)\^2 is 1e-60, beyond"),
+    ({"win_size": 10}, ValueError, "win_size=10 is not odd and positive: pass 11"),
+    ({"win_size": -1}, ValueError, "win_size=-1 is not odd and positive"),
+    ({"win_size": 11.5}, TypeError, "win_size is of type float: pass an odd int"),
+    ({"win_size": (11, 11)}, TypeError, "win_size is of type tuple: pass an odd int"),
+    ({"win_sigma": 0}, ValueError, "win_sigma=0 is not positive"),
+    ({"win_sigma": (1.5, 1.5)}, TypeError, "win_sigma is of type tuple: pass a Python number"),
+    ({"win_sigma": torch.ones(2)}, ValueError, r"win_sigma has shape \(2,\): pass one number"),
+    ({"data_range": 0}, ValueError, "data_range=0 is not positive"),
+    ({"data_range": (-1, 1)}, TypeError, "data_range is of type tuple: pass a Python number"),
+    ({"data_range": torch.ones(2)}, ValueError, r"data_range has shape \(2,\): pass one number"),
+    ({"data_range": torch.zeros(1)}, ValueError, "data_range=0.0 is not positive"),
+    ({"data_range": 1e-30}, ValueError, r"K=0.01 with data_range=1e-30: \(K L\)\^2 is 1e-64"),
+]
+OUR_OPTIONS = re.compile(r"window_size|\bsigma|\bk1|\bk2|reduction|\bx\b|\by\b")
+
+
+@pytest.mark.parametrize(("options", "error", "match"), BAD_OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_errors_name_their_options(pair, name, options, error, match):
+    options = {"data_range": 1, **options}
+    with pytest.raises(error, match=match) as caught:
+        ours_of(name, options)(*pair)
+    assert not OUR_OPTIONS.search(str(caught.value))
+
+
+@pytest.mark.parametrize("weights", [0.5, [], [0.5, -0.1], ["a"], torch.zeros(2, 2)])
+def test_weights_of_no_use(pair, weights):
+    for name in ("ms_ssim", "MS_SSIM"):
+        with pytest.raises((TypeError, ValueError), match="^weights"):
+            ours_of(name, {"data_range": 1, "weights": weights})(*pair)
 
 
 def test_odd_sides_differ_by_what_the_docstring_says():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +13,13 @@ from torch import Tensor
 
 from ..._runtime import numba_installed
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
-from ..definition import FLOOR, Request, reduce_planes
+from ..definition import FLOOR, Request, centres, reduce_planes
 from ..pyramid import halved_shape
-from .level import Level, Pair
+from .level import NOTHING, Beside, Level, Pair, plane_array
 
 
 def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> str | None:
     """The reason why the backend is not meant for this call, or ``None``."""
-    if auxiliary.ranges or auxiliary.valid or request.reduction == "map":
-        return "todo"
     return None if x.device.type == "cpu" else f"the images are on {x.device} and it runs on CPUs"
 
 
@@ -37,8 +36,9 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 def plan(
     x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
 ) -> CpuPlan:
-    """The plan of a call on images of these layouts, float32 or float64."""
-    return CpuPlan(x.shape, x.dtype, request)
+    """The plan of a call on images of these layouts: float32 or float64, or bytes."""
+    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    return CpuPlan(x.shape, dtype, request)
 
 
 class CpuPlan:
@@ -58,13 +58,17 @@ class CpuPlan:
             Level(each, request, self._dtype, contrast=j < len(shapes) - 1, mix=mix)
             for j, each in enumerate(shapes)
         ]
+        self._adds_sign = request.mix is not None and mix is None
 
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value and the premultiplied gradients."""
         request, levels = self.request, self._levels
+        if request.reduction == "map":
+            return Forward(self._map(x, y, auxiliary), ())
         pyramid = [Pair((x, y), levels[0].images(x, y))]
-        for fine, coarse in itertools.pairwise(levels):
-            pyramid.append(fine.halve(pyramid[-1], coarse))
+        for j, (fine, coarse) in enumerate(itertools.pairwise(levels)):
+            valid = auxiliary.valid[j] if auxiliary.valid else None
+            pyramid.append(fine.halve(pyramid[-1], coarse, valid))
         means = np.empty((len(levels) + (request.mix is not None), *x.shape[:2]), self._dtype)
         rows = means.reshape(len(means), -1)
         of_levels: list[list[Tensor]] = []
@@ -74,11 +78,13 @@ class CpuPlan:
         for j in reversed(range(len(levels))):
             pair = pyramid.pop()
             gradients = [torch.empty_like(image) for image in pair.tensors[: request.gradients]]
-            weight = auxiliary.weights[j] if auxiliary.weights else None
-            rows[j], distance = levels[j].march(pair.images, gradients, weight)
+            beside = NOTHING if auxiliary is NO_AUXILIARY else _beside(auxiliary, j)
+            rows[j], distance = levels[j].march(pair.images, gradients, beside)
             of_levels.insert(0, gradients)
         if request.mix is not None:
             rows[-1] = levels[0].abs_difference(pair.images) if distance is None else distance
+            if auxiliary.ranges:
+                means[-1] /= auxiliary.ranges[0].numpy()[:, None]
         saved = [gradient for of_image in zip(*of_levels, strict=True) for gradient in of_image]
         if request.reduction == "levels":
             return Forward(torch.from_numpy(means), saved)
@@ -99,11 +105,14 @@ class CpuPlan:
     ) -> list[Tensor]:
         """Scales the saved gradients in place and adds up those of the levels."""
         request, levels, usual = self.request, self._levels, self._premultiplied_by
+        if request.reduction == "map":
+            assert grad is not None
+            return self._map_gradients(grad, x, y, auxiliary)
         upstream = usual if grad is None else grad.numpy()
-        if request.exponents:
+        if request.exponents and request.reduction != "levels":
             derivatives, *gradients = saved
             by_means = derivatives.numpy()
-        elif np.count_nonzero(upstream != usual):
+        elif request.reduction == "levels" or np.count_nonzero(upstream != usual):
             gradients, by_means = list(saved), np.ones((1, *x.shape[:2]), self._dtype)
         else:
             return list(saved)
@@ -111,17 +120,59 @@ class CpuPlan:
         with np.errstate(all="ignore"):
             scale = by_means * upstream
             factors = scale / usual
+            if self._adds_sign and auxiliary.ranges:
+                scale[-1] /= auxiliary.ranges[0].numpy()[:, None]
         images = (x, y), (y, x)
         found = []
         for k in range(request.gradients):
             of_levels = gradients[k * len(levels) : (k + 1) * len(levels)]
             for j in reversed(range(len(levels))):
                 coarse = of_levels[j + 1] if j + 1 < len(levels) else None
-                levels[j].accumulate(of_levels[j], factors[j], coarse)
-            if request.exponents and request.mix is not None:
+                valid = auxiliary.valid[j] if auxiliary.valid else None
+                levels[j].accumulate(of_levels[j], factors[j], coarse, valid)
+            if self._adds_sign:
                 levels[0].add_sign(of_levels[0], *images[k], scale[-1])
             found.append(of_levels[0])
         return found
+
+    def _map(self, x: Tensor, y: Tensor, auxiliary: Auxiliary) -> Tensor:
+        """The similarity of each window."""
+        level = self._without_gradient
+        similarity = x.new_empty(level.map_shape)
+        beside = _beside(auxiliary, 0)._replace(map_out=plane_array(similarity))
+        level.march(level.images(x, y), (), beside)
+        if auxiliary.valid:
+            inside = centres(auxiliary.valid[0], self.request.definition)
+            similarity.masked_fill_(~inside, 1)
+        return similarity
+
+    def _map_gradients(
+        self, grad: Tensor, x: Tensor, y: Tensor, auxiliary: Auxiliary
+    ) -> list[Tensor]:
+        """The gradients of the images, from that of the similarity of each window."""
+        level = self._levels[0]
+        if auxiliary.valid:
+            grad = torch.where(centres(auxiliary.valid[0], self.request.definition), grad, 0.0)
+        gradients = [torch.empty_like(image) for image in (x, y)[: self.request.gradients]]
+        beside = _beside(auxiliary, 0)._replace(map_weights=plane_array(grad))
+        level.march(level.images(x, y), gradients, beside)
+        return gradients
+
+    @functools.cached_property
+    def _without_gradient(self) -> Level:
+        request = self.request._replace(gradients=0)
+        return Level(self._levels[0].shape, request, self._dtype, contrast=False, mix=None)
+
+
+def _beside(auxiliary: Auxiliary, level: int) -> Beside:
+    """The auxiliary tensors of a level as the march reads them."""
+    if auxiliary.ranges:
+        scales = np.reciprocal(auxiliary.ranges[0].numpy())
+    weights, valid, coverage = (
+        plane_array(tensors[level]) if tensors else None
+        for tensors in (auxiliary.weights, auxiliary.valid, auxiliary.coverage)
+    )
+    return Beside(weights, scales if auxiliary.ranges else None, valid, coverage)
 
 
 def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:

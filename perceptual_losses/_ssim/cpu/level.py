@@ -13,11 +13,32 @@ from torch import Tensor
 
 from ..._runtime.threads import in_threads
 from ..definition import Request, plane_gradient
-from ..pyramid import halve, upsample_adjoint
+from ..pyramid import halve, halve_valid, upsample_adjoint, upsample_adjoint_valid
 from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
 # The march takes as long for one pixel as the other kernels take for so many.
 LIGHT = 16
+
+
+class Beside(NamedTuple):
+    """Arrays that a march reads and writes beside the images, each of which may be ``None``.
+
+    Attributes:
+        map_weights: the weights of the map's values.
+        scales: the factor of each image's pixels.
+        valid: the pixels that exist.
+        coverage: the reciprocal of the windows' weight over valid pixels.
+        map_out: memory for the map.
+    """
+
+    map_weights: Any = None
+    scales: Any = None
+    valid: Any = None
+    coverage: Any = None
+    map_out: Any = None
+
+
+NOTHING = Beside()
 
 
 class Pair(NamedTuple):
@@ -61,9 +82,17 @@ class Level:
         from . import kernels
 
         self.shape, self._dtype, self._kernels = shape, dtype, kernels
-        (taps, *_), low, _, c1, c2, padding, _ = request.definition
-        lost = len(taps) - 1 if padding == "valid" else 0
-        self._map_size = math.prod(side - lost for side in shape[2:])
+        # Memory of the images that the level computes is allocated like this.
+        self._memory = torch.from_numpy(np.empty(0, dtype))
+        windows, low, length, c1, c2, padding, _ = request.definition
+        sides = shape[2:]
+        self._window_sizes = [len(window) for window in windows]
+        if padding == "valid":
+            sides = tuple(
+                side - size + 1 for side, size in zip(sides, self._window_sizes, strict=True)
+            )
+        self.map_shape = (*shape[:2], *sides)
+        self._map_size = math.prod(sides)
         self._planes, self._pixels = math.prod(shape[:2]), math.prod(shape[2:])
         self._rows, self._values = math.prod(shape[:-1]), math.prod(shape)
         self._is_volume = len(shape) == 5
@@ -71,18 +100,19 @@ class Level:
         self._size = shape[2:] if self._is_volume else (1, *shape[2:])
         self._march = self._kernels.march_volume if self._is_volume else self._kernels.march
         self._tasks_for = tasks_for_volumes if self._is_volume else tasks_for_images
+        # The backward pass of a map has the upstream gradient for weights.
         structural = 1.0 if mix is None else mix[0]
-        constants = low, c1, c2, structural * plane_gradient(shape)
+        scale = 1.0 if request.reduction == "map" else structural * plane_gradient(shape)
+        constants = low, length, c1, c2, scale
         l1 = None
         if mix is not None and request.gradients:
             l1 = dtype.type(mix[1] / self._values)
         variant = getattr(self._kernels, padding.upper()), contrast, request.gradients
         mirrored = () if self._is_volume else (True if padding == "symmetric" else None,)
         self._has_l1 = l1 is not None
-        self._window_size = len(taps)
         self._arguments = (
             shape,
-            self._kernels.Window((0,) * len(taps), np.array(taps, dtype)),
+            *[self._kernels.Window((0,) * len(w), np.array(w, dtype)) for w in windows],
             self._kernels.Constants(*map(dtype.type, constants)),
             l1,
             *mirrored,
@@ -105,7 +135,7 @@ class Level:
         return images
 
     def march(
-        self, images: Sequence[Any], gradients: Sequence[Tensor], weights: Tensor | None
+        self, images: Sequence[Any], gradients: Sequence[Tensor], beside: Beside = NOTHING
     ) -> tuple[Any, Any]:
         """Computes the means of all planes, and writes their premultiplied gradients.
 
@@ -115,62 +145,87 @@ class Level:
         tasks = self._tasks_of(torch.get_num_threads())
         # In place of a gradient that is not requested the kernel gets an image, and only reads it.
         images = [*images, *self.images(*gradients), *images[len(gradients) :]]
-        map_weights = None if weights is None else weights.squeeze(1).contiguous().numpy()
         sums = np.empty((self._planes, tasks.parts))
         abs_differences = np.empty_like(sums) if self._has_l1 else sums
         memory = kept_memory()
 
         def run(begin: int, end: int, share: int) -> None:
             self._march(
-                *images, map_weights, *self._arguments, tasks.tasks[begin:end],
+                *images, *beside, *self._arguments, tasks.tasks[begin:end],
                 *tasks.scratch.arrays(memory, share), sums, abs_differences,
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
         means = sums.sum(1)
-        if weights is None:
+        if beside.map_weights is None:
             means /= self._map_size
         else:
             # The kernel adds up weighted deficits, whose sum is the mean's distance from 1.
             means += 1
         return means, abs_differences.sum(1) / self._pixels if self._has_l1 else None
 
-    def halve(self, pair: Pair, coarse: Level) -> Pair:
-        """The images of the next coarser level."""
+    def halve(self, pair: Pair, coarse: Level, valid: Tensor | None = None) -> Pair:
+        """The images of the next coarser level: their 2x2 means, over the valid pixels if said."""
         if self._is_volume:
-            halves = [halve(image) for image in pair.tensors]
+            if valid is None:
+                halves = [halve(image.to(self._memory.dtype)) for image in pair.tensors]
+            else:
+                tensors = [image.to(self._memory.dtype) for image in pair.tensors]
+                halves = [halve_valid(image, valid) for image in tensors]
             return Pair(halves, coarse.images(*halves))
-        halves = [image.new_empty(coarse.shape) for image in pair.tensors]
+        halves = [self._memory.new_empty(coarse.shape) for _ in pair.tensors]
         images = coarse.images(*halves)
-        run = functools.partial(self._kernels.halve, *pair.images, *images, self._size)
+        if valid is None:
+            run = functools.partial(self._kernels.halve, *pair.images, *images, self._size)
+        else:
+            run = functools.partial(
+                self._kernels.halve_valid,
+                *(*pair.images, *images, plane_array(valid), self.shape[1], self._size),
+                self._rows_of_threads(2),
+            )
         in_threads(run, coarse._rows, 2 * self._values // LIGHT)
         return Pair(halves, images)
 
     def abs_difference(self, images: Sequence[Any]) -> Any:
         """The mean ``|x - y|`` of each plane, in float64."""
         sums = np.empty(self._rows)
-        run = functools.partial(self._kernels.abs_difference, *images, self._size, sums)
+        run = functools.partial(
+            self._kernels.abs_difference, *images, self._size, self._dtype.type(0), sums
+        )
         in_threads(run, len(sums), self._values // LIGHT)
         return sums.reshape(self._planes, -1).sum(1) / self._pixels
 
-    def accumulate(self, gradient: Tensor, factors: Any, coarse: Tensor | None = None) -> None:
+    def accumulate(
+        self,
+        gradient: Tensor,
+        factors: Any,
+        coarse: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> None:
         """Multiplies each plane by its factor and adds the next coarser gradient, in place.
 
         Autograd does not see it: the plan knows which gradients are used up.
         """
+        images, factors = self.images(gradient), factors.reshape(-1)
         sent = None
         if coarse is not None and not self._is_volume:
             sent = coarse.flatten(0, 1).numpy()
-        run = functools.partial(
-            self._kernels.accumulate_level,
-            *self.images(gradient),
-            self._size,
-            factors.reshape(-1),
-            sent,
-        )
+        if sent is None or valid is None:
+            run = functools.partial(
+                self._kernels.accumulate_level, *images, self._size, factors, sent
+            )
+        else:
+            run = functools.partial(
+                self._kernels.accumulate_valid,
+                *(*images, self._size, factors, sent, plane_array(valid), self.shape[1]),
+                self._rows_of_threads(1)[:, 0],
+            )
         in_threads(run, self._rows, self._values // LIGHT)
         if coarse is not None and self._is_volume:
-            gradient.data.add_(upsample_adjoint(coarse, self.shape))
+            if valid is None:
+                gradient.data.add_(upsample_adjoint(coarse, self.shape))
+            else:
+                gradient.data.add_(upsample_adjoint_valid(coarse, valid))
 
     def add_sign(self, gradient: Tensor, x: Tensor, y: Tensor, scale: Any) -> None:
         """Adds the gradient of each plane's mean ``|x - y|`` with respect to ``x``, in place."""
@@ -182,12 +237,21 @@ class Level:
         )
         in_threads(run, self._rows, self._values // LIGHT)
 
+    def _rows_of_threads(self, count: int) -> Any:
+        """Memory for so many rows for each thread."""
+        return np.empty((torch.get_num_threads(), count, self.shape[-1]), self._dtype)
+
     def _tasks_of(self, threads: int) -> Tasks:
         tasks = self._tasks.get(threads)
         if tasks is None:
-            tasks = self._tasks_for(self.shape, self._window_size, threads, self._dtype)
+            tasks = self._tasks_for(self.shape, self._window_sizes, threads, self._dtype)
             self._tasks[threads] = tasks
         return tasks
+
+
+def plane_array(tensor: Tensor) -> Any:
+    """A tensor ``(N, 1, ...)`` or ``(N, C, ...)`` as an array ``(N C, ...)`` without strides."""
+    return tensor.flatten(0, 1).contiguous().numpy()
 
 
 def _places(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, Any]:

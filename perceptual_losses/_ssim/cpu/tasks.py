@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,11 +79,13 @@ class Tasks(NamedTuple):
     parts: int
 
 
-def tasks_for_images(shape: tuple[int, ...], length: int, threads: int, dtype: Any) -> Tasks:
-    """Tasks for `march`: all planes, shared evenly by the threads; ``length`` is the window's."""
-    total, (height, width) = shape[0] * shape[1], shape[2:]
+def tasks_for_images(
+    shape: tuple[int, ...], window_sizes: Sequence[int], threads: int, dtype: Any
+) -> Tasks:
+    """Tasks for `march`: all planes, shared evenly by the threads."""
+    total, (height, width), (down, across) = shape[0] * shape[1], shape[2:], window_sizes
     # Windows reach beyond a strip, and so do the pixels under those windows.
-    halo = 4 * (length // 2)
+    halo = 4 * (across // 2)
     strips = -(-width // STRIP)
     planes = max(1, min(SIDE_BY_SIDE // (width + halo), total // threads))
     bands = 1
@@ -96,15 +99,18 @@ def tasks_for_images(shape: tuple[int, ...], length: int, threads: int, dtype: A
         )
     ]
     widest = planes * (-(-width // strips) + halo)
-    rows = 10 * (length + 1) + 26
-    scratch = Scratch([(rows, _whole_steps(widest) + length)], dtype)
+    rows = 10 * (down + 1) + 28
+    scratch = Scratch([(rows, _whole_steps(widest) + max(down, across))], dtype)
     return Tasks(np.array(tasks), scratch, bands * strips)
 
 
-def tasks_for_volumes(shape: tuple[int, ...], length: int, threads: int, dtype: Any) -> Tasks:
+def tasks_for_volumes(
+    shape: tuple[int, ...], window_sizes: Sequence[int], threads: int, dtype: Any
+) -> Tasks:
     """Tasks for `march_volume`."""
     total, (depth, height, width) = shape[0] * shape[1], shape[2:]
-    halo = 2 * (length // 2)
+    through, down, across = window_sizes
+    halo, row_halo = 2 * (across // 2), 2 * (down // 2)
     bands, strips = -(-height // BLOCK[0]), -(-width // BLOCK[1])
     layers = 1
     while total * bands * strips * layers % threads and depth // (layers + 1) >= BAND:
@@ -117,9 +123,9 @@ def tasks_for_volumes(shape: tuple[int, ...], length: int, threads: int, dtype: 
         )
     ]
     wide = _whole_steps(-(-width // strips) + halo)
-    area = (-(-height // bands) + halo + 2) * wide
-    slots = length + 1
-    scratch = Scratch([(6 + 4 * slots, wide + 2 * length), (8 * slots + 24, area)], dtype)
+    area = (-(-height // bands) + row_halo + 2) * wide
+    columns = wide + 2 * max(window_sizes)
+    scratch = Scratch([(6 + 4 * (down + 1), columns), (8 * (through + 1) + 24, area)], dtype)
     return Tasks(np.array(tasks), scratch, layers * bands * strips)
 
 

@@ -1,9 +1,11 @@
 """Numba kernels of the CPU path."""
 
 from .arguments import SYMMETRIC, VALID, ZEROS, Constants, Image, Variant, Window
+from .coverage import inverse_coverage
 from .levels import abs_difference, accumulate_level, add_sign, halve
 from .march import march
 from .march_volume import march_volume
+from .valid import accumulate_valid, halve_valid
 
 __all__ = [
     "SYMMETRIC",
@@ -15,8 +17,11 @@ __all__ = [
     "Window",
     "abs_difference",
     "accumulate_level",
+    "accumulate_valid",
     "add_sign",
     "halve",
+    "halve_valid",
+    "inverse_coverage",
     "march",
     "march_volume",
 ]

@@ -22,11 +22,11 @@ class Image(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The separable window.
+    """The separable window along one axis.
 
     Attributes:
         extent: a tuple as long as the window; loops over its length are unrolled.
-        taps: the weight of each pixel under the window, in one dimension.
+        taps: the weight of each pixel under the window.
     """
 
     extent: tuple[int, ...]
@@ -38,6 +38,7 @@ class Constants(NamedTuple):
 
     Attributes:
         low: the pixel value that counts as zero.
+        length: ``L``.
         c1: ``(k1 L)^2``.
         c2: ``(k2 L)^2``.
         plane_gradient: the upstream gradient of each plane's mean, which gradients are written
@@ -45,6 +46,7 @@ class Constants(NamedTuple):
     """
 
     low: Any
+    length: Any
     c1: Any
     c2: Any
     plane_gradient: Any

@@ -5,19 +5,23 @@ from .images import place
 
 
 @ordered
-def _variance(square, mean):
-    """Zero in a window of one pixel, which a fused multiply-add would miss by a rounding."""
-    return square - mean * mean
+def _variance(square, mean, zero):
+    """The variance of a window, never below ``zero``, where rounding would take it.
+
+    It is zero in a window of one pixel, which a fused multiply-add would miss. NaN stays.
+    """
+    variance = square - mean * mean
+    return zero if variance < zero else variance
 
 
 @kernel
 def similarity(mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, count, out):
     """A row of the map: SSIM or its contrast-structure factor."""
-    one, two = out.dtype.type(1), out.dtype.type(2)
+    zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = constants.c1, constants.c2
     for j in range(count):
-        var_d = _variance(e_d[j], mu_d[j])
-        var_t = _variance(e_t[j], mu_t[j])
+        var_d = _variance(e_d[j], mu_d[j], zero)
+        var_t = _variance(e_t[j], mu_t[j], zero)
         value = one - two * var_d / (var_t + var_d + two * c2)
         if not contrast:
             full_d, full_t = mu_d[j] + offset_d[j], mu_t[j] + offset_t[j]
@@ -36,8 +40,8 @@ def derivatives(
     c1, c2 = constants.c1, constants.c2
     for j in range(count):
         mean_d, mean_t = mu_d[j], mu_t[j]
-        var_d = _variance(e_d[j], mean_d)
-        var_t = _variance(e_t[j], mean_t)
+        var_d = _variance(e_d[j], mean_d, zero)
+        var_t = _variance(e_t[j], mean_t, zero)
         inverse = one / (var_t + var_d + two * c2)
         b = var_d * inverse
         value = one - two * b
@@ -70,6 +74,13 @@ def weigh(weights, a):
     """Multiplies each value by its weight."""
     for j in range(weights.shape[0]):
         a[j] *= weights[j]
+
+
+@kernel
+def multiply(factor, a):
+    """Multiplies all values by one factor."""
+    for j in range(a.shape[0]):
+        a[j] *= factor
 
 
 @kernel
@@ -116,7 +127,7 @@ def add_signs(x, y, scale, out):
     """Adds ``scale`` times the sign of ``x - y``; returns the sum of ``|x - y|``."""
     result = out.dtype.type(0)
     for j in range(out.shape[0]):
-        d = x[j] - y[j]
+        d = out.dtype.type(x[j]) - out.dtype.type(y[j])
         out[j] += signed(scale, d)
         result += abs(d)
     return result
@@ -130,7 +141,8 @@ def add_signs_of_row(x, y, plane, i, begin, scale, out):
         return add_signs(x.flat[x_at:], y.flat[y_at:], scale, out)
     result = out.dtype.type(0)
     for j in range(out.shape[0]):
-        d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
+        d = out.dtype.type(x.flat[x_at + j * x.column])
+        d -= out.dtype.type(y.flat[y_at + j * y.column])
         out[j] += signed(scale, d)
         result += abs(d)
     return result

@@ -1,8 +1,6 @@
 """Rows of two images as Numba kernels read and write them: difference, total, borders."""
 
-import numpy as np
-
-from ...._runtime.numba_kernels import inlined, kernel, ordered
+from ...._runtime.numba_kernels import contracted, inlined, kernel, ordered
 from .arguments import SYMMETRIC
 
 
@@ -46,6 +44,13 @@ def fill(value, count, out):
         out[j] = value
 
 
+@kernel
+def clear_invalid(valid, row):
+    """Sets the values of pixels that are not valid to zero, whatever they are."""
+    for j in range(valid.shape[0]):
+        row[j] = row[j] if valid[j] else row.dtype.type(0)
+
+
 @inlined
 def shown_pixel(index, size, padding):
     """The pixel that a position in or beside the image shows; -1 for none."""
@@ -58,16 +63,16 @@ def shown_pixel(index, size, padding):
     return -1
 
 
-@ordered
-def _difference(a, b, offset):
-    """The difference of pixels, less its offset: nearly equal pixels have an exact one."""
-    return (a - b) - offset
+@contracted
+def _contrasts(a, b, scale, offset_d, half):
+    """The difference and the total of two pixels, less their offsets.
 
-
-@ordered
-def _total(a, b, half):
-    """The total of pixels, less its offset: pixels near to the offset have an exact one."""
-    return (a - half) + (b - half)
+    Nearly equal pixels have an exact difference, pixels near to the offset an exact total. Both
+    pixels are multiplied by ``scale`` first, if it is not ``None``.
+    """
+    if scale is None:
+        return (a - b) - offset_d, (a - half) + (b - half)
+    return (a - b) * scale - offset_d, (a * scale - half) + (b * scale - half)
 
 
 @ordered
@@ -80,19 +85,20 @@ def representable(offset, low):
 
 
 @inlined
-def _combine(x, y, offset_d, half, d, t):
+def _combine(x, y, scale, offset_d, half, d, t):
     for j in range(x.shape[0]):
-        d[j] = _difference(x[j], y[j], offset_d)
-        t[j] = _total(x[j], y[j], half)
+        d[j], t[j] = _contrasts(d.dtype.type(x[j]), d.dtype.type(y[j]), scale, offset_d, half)
 
 
 @inlined
 def load_row(
-    x, y, plane, height, width, i, first, low, offset_d, offset_t, padding, at, count, d, t
+    x, y, plane, height, width, i, first, low, offset_d, offset_t, padding, scale, valid, at, count,
+    d, t,
 ):  # fmt: skip
     """Difference and total of a row from column ``first`` on, each less its offset.
 
-    They are written from ``at`` on.
+    They are written from ``at`` on. Pixels are multiplied by ``scale``, if it is not ``None``.
+    ``valid`` has the rows of the plane's valid pixels, or is ``None``; the others become zero.
     """
     here = shown_pixel(i, height, padding)
     if here < 0:
@@ -106,12 +112,16 @@ def load_row(
     at -= first
     d_row, t_row = d[at + begin : at + end], t[at + begin : at + end]
     if x.column == 1 and y.column == 1:
-        _combine(x.flat[x_at : x_at + end - begin], y.flat[y_at:], offset_d, half, d_row, t_row)
+        x_row, y_row = x.flat[x_at : x_at + end - begin], y.flat[y_at:]
+        _combine(x_row, y_row, scale, offset_d, half, d_row, t_row)
     else:
         for j in range(end - begin):
-            a, b = x.flat[x_at + j * x.column], y.flat[y_at + j * y.column]
-            d_row[j] = _difference(a, b, offset_d)
-            t_row[j] = _total(a, b, half)
+            a = d.dtype.type(x.flat[x_at + j * x.column])
+            b = d.dtype.type(y.flat[y_at + j * y.column])
+            d_row[j], t_row[j] = _contrasts(a, b, scale, offset_d, half)
+    if valid is not None:
+        clear_invalid(valid[here, begin:end], d_row)
+        clear_invalid(valid[here, begin:end], t_row)
     for side in range(2):
         beside = range(first, begin) if side == 0 else range(end, first + count)
         for j in beside:
@@ -125,42 +135,26 @@ def load_row(
 
 
 @kernel
-def local_offsets(x, y, plane, top, bottom, left, right, low):
-    """Means of the difference and of the total over a few pixels, without outliers.
+def local_offsets(x, y, plane, top, bottom, left, right, low, length, valid):
+    """The difference and the total that most of a few pixels of a task are near to.
 
-    One pixel of 1e5 among them would move the offset of all others so far that their variances
-    cancel.
+    They are means in which pixels count little that are far from zero in units of the range:
+    otherwise these would move the offset of all others so far that their variances cancel. Pixels
+    that are not finite, or not valid, do not count.
     """
-    offset_d = offset_t = 0.0
-    limit_d = limit_t = np.inf
-    for _ in range(2):
-        count_d = count_t = 0
-        sum_d = sum_t = squares_d = squares_t = 0.0
-        for i in range(top, bottom, max(1, (bottom - top) // 8)):
-            for j in range(left, right, max(2, (right - left) // 16)):
+    sum_d = sum_t = weights = 0.0
+    for i in range(top, bottom, max(1, (bottom - top) // 8)):
+        for j in range(left, right, max(2, (right - left) // 16)):
+            if valid is None or valid[i, j]:
                 a = x.flat[x.starts[plane] + i * x.row + j * x.column]
                 b = y.flat[y.starts[plane] + i * y.row + j * y.column]
-                from_d, from_t = a - b - offset_d, a + b - offset_t
-                if abs(from_d) < limit_d:
-                    sum_d += from_d
-                    squares_d += from_d * from_d
-                    count_d += 1
-                if abs(from_t) < limit_t:
-                    sum_t += from_t
-                    squares_t += from_t * from_t
-                    count_t += 1
-        # The counts are zero where pixels are flat, or not finite.
-        if count_d > 0:
-            mean = sum_d / count_d
-            offset_d += mean
-            limit_d = 2 * np.sqrt(max(squares_d / count_d - mean * mean, 0.0))
-        if count_t > 0:
-            mean = sum_t / count_t
-            offset_t += mean
-            limit_t = 2 * np.sqrt(max(squares_t / count_t - mean * mean, 0.0))
-    offset_t -= 2 * low
-    # Pixels that are not finite thus stay in the windows that hold them.
-    return (
-        offset_d if abs(offset_d) < np.inf else 0.0,
-        offset_t if abs(offset_t) < np.inf else 0.0,
-    )
+                d, t = float(a) - float(b), float(a) + float(b) - 2 * float(low)
+                weight = 1 / (1 + (d * d + t * t) / (length * length))
+                # It is zero for infinite values, and NaN for NaN.
+                if weight > 0:
+                    sum_d += weight * d
+                    sum_t += weight * t
+                    weights += weight
+    if weights > 0:
+        return sum_d / weights, sum_t / weights
+    return 0.0, 0.0

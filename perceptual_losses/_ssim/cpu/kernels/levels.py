@@ -37,23 +37,30 @@ def _halve_rows(image, out, size, begin, end):
         for j in range(width // 2):
             left, right = 2 * j * step, (2 * j + 1) * step
             row[j] = _mean_of_four(
-                image.flat[upper + left],
-                image.flat[lower + left],
-                image.flat[upper + right],
-                image.flat[lower + right],
+                row.dtype.type(image.flat[upper + left]),
+                row.dtype.type(image.flat[lower + left]),
+                row.dtype.type(image.flat[upper + right]),
+                row.dtype.type(image.flat[lower + right]),
                 half,
             )
         if width % 2:
             last = (width - 1) * step
-            row[-1] = half * (image.flat[upper + last] + image.flat[lower + last])
+            first, second = image.flat[upper + last], image.flat[lower + last]
+            row[-1] = half * (row.dtype.type(first) + row.dtype.type(second))
 
 
 @kernel
 def _halve_row(upper, lower, half, out):
     for j in range(upper.shape[0] // 2):
-        out[j] = _mean_of_four(upper[2 * j], lower[2 * j], upper[2 * j + 1], lower[2 * j + 1], half)
+        out[j] = _mean_of_four(
+            out.dtype.type(upper[2 * j]),
+            out.dtype.type(lower[2 * j]),
+            out.dtype.type(upper[2 * j + 1]),
+            out.dtype.type(lower[2 * j + 1]),
+            half,
+        )
     if upper.shape[0] % 2:
-        out[-1] = half * (upper[-1] + lower[-1])
+        out[-1] = half * (out.dtype.type(upper[-1]) + out.dtype.type(lower[-1]))
 
 
 @ordered
@@ -114,27 +121,28 @@ def _scale_and_spread(coarse, fraction, factor, a):
 
 
 @entry
-def abs_difference(x, y, size, sums, begin, end, share):
-    """Sums of ``|x - y|`` over each row."""
+def abs_difference(x, y, size, zero, sums, begin, end, share):
+    """Sums of ``|x - y|`` over each row, in the dtype of ``zero``."""
     _, height, width = size
     for index in range(begin, end):
         plane = index // height
         i = index - plane * height
         x_at, y_at = place(x, plane, i, 0), place(y, plane, i, 0)
         if x.column == 1 and y.column == 1:
-            sums[index] = _sum_of_differences(x.flat[x_at : x_at + width], y.flat[y_at:])
+            sums[index] = _sum_of_differences(x.flat[x_at : x_at + width], y.flat[y_at:], zero)
         else:
             total = 0.0
             for j in range(width):
-                total += abs(x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column])
+                a, b = x.flat[x_at + j * x.column], y.flat[y_at + j * y.column]
+                total += abs((zero + a) - (zero + b))
             sums[index] = total
 
 
 @kernel
-def _sum_of_differences(x, y):
-    total = x.dtype.type(0)
+def _sum_of_differences(x, y, zero):
+    total = zero
     for j in range(x.shape[0]):
-        total += abs(x[j] - y[j])
+        total += abs((zero + x[j]) - (zero + y[j]))
     return total
 
 
@@ -155,5 +163,6 @@ def add_sign(gradient, x, y, size, scale, begin, end, share):
             add_signs(x.flat[x_at:], y.flat[y_at:], step, gradient.flat[at : at + width])
         else:
             for j in range(width):
-                d = x.flat[x_at + j * x.column] - y.flat[y_at + j * y.column]
+                d = gradient.flat.dtype.type(x.flat[x_at + j * x.column])
+                d -= gradient.flat.dtype.type(y.flat[y_at + j * y.column])
                 gradient.flat[at + j * gradient.column] += signed(step, d)

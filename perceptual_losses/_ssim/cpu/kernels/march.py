@@ -17,7 +17,6 @@ change with it, means add it back), and the formulas of the reference path,
 
     dx = g * (M_t + M_d) + 2 t (g * V_t) + 2 d (g * V_d)
     dy = g * (M_t - M_d) + 2 t (g * V_t) - 2 d (g * V_d)
-
 """
 
 from ...._runtime.numba_kernels import entry
@@ -34,45 +33,53 @@ from .formulas import (
     add_signs_of_row,
     derivatives,
     finish_gradient,
+    multiply,
     similarity,
     total,
     weigh,
     weigh_deficits,
 )
-from .images import fill, load_row, local_offsets, representable, store_row
+from .images import clear_invalid, copy, fill, load_row, local_offsets, representable, store_row
 
 
 @entry
 def march(
-    x, y, grad_x, grad_y, map_weights, shape, window, constants, l1, mirrored, variant, tasks,
-    scratch, sums, abs_differences,
+    x, y, grad_x, grad_y, map_weights, scales, valid, coverage, map_out, shape, down, across,
+    constants, l1, mirrored, variant, tasks, scratch, sums, abs_differences,
 ):  # fmt: skip
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
-    ``map_weights`` is ``(N, H', W')``, or ``None`` for equal weights. ``mirrored`` is ``None``
-    except for symmetric padding. Less is compiled where these two are ``None``.
+    Where an argument is ``None``, nothing is compiled for it:
 
-    As many gradients are written as the variant says, times the plane's gradient. In a mix with a
-    gradient, ``l1`` is the factor of each pixel's ``|x - y|``; else it is ``None``.
+    * ``map_weights``, ``(N, H', W')`` or ``(N C, H', W')``: the weights of the map's values, which
+      otherwise are equal.
+    * ``scales``, ``(N,)``: factors of each image's pixels.
+    * ``valid``, boolean ``(N, H, W)``, with ``coverage``, ``(N, H', W')``: the pixels that exist,
+      and the reciprocal of the window's weight over them.
+    * ``map_out``, ``(N C, H', W')``: memory for the map.
+    * ``mirrored``: true for symmetric padding.
+    * ``l1``: the factor of each pixel's ``|x - y|`` in a mix with a gradient.
 
-    The sum over a task's part of the map of each of its planes goes into ``sums``, which has a row
-    for each plane; in a mix that of ``|x - y|`` goes into ``abs_differences``.
+    As many gradients are written as the variant says, times the plane's gradient. The sum over a
+    task's part of the map of each of its planes goes into ``sums``, which has a row for each plane;
+    in a mix that of ``|x - y|`` goes into ``abs_differences``.
     """
     dtype = scratch.dtype.type
     padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
     low = constants.low
-    size = len(window.extent)
-    radius = size // 2
+    size = len(down.extent)
+    radius, side_radius = size // 2, len(across.extent) // 2
     slots = size + 1
     channels, height, width = shape[1], shape[2], shape[3]
-    map_offset = radius if padding == VALID else 0
-    map_bottom, map_right = height - map_offset, width - map_offset
+    map_top = radius if padding == VALID else 0
+    map_left = side_radius if padding == VALID else 0
+    map_bottom, map_right = height - map_top, width - map_left
     zero, one = dtype(0), dtype(1)
     scale = constants.plane_gradient
     if map_weights is None:
-        scale = dtype(scale / ((map_bottom - map_offset) * (map_right - map_offset)))
+        scale = dtype(scale / ((map_bottom - map_top) * (map_right - map_left)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
-    halo = radius if gradients else 0
+    halo, side_halo = (radius, side_radius) if gradients else (0, 0)
     # The row of M_d is needed only for both images' gradients.
     maps = 2 + gradients if gradients else 0
     sign = dtype(1 if gradients == 1 else 0)
@@ -82,33 +89,45 @@ def march(
     ring, grad_ring = scratch[2 * slots : 6 * slots], scratch[6 * slots : 10 * slots]
     rest = scratch[10 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
-    offset_d, offset_t, inside, line = rest[20], rest[21], rest[22], rest[23]
-    slot_taps = rest[24:26]
+    offset_d, offset_t, line = rest[20], rest[21], rest[22]
+    # Rows for all planes of a task, zero beside their maps.
+    inside, weight_row, coverage_row = rest[23], rest[24], rest[25]
+    slot_taps = rest[26:28]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
         top, bottom = tasks[index, 3], tasks[index, 4]
         left, right = tasks[index, 5], tasks[index, 6]
-        first = max(left - halo, map_offset)
-        count = max(min(right + halo, map_right) - first, 0)
+        first = max(left - side_halo, map_left)
+        count = max(min(right + side_halo, map_right) - first, 0)
         # A plane's part of a row of the map begins here in its derivatives' row: the window
         # passes over both its ends and meets zeros there.
-        shift = first - left + radius
+        shift = first - left + side_radius
         # Other tasks add up the windows that are centred in them.
         own_begin = max(left - first, 0)
         own_end = max(min(right - first, count), own_begin)
-        pitch = count + 2 * radius
+        pitch = count + 2 * side_radius
+        # The columns of a plane's map that the task computes.
+        begin, end = first - map_left, first - map_left + count
         # Loops are compiled for steps of 64 values: whole steps are faster than a remainder.
         length = -(-planes * pitch // 64) * 64
 
-        fill(zero, scratch.shape[1], inside)
+        for m in range(3):
+            fill(zero, scratch.shape[1], rest[23 + m])
         for m in range(maps):
             fill(zero, scratch.shape[1], source[m])
             for slot in range(slots):
                 fill(zero, scratch.shape[1], grad_ring[m * slots + slot])
         for p in range(planes):
             at = p * pitch
-            mean_d, mean_t = local_offsets(x, y, plane + p, top, bottom, left, right, low)
+            image = (plane + p) // channels
+            mean_d, mean_t = local_offsets(
+                x, y, plane + p, top, bottom, left, right, low,
+                constants.length if scales is None else 1 / scales[image],
+                None if valid is None else valid[image],
+            )  # fmt: skip
+            if scales is not None:
+                mean_d, mean_t = mean_d * scales[image], mean_t * scales[image]
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
@@ -116,9 +135,9 @@ def march(
             if l1 is not None:
                 abs_differences[plane + p, part] = 0
 
-        begin = max(top - halo, map_offset)
-        loaded = begin - radius
-        for row in range(begin, bottom + halo, 2):
+        start = max(top - halo, map_top)
+        loaded = start - radius
+        for row in range(start, bottom + halo, 2):
             while row < map_bottom and loaded <= row + 1 + radius:
                 slot = loaded % slots
                 # Only the gradient needs them kept.
@@ -126,25 +145,34 @@ def march(
                 d, t = rows[kept], rows[slots + kept]
                 for p in range(planes):
                     at = p * pitch
+                    image = (plane + p) // channels
                     load_row(
-                        x, y, plane + p, height, width, loaded, first - radius, low, offset_d[at],
-                        offset_t[at], padding, at, pitch, d, t,
+                        x, y, plane + p, height, width, loaded, first - side_radius, low,
+                        offset_d[at], offset_t[at], padding,
+                        None if scales is None else scales[image],
+                        None if valid is None else valid[image], at, pitch, d, t,
                     )  # fmt: skip
                 for m in range(2):
                     mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot]
-                    moments_across(window, rows[m * slots + kept], length, mean, square)
+                    moments_across(across, rows[m * slots + kept], length, mean, square)
                 loaded += 1
             if row < map_bottom:
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
-                    add_taps(window, row + i, row - size, row + slots, one, slot_taps[i])
+                    add_taps(down, row + i, row - size, row + slots, one, slot_taps[i])
                 for m in range(4):
                     upper, lower = moments[2 * m], moments[2 * m + 1]
-                    sum_down(window, slot_taps, ring, m * slots, length, upper, lower)
+                    sum_down(down, slot_taps, ring, m * slots, length, upper, lower)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + halo):
                     break
+                if coverage is not None:
+                    for p in range(planes):
+                        covered = coverage[(plane + p) // channels, here - map_top, begin:end]
+                        copy(covered, coverage_row[p * pitch : p * pitch + count])
+                    for m in range(4):
+                        weigh(coverage_row[:length], moments[2 * m + i])
                 if gradients:
                     derivatives(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
@@ -156,53 +184,67 @@ def march(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
                         offset_t, constants, contrast, length, line,
                     )  # fmt: skip
-                if map_weights is not None:
+                own = top <= here < bottom
+                if map_out is not None and own:
                     for p in range(planes):
-                        at = p * pitch
-                        weights = map_weights[(plane + p) // channels, here - map_offset]
-                        weights = weights[first - map_offset : first - map_offset + count]
-                        weigh_deficits(weights, line[at:])
-                        for m in range(maps):
-                            weigh(weights, source[m, shift + at :])
-                if top <= here < bottom:
+                        out = map_out[plane + p, here - map_top, begin + own_begin : end]
+                        copy(line[p * pitch + own_begin :], out[: own_end - own_begin])
+                if map_weights is not None:
+                    # The weights of an image are those of all its channels, or each has its own.
+                    sharing = shape[0] * channels // map_weights.shape[0]
+                    for p in range(planes):
+                        weights = map_weights[(plane + p) // sharing, here - map_top, begin:end]
+                        copy(weights, weight_row[p * pitch : p * pitch + count])
+                    weigh_deficits(weight_row[:length], line)
+                    if coverage is not None and gradients:
+                        weigh(coverage_row[:length], weight_row)
+                    for m in range(maps):
+                        weigh(weight_row[:length], source[m, shift:])
+                if own:
                     for p in range(planes):
                         at = p * pitch
                         sums[plane + p, part] += total(line[at + own_begin : at + own_end])
                 for m in range(maps):
-                    across = grad_ring[m * slots + here % slots]
-                    sum_across(window, source[m], length, across)
+                    out = grad_ring[m * slots + here % slots]
+                    sum_across(across, source[m], length, out)
                     if mirrored is not None:
                         for p in range(planes):
-                            mirror_columns(window, source[m], p * pitch, left, right, width, across)
+                            mirror_columns(across, source[m], p * pitch, left, right, width, out)
             if not gradients or row + 1 - halo < top:
                 continue
             for i in range(2):
                 fill(zero, slots, slot_taps[i])
                 add_mirrored_taps(
-                    window, row + i - halo, height, map_offset, map_bottom, padding, scale,
-                    slot_taps[i],
-                )  # fmt: skip
+                    down, row + i - halo, height, map_top, map_bottom, padding, scale, slot_taps[i]
+                )
             for m in range(maps):
                 upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
-                sum_down(window, slot_taps, grad_ring, m * slots, length, upper, lower)
+                sum_down(down, slot_taps, grad_ring, m * slots, length, upper, lower)
             for i in range(2):
                 done = row + i - halo
                 if not top <= done < bottom:
                     continue
                 # A plane's own pixels, in the rows that were loaded.
-                ahead = left - first + radius
+                ahead = left - first + side_radius
                 d, t = rows[done % slots, ahead:], rows[slots + done % slots, ahead:]
                 for k in range(gradients):
                     finish_gradient(
                         grad_sums[i], grad_sums[6 + i], grad_sums[2 + i], grad_sums[4 + i], d, t,
                         dtype(1 if k == 0 else -1), gradients == 2, length, line,
                     )  # fmt: skip
-                    image = grad_x if k == 0 else grad_y
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]
+                        image = (plane + p) // channels
                         if l1 is not None:
                             step = l1 if k == 0 else -l1
                             added = add_signs_of_row(x, y, plane + p, done, left, step, pixels)
                             if k == 0:
                                 abs_differences[plane + p, part] += added
-                        store_row(image, plane + p, done, left, right - left, pixels)
+                        if scales is not None:
+                            multiply(scales[image], pixels)
+                        if valid is not None:
+                            clear_invalid(valid[image, done, left:right], pixels)
+                        if k == 0:
+                            store_row(grad_x, plane + p, done, left, right - left, pixels)
+                        else:
+                            store_row(grad_y, plane + p, done, left, right - left, pixels)

@@ -1,128 +1,59 @@
 """`march` for volumes."""
 
-from ...._runtime.numba_kernels import entry, kernel
-from .arguments import SYMMETRIC, VALID
-from .filters import (
-    add_mirrored_taps,
-    add_taps,
-    mirror_columns,
-    moments_across,
-    sum_across,
-    sum_down,
-)
+from ...._runtime.numba_kernels import entry
+from .arguments import VALID
+from .filters import add_mirrored_taps, add_taps, sum_down
 from .formulas import (
     add_signs_of_row,
     derivatives,
     finish_gradient,
+    multiply,
     similarity,
     total,
     weigh,
     weigh_deficits,
 )
-from .images import copy, fill, load_row, local_offsets, representable, shown_pixel, store_row
-
-
-@kernel
-def _moments_of_slice(
-    x, y, plane, height, width, low, offset_d, offset_t, padding, window, top, bottom, first, count,
-    length, rows, slabs, slot,
-):  # fmt: skip
-    """Sums across and down of a slice, for rows ``top`` to ``bottom`` of its map, into a slot.
-
-    ``plane`` is -1 for a slice beside the volume.
-    """
-    radius, slots = len(window.extent) // 2, len(window.extent) + 1
-    slot_taps, images, ring = rows[:2], rows[2:4], rows[6:]
-    loaded = top - radius
-    for i in range(top, bottom, 2):
-        while loaded <= i + 1 + radius:
-            if plane < 0:
-                fill(-offset_d, count + 2 * radius, images[0])
-                fill(-offset_t, count + 2 * radius, images[1])
-            else:
-                load_row(
-                    x, y, plane, height, width, loaded, first - radius, low, offset_d, offset_t,
-                    padding, 0, count + 2 * radius, images[0], images[1],
-                )  # fmt: skip
-            for m in range(2):
-                mean = ring[m * slots + loaded % slots]
-                square = ring[(m + 2) * slots + loaded % slots]
-                moments_across(window, images[m], length, mean, square)
-            loaded += 1
-        for k in range(2):
-            fill(slot_taps.dtype.type(0), slots, slot_taps[k])
-            add_taps(window, i + k, i - slots, i + slots, slot_taps.dtype.type(1), slot_taps[k])
-        at = (i - top) * length
-        for m in range(4):
-            out = slabs[m * slots + slot, at : at + 2 * length]
-            sum_down(window, slot_taps, ring, m * slots, length, out, out[length:])
-
-
-@kernel
-def _derivatives_of_slice(
-    maps, height, width, map_offset, padding, window, begin, top, bottom, first, count, length,
-    left, right, grad_length, rows, slabs, slot,
-):  # fmt: skip
-    """Sums across and down of a slice's derivatives, for its gradient, into a slot.
-
-    ``maps`` begin at row ``begin`` and column ``first``, the result a row above ``top`` and at
-    column ``left``.
-    """
-    radius, slots = len(window.extent) // 2, len(window.extent) + 1
-    slot_taps, source, ring = rows[:2], rows[4], rows[6 : 6 + slots]
-    zero, one = rows.dtype.type(0), rows.dtype.type(1)
-    shift = first - left + radius
-    for m in range(maps.shape[0]):
-        fill(zero, rows.shape[1], source)
-        for k in range(slots):
-            fill(zero, rows.shape[1], ring[k])
-        for i in range(begin, bottom + radius, 2):
-            for k in range(2):
-                if i + k < min(height - map_offset, bottom + radius):
-                    at = (i + k - begin) * length
-                    copy(maps[m, at : at + count], source[shift : shift + count])
-                    across = ring[(i + k) % slots]
-                    sum_across(window, source, grad_length, across)
-                    if padding == SYMMETRIC:
-                        mirror_columns(window, source, 0, left, right, width, across)
-            if i + 1 - radius < top:
-                continue
-            for k in range(2):
-                fill(zero, slots, slot_taps[k])
-                add_mirrored_taps(
-                    window, i + k - radius, height, map_offset, height - map_offset, padding, one,
-                    slot_taps[k],
-                )  # fmt: skip
-            at = (i - radius - top + 1) * grad_length
-            out = slabs[m * slots + slot, at : at + 2 * grad_length]
-            sum_down(window, slot_taps, ring, 0, grad_length, out, out[grad_length:])
+from .images import (
+    clear_invalid,
+    copy,
+    fill,
+    load_row,
+    local_offsets,
+    representable,
+    shown_pixel,
+    store_row,
+)
+from .slices import derivatives_of_slice, moments_of_slice
 
 
 @entry
 def march_volume(
-    x, y, grad_x, grad_y, map_weights, shape, window, constants, l1, variant, tasks, rows, slabs,
-    sums, abs_differences,
+    x, y, grad_x, grad_y, map_weights, scales, valid, coverage, map_out, shape, through, down,
+    across, constants, l1, variant, tasks, rows, slabs, sums, abs_differences,
 ):  # fmt: skip
     """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
 
-    Tasks are ``(volume, part, front, back, top, bottom, left, right)``; ``map_weights`` is
-    ``(N, D', H', W')``.
+    Tasks are ``(volume, part, front, back, top, bottom, left, right)``; maps and valid pixels have
+    an axis more than in `march`.
     """
     dtype = rows.dtype.type
     padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
     low = constants.low
     zero, one = dtype(0), dtype(1)
-    size = len(window.extent)
-    radius = size // 2
+    size = len(through.extent)
     slots = size + 1
+    radius, row_radius, side_radius = size // 2, len(down.extent) // 2, len(across.extent) // 2
     channels, depth, height, width = shape[1], shape[2], shape[3], shape[4]
-    map_offset = radius if padding == VALID else 0
-    map_back, map_bottom, map_right = depth - map_offset, height - map_offset, width - map_offset
+    is_valid = padding == VALID
+    map_front, map_top, map_left = radius * is_valid, row_radius * is_valid, side_radius * is_valid
+    map_back, map_bottom, map_right = depth - map_front, height - map_top, width - map_left
     scale = constants.plane_gradient
     if map_weights is None:
-        pixels = (map_back - map_offset) * (map_bottom - map_offset) * (map_right - map_offset)
+        pixels = (map_back - map_front) * (map_bottom - map_top) * (map_right - map_left)
         scale = dtype(scale / pixels)
-    halo = radius if gradients else 0
+    has_gradient = gradients > 0
+    halo, row_halo = radius * has_gradient, row_radius * has_gradient
+    side_halo = side_radius * has_gradient
     maps = 2 + gradients if gradients else 0
     sign = dtype(1 if gradients == 1 else 0)
     ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
@@ -137,9 +68,10 @@ def march_volume(
         top, bottom, left, right = (
             tasks[index, 4], tasks[index, 5], tasks[index, 6], tasks[index, 7]
         )  # fmt: skip
-        begin, end = max(top - halo, map_offset), min(bottom + halo, map_bottom)
-        first = max(left - halo, map_offset)
-        count = max(min(right + halo, map_right) - first, 0)
+        image = volume // channels
+        begin, end = max(top - row_halo, map_top), min(bottom + row_halo, map_bottom)
+        first = max(left - side_halo, map_left)
+        count = max(min(right + side_halo, map_right) - first, 0)
         length = -(-count // 64) * 64
         grad_length = -(-(right - left) // 64) * 64
         area = max(end - begin, 0) * length
@@ -147,8 +79,16 @@ def march_volume(
         own_begin = max(left - first, 0)
         own_end = max(min(right - first, count), own_begin)
 
-        middle = volume * depth + (front + back) // 2
-        mean_d, mean_t = local_offsets(x, y, middle, top, bottom, left, right, low)
+        columns_begin, columns_end = first - map_left, first - map_left + count
+        pixel_scale = None if scales is None else scales[image]
+        middle = (front + back) // 2
+        mean_d, mean_t = local_offsets(
+            x, y, volume * depth + middle, top, bottom, left, right, low,
+            constants.length if scales is None else 1 / scales[image],
+            None if valid is None else valid[image, middle],
+        )  # fmt: skip
+        if scales is not None:
+            mean_d, mean_t = mean_d * scales[image], mean_t * scales[image]
         offset_d, offset_t = dtype(mean_d), representable(dtype(mean_t), low)
         fill(offset_d, area, offsets_d)
         fill(offset_t, area, offsets_t)
@@ -159,28 +99,35 @@ def march_volume(
             fill(zero, grad_area, grad_ring[k])
 
         sum_of_map = sum_of_differences = 0.0
-        start = max(front - halo, map_offset)
+        start = max(front - halo, map_front)
         loaded = start - radius
         for z in range(start, back + halo, 2):
             while z < map_back and loaded <= z + 1 + radius:
                 shown = shown_pixel(loaded, depth, padding)
                 plane = volume * depth + shown if shown >= 0 else -1
-                _moments_of_slice(
-                    x, y, plane, height, width, low, offset_d, offset_t, padding, window, begin,
-                    end, first, count, length, rows, ring, loaded % slots,
+                moments_of_slice(
+                    x, y, plane, height, width, low, offset_d, offset_t, padding, pixel_scale,
+                    None if valid is None else valid[image, max(shown, 0)], down, across, begin,
+                    end, first, count, length, rows, ring, loaded % slots, slots,
                 )  # fmt: skip
                 loaded += 1
             if z < map_back:
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
-                    add_taps(window, z + i, z - size, z + slots, one, slot_taps[i])
+                    add_taps(through, z + i, z - size, z + slots, one, slot_taps[i])
                 for m in range(4):
                     upper, lower = moments[2 * m], moments[2 * m + 1]
-                    sum_down(window, slot_taps, ring, m * slots, area, upper, lower)
+                    sum_down(through, slot_taps, ring, m * slots, area, upper, lower)
             for k in range(2):
                 here = z + k
                 if here >= min(map_back, back + halo):
                     break
+                if coverage is not None:
+                    for i in range(begin, end):
+                        covered = coverage[image, here - map_front, i - map_top]
+                        for m in range(4):
+                            out = moments[2 * m + k, (i - begin) * length :]
+                            weigh(covered[columns_begin:columns_end], out)
                 if gradients:
                     derivatives(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
@@ -194,30 +141,39 @@ def march_volume(
                     )  # fmt: skip
                 for i in range(begin, end):
                     at = (i - begin) * length
+                    own = front <= here < back and top <= i < bottom
+                    if map_out is not None and own:
+                        out = map_out[volume, here - map_front, i - map_top]
+                        out = out[columns_begin + own_begin : columns_begin + own_end]
+                        copy(values[at + own_begin :], out)
                     if map_weights is not None:
-                        weights = map_weights[volume // channels, here - map_offset, i - map_offset]
-                        weights = weights[first - map_offset : first - map_offset + count]
+                        sharing = shape[0] * channels // map_weights.shape[0]
+                        weights = map_weights[volume // sharing, here - map_front, i - map_top]
+                        weights = weights[columns_begin:columns_end]
                         weigh_deficits(weights, values[at:])
                         for m in range(maps):
                             weigh(weights, source[m, at:])
-                    if front <= here < back and top <= i < bottom:
+                            if coverage is not None:
+                                covered = coverage[image, here - map_front, i - map_top]
+                                weigh(covered[columns_begin:columns_end], source[m, at:])
+                    if own:
                         sum_of_map += total(values[at + own_begin : at + own_end])
                 if gradients:
-                    _derivatives_of_slice(
-                        source[:maps], height, width, map_offset, padding, window, begin, top,
+                    derivatives_of_slice(
+                        source[:maps], height, width, map_top, padding, down, across, begin, top,
                         bottom, first, count, length, left, right, grad_length, rows, grad_ring,
-                        here % slots,
+                        here % slots, slots,
                     )  # fmt: skip
             if not gradients or z + 1 - halo < front:
                 continue
             for i in range(2):
                 fill(zero, slots, slot_taps[i])
                 add_mirrored_taps(
-                    window, z + i - halo, depth, map_offset, map_back, padding, scale, slot_taps[i]
+                    through, z + i - halo, depth, map_front, map_back, padding, scale, slot_taps[i]
                 )
             for m in range(maps):
                 upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
-                sum_down(window, slot_taps, grad_ring, m * slots, grad_area, upper, lower)
+                sum_down(through, slot_taps, grad_ring, m * slots, grad_area, upper, lower)
             for k in range(2):
                 done = z + k - halo
                 if not front <= done < back:
@@ -226,7 +182,8 @@ def march_volume(
                 for i in range(top, bottom):
                     at = (i - top + 1) * grad_length
                     load_row(
-                        x, y, plane, height, width, i, left, low, offset_d, offset_t, padding, 0,
+                        x, y, plane, height, width, i, left, low, offset_d, offset_t, padding,
+                        pixel_scale, None if valid is None else valid[image, done], 0,
                         right - left, rows[2], rows[3],
                     )  # fmt: skip
                     for g in range(gradients):
@@ -235,13 +192,20 @@ def march_volume(
                             grad_sums[4 + k, at:], rows[2], rows[3], dtype(1 if g == 0 else -1),
                             gradients == 2, right - left, line,
                         )  # fmt: skip
-                        image = grad_x if g == 0 else grad_y
+                        pixels = line[: right - left]
                         if l1 is not None:
-                            step, pixels = l1 if g == 0 else -l1, line[: right - left]
+                            step = l1 if g == 0 else -l1
                             added = add_signs_of_row(x, y, plane, i, left, step, pixels)
                             if g == 0:
                                 sum_of_differences += added
-                        store_row(image, plane, i, left, right - left, line)
+                        if scales is not None:
+                            multiply(scales[image], pixels)
+                        if valid is not None:
+                            clear_invalid(valid[image, done, i, left:right], pixels)
+                        if g == 0:
+                            store_row(grad_x, plane, i, left, right - left, pixels)
+                        else:
+                            store_row(grad_y, plane, i, left, right - left, pixels)
         sums[volume, part] = sum_of_map
         if l1 is not None:
             abs_differences[volume, part] = sum_of_differences
