@@ -128,10 +128,14 @@ def _factors(
 
 
 def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) -> Tensor:
-    """The reciprocal of the windows' weight over valid pixels, zero where they have none."""
+    """The reciprocal of the windows' weight over valid pixels, zero where they have none.
+
+    A weight that has no finite reciprocal counts as none: the centre of such a window, which weighs
+    more, is not valid.
+    """
     padded = _pad_valid(valid, definition.windows, definition.padding).to(dtype)
     covered = _filter(padded, definition.windows)
-    return torch.where(covered > 0, 1 / covered, 0.0)
+    return torch.where(covered > torch.finfo(dtype).tiny, 1 / covered, 0.0)
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

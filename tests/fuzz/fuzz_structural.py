@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 from fuzz_judge import LOST, TIMES, apart, as_given, require, shaped, sizes
-from fuzz_structural_cases import TAKERS, images
+from fuzz_structural_cases import TAKERS, elsewhere, images
 
 from perceptual_losses._ssim import reference
 
@@ -19,14 +19,13 @@ def wanted(case, x, y):
     ]
 
 
-def call(case, backend, x, y, mask):
+def call(case, backend, x, y, extras):
     """The result, and the gradients."""
     x, y = x.detach(), y.detach()
     images = wanted(case, x, y)
     for image in images:
         image.requires_grad_()
-    keywords = {} if mask is None else {"mask": mask}
-    out = TAKERS[case["name"]](x, y, **keywords, **as_given(case["options"]), backend=backend)
+    out = TAKERS[case["name"]](x, y, extras, **as_given(case["options"]), backend=backend)
     if not images:
         return out, []
     generator = torch.Generator().manual_seed(5)
@@ -36,15 +35,15 @@ def call(case, backend, x, y, mask):
     return out.detach(), list(torch.autograd.grad(out, images, factors))
 
 
-def outcome(case, backend, x, y, mask):
+def outcome(case, backend, x, y, extras):
     """The results of `call`, and the error that it raises, one of them ``None``."""
     try:
-        return call(case, backend, x, y, mask), None
+        return call(case, backend, x, y, extras), None
     except (TypeError, ValueError) as error:
         return None, error
 
 
-def noise(case, x, y, mask):
+def noise(case, x, y, extras):
     """The reference's own error in float32, by result and image: the largest of several.
 
     Mirrored images, a little darker, under a window whose taps are rounded otherwise are as hard as
@@ -52,17 +51,20 @@ def noise(case, x, y, mask):
     is different: what a power makes of the rounding that it may have is the power's own.
     """
 
-    def results(case, x, y, mask):
-        value, gradients = call(case, "reference", x, y, mask)
+    def results(case, x, y, extras):
+        value, gradients = call(case, "reference", x, y, extras)
         return [value, *gradients]
 
     found, unmoved = [], None
     for turn, flipped in enumerate(([], [-1], [-2], [-1, -2])):
         seen = [darker(image.flip(flipped), 1e-3 * turn) for image in (x, y)]
-        sides = [dim for dim in flipped if mask is not None and mask.dim() >= -dim]
-        over = None if mask is None else mask.flip(sides)
-        sigma = case["options"]["sigma"] * (1 + 1e-3 * turn)
-        other = {**case, "options": case["options"] | {"sigma": sigma}}
+        over = {
+            name: values.flip([dim for dim in flipped if values.dim() >= -dim])
+            if name != "data_range"
+            else values
+            for name, values in extras.items()
+        }
+        other = {**case, "options": wider(case["options"], 1 + 1e-3 * turn)}
         exact = results(other, *(image.double() for image in seen), over)
         rough = results(other, *(image.float() for image in seen), over)
         unmoved = unmoved or exact
@@ -82,7 +84,7 @@ def noise(case, x, y, mask):
         image * (1 + 2.0**-48 * part) + rounding * part
         for image, part in zip((x, y), parts, strict=True)
     ]
-    moved = [results(case, *near, mask)]
+    moved = [results(case, *near, extras)]
     if "weights" in case["options"]:
         means = reference.level_means
         # Two of them: of a similarity near 0 the power is far from straight.
@@ -90,13 +92,22 @@ def noise(case, x, y, mask):
             with mock.patch.object(
                 reference, "level_means", lambda *args, by=by: means(*args) + by
             ):
-                moved.append(results(case, x.double(), y.double(), mask))
+                moved.append(results(case, x.double(), y.double(), extras))
     for outcomes in moved:
         for place, (off, true) in enumerate(zip(outcomes, unmoved, strict=True)):
             # A power of what is below 0 by a rounding is no number, and is one above.
             lost = torch.where(true.isnan() & ~off.isnan(), math.inf, apart(off, true))
             found[place] = torch.maximum(found[place], sizes(lost))
     return found
+
+
+def wider(options, by):
+    """Options with a window that is wider, if it has a width other than its size."""
+    sigma = options.get("sigma")
+    if sigma is None:
+        return options
+    wide = [by * each for each in sigma] if isinstance(sigma, list) else by * sigma
+    return options | {"sigma": wide}
 
 
 def darker(image, by):
@@ -123,13 +134,13 @@ def check(case, backend):
 
 
 def _check(case, backend):
-    x, y, mask = images(case)
+    x, y, extras = images(case)
     kept = x.clone(), y.clone()
-    plain, refused = outcome(case, "reference", x, y, mask)
+    plain, refused = outcome(case, "reference", x, y, extras)
     if backend == "reference":
         got, error = plain, refused
     else:
-        got, error = outcome(case, backend, x, y, mask)
+        got, error = outcome(case, backend, x, y, extras)
     if error is not None and refused is None:
         # The path is not for such calls.
         require("cannot run" in str(error), case, backend, f"raises {error!r}")
@@ -142,7 +153,10 @@ def _check(case, backend):
         unchanged = torch.equal(image.detach().nan_to_num(1.25), copy.nan_to_num(1.25))
         require(unchanged, case, backend, "changes an image")
 
-    exact_value, exact_gradients = call(case, "reference", x.double(), y.double(), mask)
+    if "valid" in extras:
+        # Nothing depends on the other pixels.
+        x, y = (elsewhere(image, extras["valid"], 0.0) for image in (x, y))
+    exact_value, exact_gradients = call(case, "reference", x.double(), y.double(), extras)
     value, gradients = got
     double = torch.float64 in (x.dtype, y.dtype)
     kind = torch.float64 if double else torch.float32
@@ -156,7 +170,7 @@ def _check(case, backend):
         require(not hidden, case, backend, f"hides what is not finite in its images: {value}")
 
     try:
-        noises = noise(case, x, y, mask)
+        noises = noise(case, x, y, extras)
     except ValueError:
         # Only float64 has numbers for it.
         return "unjudged"

@@ -1,7 +1,9 @@
 """Drawn calls of the structural losses."""
 
+import functools
+
 import torch
-from fuzz_judge import CONTENTS, DTYPES, LAYOUTS, spoil
+from fuzz_judge import CONTENTS, DTYPES, LAYOUTS, bright, spoil
 from hypothesis import strategies as st
 
 from perceptual_losses import (
@@ -15,14 +17,18 @@ from perceptual_losses import (
 )
 
 
+def by_function(function):
+    return lambda x, y, extras, **options: function(x, y, **{**options, **extras})
+
+
 def by_module(loss):
-    return lambda x, y, *, mask=None, **options: loss(**options)(x, y, mask=mask)
+    return lambda x, y, extras, **options: loss(**options)(x, y, **extras)
 
 
 TAKERS = {
-    "ssim": ssim,
-    "ssim_map": ssim_map,
-    "ms_ssim": ms_ssim,
+    "ssim": by_function(ssim),
+    "ssim_map": by_function(ssim_map),
+    "ms_ssim": by_function(ms_ssim),
     "SSIMLoss": by_module(SSIMLoss),
     "MSSSIMLoss": by_module(MSSSIMLoss),
     "L1SSIMLoss": by_module(L1SSIMLoss),
@@ -46,14 +52,16 @@ def cases(draw, backend, windows=None, most=40):
     window = draw(st.sampled_from([*windows]))
     if volumes:
         window, most = min(window, 5), 10
-    least = window
+    sizes = [window] * (3 if volumes else 2)
+    if draw(st.integers(0, 5)) == 0:
+        sizes = window = [5, 3, 3] if volumes else [windows[0], windows[-1]]
     levels = 1
     if name in OF_LEVELS:
-        levels = draw(st.integers(1, 5 if window <= 3 and not volumes else 2))
-        least = (window - 1) * 2 ** (levels - 1) + 1
-    sides = draw(st.lists(st.integers(least, max(least + 5, most)), min_size=2, max_size=2))
+        levels = draw(st.integers(1, 5 if max(sizes) <= 3 and not volumes else 2))
+    least = [(size - 1) * 2 ** (levels - 1) + 1 for size in sizes]
+    sides = [draw(st.integers(side, max(side + 5, most))) for side in least]
     if volumes:
-        sides.insert(0, draw(st.integers(least, least + 3)))
+        sides[0] = draw(st.integers(least[0], least[0] + 3))
     elif draw(st.integers(0, 15)) == 0:
         # More columns than a strip has, or planes side by side.
         sides[1] = draw(st.sampled_from([300, 800, 2100]))
@@ -64,12 +72,17 @@ def cases(draw, backend, windows=None, most=40):
         low, length = 0.0, 255.0
     options = {
         "data_range": length if low == 0 else [low, low + length],
+        "window": draw(st.sampled_from(["gaussian", "gaussian", "uniform"])),
         "window_size": window,
-        "sigma": draw(st.sampled_from([1.5, 0.7, 5.0, 100.0])),
+        "sample_covariance": draw(st.sampled_from([False, False, True])),
         "k1": draw(st.sampled_from([0.01, 1e-3, 0.1])),
         "k2": draw(st.sampled_from([0.03, 1e-3, 0.1])),
         "padding": draw(st.sampled_from(["valid", "zeros", "symmetric"])),
     }
+    if options["window"] == "gaussian":
+        sigmas = [1.5, 0.7, 5.0, 100.0]
+        by_axis = [[1.5, 0.7, 5.0][: len(sizes)]]
+        options["sigma"] = draw(st.sampled_from(2 * sigmas + by_axis))
     if name != "ssim_map":
         options["reduction"] = draw(st.sampled_from(["none", "mean"]))
     if name in OF_LEVELS:
@@ -83,7 +96,7 @@ def cases(draw, backend, windows=None, most=40):
     case = {
         "name": name,
         "shape": [draw(st.integers(1, images)), draw(st.integers(1, channels)), *sides],
-        "content": draw(st.sampled_from(sorted(CONTENTS))),
+        "content": draw(st.sampled_from(sorted(CONTENTS)) | st.sampled_from(sorted(FAR))),
         "seed": draw(st.integers(0, 3)),
         "dtypes": dtypes,
         "layouts": [draw(st.sampled_from(list(LAYOUTS))) for _ in "xy"],
@@ -95,12 +108,21 @@ def cases(draw, backend, windows=None, most=40):
         if draw(st.integers(0, 31)) == 0:
             case["mask"] = draw(st.sampled_from(list(WRONG_MASKS)))
     if draw(st.integers(0, 3)) == 0:
+        case["valid"] = draw(st.sampled_from(list(VALID)))
+        case["garbage"] = draw(st.sampled_from([None, "nan", "inf", "1e30"]))
+    if draw(st.integers(0, 3)) == 0:
+        count = case["shape"][0]
+        lengths = st.sampled_from([255.0] if "uint8" in dtypes else [1.0, 255.0, 1e-3, 65535.0])
+        case["ranges"] = draw(st.lists(lengths, min_size=count, max_size=count))
+        if draw(st.integers(0, 15)) == 0:
+            case["ranges"] = draw(st.sampled_from([[0.0] * count, [1.0] * (count + 1)]))
+    if draw(st.integers(0, 3)) == 0:
         spoil = st.sampled_from(["nan", "inf", "-inf"])
         place = st.tuples(st.sampled_from("xy"), st.floats(0, 0.999), spoil)
         case["spoiled"] = draw(st.lists(place.map(list), min_size=1, max_size=2))
     if draw(st.integers(0, 11)) == 0:
         known = [wrong for wrong in WRONG if options.keys() >= wrong.keys()]
-        case["options"] |= draw(st.sampled_from(known))
+        options |= draw(st.sampled_from(known))
     if draw(st.integers(0, 3)) == 0:
         case["threads"] = draw(st.integers(1, 3))
     return case
@@ -113,6 +135,14 @@ WRONG = [
     {"window_size": 43},
     {"window_size": 3.0},
     {"window_size": True},
+    {"window_size": [3, 4]},
+    {"window_size": [3, 3, 3, 3]},
+    {"window_size": [3, 43]},
+    {"window": "box"},
+    {"sample_covariance": 1},
+    {"sigma": [1.5, 1.5, 1.5, 1.5]},
+    {"sigma": [1.5, 0.0]},
+    {"window": "uniform", "sigma": 2.0},
     {"sigma": 0.0},
     {"sigma": 1e200},
     {"sigma": float("nan")},
@@ -158,23 +188,76 @@ WRONG_MASKS = {
 }
 
 
+# The pixels that exist.
+VALID = {
+    "most": lambda x: random_mask(x) < 0.9,
+    "thirds": lambda x: random_mask(x) < 1 / 3,
+    "few": lambda x: random_mask(x) < 0.05,
+    "plane": lambda x: random_mask(x)[0, 0] < 0.7,
+    "block": lambda x: ~MASKS["half"](x),
+    "all": lambda x: random_mask(x) < 2,
+    "none": lambda x: random_mask(x) > 2,
+}
+
+
+def blob(a):
+    """A smooth hill, as high as 1."""
+    grids = torch.meshgrid(
+        *[torch.linspace(-3, 3, side, dtype=a.dtype) for side in a.shape[2:]], indexing="ij"
+    )
+    return torch.exp(-sum(grid.square() for grid in grids))
+
+
+def step(a):
+    return (torch.arange(a.shape[-1]) * 2 >= a.shape[-1]).to(a.dtype)
+
+
+# Images with values so far from the range.
+FAR = {
+    f"{kind} {height:g}": functools.partial(content, height)
+    for height in (10.0, 1e2, 1e3, 1e4, 1e5, 1e6)
+    for kind, content in (
+        ("step", lambda h, a, b: (a + h * step(a), 0.7 * a + 0.3 * b)),
+        ("steps", lambda h, a, b: (a + h * step(a), b + h * step(a))),
+        ("blob", lambda h, a, b: (a + h * blob(a), a)),
+        ("noise", lambda h, a, b: (h * (a - 0.5), b)),
+        ("noises", lambda h, a, b: (h * (a - 0.5), 0.7 * h * a + 0.3 * b)),
+        ("pixel", lambda h, a, b: (bright(a, h), 0.7 * a + 0.3 * b)),
+    )
+}
+
+
 def images(case):
-    """The two images of a case, and its mask."""
+    """The two images of a case, and the tensors beside them by name."""
     generator = torch.Generator().manual_seed(case["seed"])
     shape = case["shape"]
     a, b = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in "xy")
-    pair = CONTENTS[case["content"]](a, b)
+    pair = (CONTENTS | FAR)[case["content"]](a, b)
     low, length = 0.0, case["options"]["data_range"]
     if isinstance(length, list):
         low, length = length[0], length[1] - length[0]
     if not isinstance(length, float):
         low, length = 0.0, 1.0
+    extras = {}
+    if (name := case.get("mask")) is not None:
+        extras["mask"] = (MASKS | WRONG_MASKS)[name](a)
+    if "ranges" in case:
+        extras["data_range"] = torch.tensor(case["ranges"], dtype=torch.float64)
+        low, length = 0.0, extras["data_range"][: len(a)].reshape(-1, *[1] * (a.dim() - 1))
     out = []
     for image, dtype in zip(pair, case["dtypes"], strict=True):
         image = low + length * image
         image = image.clamp(0, 255) if dtype == "uint8" else image
         out.append(image.to(getattr(torch, dtype)))
     out = spoil(out, case.get("spoiled", []))
-    mask = case.get("mask")
+    if "valid" in case:
+        extras["valid"] = VALID[case["valid"]](a)
+        if (garbage := case.get("garbage")) is not None:
+            out = [elsewhere(image, extras["valid"], float(garbage)) for image in out]
     laid = [LAYOUTS[layout](image) for image, layout in zip(out, case["layouts"], strict=True)]
-    return *laid, None if mask is None else (MASKS | WRONG_MASKS)[mask](a)
+    return *laid, extras
+
+
+def elsewhere(image, valid, value):
+    """An image with this value where pixels are not valid, if its dtype has it."""
+    return torch.where(valid, image, value) if image.is_floating_point() else image

@@ -39,6 +39,13 @@ def test_drawn_calls(case):
     fuzz_structural.check(case, "numba")
 
 
+@pytest.mark.large
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@given(case=fuzz_structural_cases.cases("reference", windows=(3, 11)))
+def test_drawn_calls_of_the_reference(case):
+    fuzz_structural.check(case, "reference")
+
+
 def test_a_wrong_number_fails(monkeypatch):
     """In one image of two, by little more than the reference's own error."""
     case = {

@@ -162,6 +162,20 @@ def test_a_cut_out_image_is_the_image(backend, precision, padding):
     assert values[0, 0].item() == pytest.approx(corner, abs=precision.value(1e-12))
 
 
+@pytest.mark.parametrize("sigma", [0.4, 0.5])
+def test_windows_that_reach_a_valid_pixel_with_almost_no_weight(backend, sigma):
+    """Float32 has no reciprocal of the weight in the window's corner."""
+    x, y = pair(1, 1, 24, 24, dtype=torch.float32)
+    valid = torch.zeros(24, 24, dtype=torch.bool)
+    valid[12, 12] = valid[14, 12] = True
+    options = {"sigma": sigma, "valid": valid}
+    got = step(functools.partial(ssim, backend=backend), x, y, **options)
+    exact = exact_step(functools.partial(ssim, backend="reference"), x, y, **options)
+    assert abs(got[0] - exact[0]) < 1e-5
+    for gradient, true in zip(got[1:], exact[1:], strict=True):
+        assert (gradient - true).norm() < 2e-4 * true.norm()
+
+
 @every_mix
 def test_the_l1_term_is_the_mean_over_valid_pixels(backend, precision, name):
     x, y = pair(2, 2, 12, 13, dtype=precision.dtype)
