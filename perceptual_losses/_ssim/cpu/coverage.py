@@ -31,7 +31,7 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
     padding = getattr(kernels, definition.padding.upper())
     run = functools.partial(
         kernels.inverse_coverage,
-        *(plane_array(valid), *windows, padding, scratch, plane_array(out)),
+        *(plane_array(valid), *windows, padding, np.finfo(number).tiny, scratch, plane_array(out)),
     )
     in_threads(run, shape[0] * shape[2], valid.numel() // LIGHT * 4)
     return out

@@ -7,10 +7,10 @@ from .images import fill, shown_pixel
 
 
 @entry
-def inverse_coverage(valid, down, across, padding, scratch, out, begin, end, share):
+def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, end, share):
     """Writes the rows ``begin`` to ``end`` of all images' maps ``out``, ``(N, H', W')``.
 
-    It is zero for a window without a valid pixel. ``valid`` is boolean, ``(N, H, W)``. Each share
+    It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``. Each share
     has two rows of ``scratch`` more than the window, where rows of pixels become numbers once.
     """
     height, width = valid.shape[1:]
@@ -41,7 +41,7 @@ def inverse_coverage(valid, down, across, padding, scratch, out, begin, end, sha
                 sums[before + width + j] = sums[before + width - 1 - j]
         sum_across(across, sums, columns, line)
         for j in range(columns):
-            out[image, i - top, j] = one / line[j] if line[j] > zero else zero
+            out[image, i - top, j] = one / line[j] if line[j] > least else zero
 
 
 @kernel
