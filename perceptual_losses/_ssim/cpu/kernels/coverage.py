@@ -10,8 +10,9 @@ from .images import fill, shown_pixel
 def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, end, share):
     """Writes the rows ``begin`` to ``end`` of all images' maps ``out``, ``(N, H', W')``.
 
-    It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``. Each share
-    has two rows of ``scratch`` more than the window, where rows of pixels become numbers once.
+    It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``.
+    Each share has two rows of ``scratch`` more than the window, where rows of pixels become numbers
+    once.
     """
     height, width = valid.shape[1:]
     rows, columns = out.shape[1:]

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .addresses import plane_of, tile_of
-from .arguments import COLUMNS_PER_ACCESS, FLOOR, PLAIN, RELU, SIMPLE, Image
+from .arguments import COLUMNS_PER_ACCESS, FLOOR, RELU, SIMPLE, Image
 
 
 @triton.jit
@@ -26,21 +26,21 @@ def _raised(base, exponent):
 def _power(mean, exponent, floor, NORMALIZE: tl.constexpr):
     """A level's factor in the product, and its derivative."""
     base, slope = mean, tl.full(mean.shape, 1.0, tl.float32)
+    dead = tl.full(mean.shape, 0, tl.int1)
     if NORMALIZE == FLOOR:
         below = floor * floor / (2 * floor - tl.minimum(mean, floor))
         base = tl.where(mean <= floor, below, mean)
         slope = tl.where(mean <= floor, below * below / (floor * floor), 1.0)
-    elif NORMALIZE != PLAIN:
-        if NORMALIZE == SIMPLE:
-            base, slope = 0.5 * (mean + 1), 0.5 * slope
+    elif NORMALIZE == SIMPLE:
+        base, slope = 0.5 * (mean + 1), 0.5 * slope
         # The slope of a power at zero would be infinite.
         dead = base <= 0
-        base, slope = tl.where(dead, 1.0, base), tl.where(dead, 0.0, slope)
+    elif NORMALIZE == RELU:
+        dead = mean <= 0
+    base, slope = tl.where(dead, 1.0, base), tl.where(dead, 0.0, slope)
     factor = _raised(base, exponent)
     derivative = exponent * _raised(base, exponent - 1)
-    if NORMALIZE == RELU or NORMALIZE == SIMPLE:
-        factor = tl.where(dead, 0.0, factor)
-    return factor, tl.where(exponent == 0, 0.0, derivative * slope)
+    return tl.where(dead, 0.0, factor), tl.where(exponent == 0, 0.0, derivative * slope)
 
 
 @triton.jit(do_not_specialize=["exponents", "floor", "planes"])
