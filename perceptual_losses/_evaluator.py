@@ -52,30 +52,6 @@ class Options(NamedTuple):
     as_map: bool = False
 
 
-class Extras(NamedTuple):
-    """Tensors that a call may have beside its images, as its user gave them.
-
-    Attributes:
-        mask: the weights of pixels.
-        valid: the pixels that exist.
-        ranges: the range of each image.
-    """
-
-    mask: Any = None
-    valid: Any = None
-    ranges: Any = None
-
-
-NO_EXTRAS = Extras()
-
-
-def extras_of(mask: Any, valid: Any, ranges: Any) -> Extras:
-    """The extras of a call: always the same ones if there are none."""
-    if mask is None and valid is None and ranges is None:
-        return NO_EXTRAS
-    return Extras(mask, valid, ranges)
-
-
 class Terms(NamedTuple):
     """A mix and the two terms that it is made of.
 
@@ -109,25 +85,32 @@ class Evaluator:
         self._plans: Plans = {}
         self._terms_plans: Plans = {}
 
-    def __call__(self, x: Tensor, y: Tensor, extras: Extras = NO_EXTRAS) -> Tensor:
-        """The value: a scalar, or ``(N,)`` with ``reduction="none"``, or the map."""
-        key = call_key(x, y) if extras is NO_EXTRAS else None
+    def __call__(
+        self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None, ranges: Any = None
+    ) -> Tensor:
+        """The value: a scalar, or ``(N,)`` with ``reduction="none"``, or the map.
+
+        ``ranges`` has the range of each image; the others are as for `ssim`.
+        """
+        plain = mask is None and valid is None and ranges is None
+        key = call_key(x, y) if plain else None
         call = self._plans.get(key) if key is not None else None
         if call is None:
-            return self._first_call(x, y, extras)
+            return self._first_call(x, y, mask, valid, ranges)
         if call.notice is not None:
             warn(call.notice)
         value = call(x, y)
         return self._per_image(value) if self.request.reduction == "none" else value
 
     def value_and_grad(
-        self, x: Tensor, y: Tensor, extras: Extras = NO_EXTRAS
+        self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None, ranges: Any = None
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the gradient of its sum with respect to ``x``; nothing is recorded."""
-        key = call_key(x, y, gradients=1) if extras is NO_EXTRAS else None
+        plain = mask is None and valid is None and ranges is None
+        key = call_key(x, y, gradients=1) if plain else None
         call = self._plans.get(key) if key is not None else None
         if call is None:
-            return self._recorded_value_and_grad(x, y, extras)
+            return self._recorded_value_and_grad(x, y, mask, valid, ranges)
         if call.notice is not None:
             warn(call.notice)
         with torch.no_grad():
@@ -139,14 +122,12 @@ class Evaluator:
                 gradient = gradient.to(x.dtype)
             return self._per_image(value) if per_image else value, gradient
 
-    def _recorded_value_and_grad(
-        self, x: Tensor, y: Tensor, extras: Extras
-    ) -> tuple[Tensor, Tensor]:
+    def _recorded_value_and_grad(self, x: Tensor, y: Tensor, *extras: Any) -> tuple[Tensor, Tensor]:
         _validation.check_differentiable("x", x)
         with torch.enable_grad():
             # The call on a leaf leaves the plan that the next call finds.
             leaf = x.detach().requires_grad_()
-            recorded = self(leaf, y.detach(), extras)
+            recorded = self(leaf, y.detach(), *extras)
             value = recorded.detach()
             (gradient,) = torch.autograd.grad(recorded.sum(), leaf)
         memory = torch.empty_like(x)
@@ -155,9 +136,9 @@ class Evaluator:
             gradient = memory.copy_(gradient)
         return value, gradient
 
-    def terms(self, x: Tensor, y: Tensor, extras: Extras) -> Terms:
+    def terms(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Terms:
         """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""
-        call = self._prepare(x, y, extras)
+        call = self._prepare(x, y, mask, valid, ranges)
         if call.is_weighted:
             return self._weighted_terms(x, y, call)
         request = replaced(call.request, reduction="levels")
@@ -169,18 +150,17 @@ class Evaluator:
             structural, l1 = structural.mean(), l1.mean()
         return self._mixed(l1, structural)
 
-    def _first_call(self, x: Tensor, y: Tensor, extras: Extras) -> Tensor:
-        call = self._prepare(x, y, extras)
+    def _first_call(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Tensor:
+        call = self._prepare(x, y, mask, valid, ranges)
         if call.is_weighted and call.request.mix is not None:
             return self._weighted_terms(x, y, call).loss
         backend, plans = self._options.backend, self._plans
         value = evaluate(x, y, call.auxiliary, call.request, backend, plans, call.notice)
         return self._per_image(value) if call.request.reduction == "none" else value
 
-    def _prepare(self, x: Tensor, y: Tensor, extras: Extras) -> _Prepared:
-        """A call on images and extras, all of which are checked; warns if levels are left out."""
+    def _prepare(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> _Prepared:
+        """A call whose tensors are all checked; warns if levels are left out."""
         options, request = self._options, self.request
-        mask, valid, ranges = extras
         if ranges is not None:
             request = _request(replaced(options, data_range=1.0))
         data_range = options.data_range if ranges is None else None

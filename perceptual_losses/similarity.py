@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._evaluator import Options, evaluator, extras_of
+from ._evaluator import Options, evaluator
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
@@ -114,7 +114,7 @@ def ssim(
         reduction=reduction,
         backend=backend,
     )
-    return evaluator(options)(x, y, extras_of(mask, valid, ranges))
+    return evaluator(options)(x, y, mask, valid, ranges)
 
 
 def ssim_map(
@@ -164,7 +164,7 @@ def ssim_map(
         backend=backend,
         as_map=True,
     )
-    return evaluator(options)(x, y, extras_of(None, valid, ranges))
+    return evaluator(options)(x, y, None, valid, ranges)
 
 
 def ms_ssim(
@@ -269,7 +269,7 @@ def ms_ssim(
         reduction=reduction,
         backend=backend,
     )
-    return evaluator(options)(x, y, extras_of(mask, valid, ranges))
+    return evaluator(options)(x, y, mask, valid, ranges)
 
 
 def _shared_and_own(data_range: Any) -> tuple[Any, Tensor | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _validation
-from ._evaluator import Evaluator, Options, Terms, extras_of
+from ._evaluator import Evaluator, Options, Terms
 from .similarity import MS_SSIM_WEIGHTS
 
 
@@ -43,8 +43,7 @@ class StructuralLoss(nn.Module):
         data_range: Tensor | None = None,
     ) -> Tensor:
         """The loss of a prediction ``x`` and a target ``y``, as the class documents it."""
-        extras = extras_of(mask, valid, data_range)
-        return (self._evaluator or self._checked_evaluator())(x, y, extras)
+        return (self._evaluator or self._checked_evaluator())(x, y, mask, valid, data_range)
 
     def value_and_grad(
         self,
@@ -84,8 +83,9 @@ class StructuralLoss(nn.Module):
             >>> gradient.shape, gradient.requires_grad
             (torch.Size([1, 3, 32, 32]), False)
         """
-        extras = extras_of(mask, valid, data_range)
-        return (self._evaluator or self._checked_evaluator()).value_and_grad(x, y, extras)
+        return (self._evaluator or self._checked_evaluator()).value_and_grad(
+            x, y, mask, valid, data_range
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -213,8 +213,7 @@ class MixedLoss(StructuralLoss):
             (0.5, 0.2)
             >>> loss.backward()
         """
-        extras = extras_of(mask, valid, data_range)
-        return (self._evaluator or self._checked_evaluator()).terms(x, y, extras)
+        return (self._evaluator or self._checked_evaluator()).terms(x, y, mask, valid, data_range)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._runtime.tracing import batched, readable
 from . import reference
-from .backend import Auxiliary, Backend, Plan, gradient_memory, layout_of
+from .backend import NO_AUXILIARY, Auxiliary, Backend, Plan, gradient_memory, layout_of
 from .cpu import backend as cpu
 from .definition import Definition, Request, compute_dtype, plane_gradient
 from .gpu import backend as gpu
@@ -53,8 +53,12 @@ class _Planned(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, plan: Plan, backend: str, auxiliary: Auxiliary
     ) -> Tensor:
         value, saved = plan.forward(x, y, auxiliary)
-        ctx.lengths = _lengths(auxiliary)
-        ctx.save_for_backward(x, y, *_flat(auxiliary), *saved)
+        ctx.lengths = None
+        if auxiliary is NO_AUXILIARY:
+            ctx.save_for_backward(x, y, *saved)
+        else:
+            ctx.lengths = _lengths(auxiliary)
+            ctx.save_for_backward(x, y, *_flat(auxiliary), *saved)
         ctx.plan, ctx.backend = plan, backend
         ctx.consumed = False
         return value
@@ -63,7 +67,9 @@ class _Planned(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         plan, request = ctx.plan, ctx.plan.request
         x, y, *saved = ctx.saved_tensors
-        auxiliary, saved = _split(saved, ctx.lengths)
+        auxiliary = NO_AUXILIARY
+        if ctx.lengths is not None:
+            auxiliary, saved = _split(saved, ctx.lengths)
         unused = (None,) * (5 - request.gradients)
         if not readable(grad):
             return *_reference_gradients(x, y, auxiliary, request, grad), *unused
