@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from perceptual_losses._ssim.backend import layout_of
+from perceptual_losses._ssim.backend import Auxiliary, layout_of
 from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
@@ -75,7 +75,8 @@ class Case(NamedTuple):
     @property
     def request(self) -> Request:
         """The request that takes these kernels."""
-        definition = Definition(gaussian(self.window_size, 1.5), 0.0, 1e-4, 9e-4, self.padding)
+        windows = (gaussian(self.window_size, 1.5),) * 2
+        definition = Definition(windows, 0.0, 1.0, 1e-4, 9e-4, self.padding)
         exponents = (1.0,) * self.levels if self.levels > 1 else ()
         mix = None if self.l1 == "no" else (0.2, 0.8)
         reduction = "levels" if self.levels > 1 or self.l1 == "separate" else "loss"
@@ -159,9 +160,10 @@ def launched(case: Case, capability: int, architecture: str | None = None) -> di
     for _ in range(case.levels * case.weighted):
         weights.append(torch.empty(n, 1, height - lost, width - lost, device="meta"))
         height, width = (height + 1) // 2, (width + 1) // 2
-    layouts = layout_of(x), layout_of(x), tuple(map(layout_of, weights))
+    layout, auxiliary = layout_of(x), Auxiliary(weights)
     with recording(capability, architecture) as launches:
-        gpu.plan(*layouts, case.request, x.device).forward(x, x, weights)
+        plan = gpu.plan(layout, layout, auxiliary.layouts, case.request, x.device)
+        plan.forward(x, x, auxiliary)
     return {launch.kernel.__name__: launch for launch in launches}
 
 

@@ -33,7 +33,7 @@ from perceptual_losses import (
     ssim,
 )
 from perceptual_losses._ssim import autograd, plans, reference
-from perceptual_losses._ssim.backend import Layout, layout_of
+from perceptual_losses._ssim.backend import NO_AUXILIARY, Auxiliary, Layout, layout_of
 from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
@@ -118,13 +118,13 @@ def pair(*shape, seed=0, dtype=torch.float32):
 
 def settings(taps=3, padding="valid", low=-0.2, length=1.0):
     c1, c2 = (0.01 * length) ** 2, (0.03 * length) ** 2
-    return Definition(gaussian(taps, 1.5), low, c1, c2, padding)
+    return Definition((gaussian(taps, 1.5),) * 2, low, length, c1, c2, padding)
 
 
 def weights_of(x, settings, levels=1):
     """Random weights of the map's values at each level."""
     generator = torch.Generator().manual_seed(1)
-    lost = len(settings.window) - 1 if settings.padding == "valid" else 0
+    lost = len(settings.windows[0]) - 1 if settings.padding == "valid" else 0
     (height, width), weights = x.shape[2:], []
     for _ in range(levels):
         shape = (x.shape[0], 1, height - lost, width - lost)
@@ -143,7 +143,8 @@ def expected(x, y, settings, weights=(), levels=1):
         # The contrast-structure factor is all levels' but the last one's.
         count = min(levels - j, 2)
         here = [weight.double() for weight in weights[j : j + count]]
-        mean = reference.level_means(x, y, here, Request(settings, (1.0,) * count))[0]
+        request = Request(settings, (1.0,) * count)
+        mean = reference.level_means(x, y, Auxiliary(here), request)[0]
         gradients = torch.autograd.grad(mean.sum(), (x, y))
         means.append(mean.detach())
         of_x.append(gradients[0])
@@ -159,9 +160,10 @@ def request_of(settings, levels=1, gradients=2, reduction="levels", mix=None):
 
 def run(x, y, settings, weights=(), levels=1, gradients=2, reduction="levels", mix=None):
     """The value, by default the means of each level, and the gradients to x and to y."""
-    layouts = layout_of(x), layout_of(y), tuple(map(layout_of, weights))
+    auxiliary = Auxiliary(weights)
     request = request_of(settings, levels, gradients, reduction, mix)
-    value, saved = gpu.plan(*layouts, request, x.device).forward(x, y, weights)
+    plan = gpu.plan(layout_of(x), layout_of(y), auxiliary.layouts, request, x.device)
+    value, saved = plan.forward(x, y, auxiliary)
     return value, saved[:levels], saved[levels:]
 
 
@@ -405,7 +407,7 @@ def test_a_level_high_above_the_contrast_in_the_interpreter(tiles, scheme, lengt
     x, y = 200 + 0.1 * (x - 0.5), level + 0.1 * (y - 0.5)
     chosen = settings(low=0.0, length=length)
     images = x.clone().requires_grad_(), y.clone().requires_grad_()
-    plain = reference.level_means(*images, [], Request(chosen))[0]
+    plain = reference.level_means(*images, NO_AUXILIARY, Request(chosen))[0]
     plain_gradients = torch.autograd.grad(plain.sum(), images)
     means, of_x, of_y = run(x, y, chosen)
     true, true_x, true_y = expected(x, y, chosen)
@@ -486,7 +488,7 @@ def test_levels_add_up_in_the_interpreter(tiles, shape, levels):
     assert (fine - exact).norm() < 1e-6 * exact.norm()
     # And as the compiler gets it.
     request = request_of(settings(), levels)
-    compiled = autograd._add_up_levels(gradients, grad, (image, image), request)
+    compiled = autograd._add_up_levels(gradients, grad, (image, image), NO_AUXILIARY, request)
     assert (compiled - exact).norm() < 1e-6 * exact.norm()
 
 
@@ -677,9 +679,9 @@ def test_what_makes_another_call_in_the_interpreter(tiles):
 def test_the_operations_are_good_citizens_in_the_interpreter(tiles):
     tiles(16, 1, 8)
     x, y = pair(1, 2, 9, 11)
-    window = list(settings().window)
+    definition = (*autograd._flattened(x, y, NO_AUXILIARY, settings()),)
     for levels, l1, gradients in ((2, True, 2), (1, False, 1), (1, True, 1)):
-        arguments = x, y, [], window, 0.0, 1e-4, 9e-4, "valid", levels, l1, gradients, "triton"
+        arguments = *definition, levels, l1, gradients, "triton"
         torch.library.opcheck(torch.ops.perceptual_losses.ssim_level_means.default, arguments)
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_depends_on.default, (torch.rand(3, 1, 2), [x, y])
@@ -780,7 +782,7 @@ def test_the_backward_pass_adds_the_sign_in_the_interpreter(tiles, levels, kind)
     doubles = [gradient.double() for gradient in gradients]
     request = request_of(settings(), levels, mix=(1.0, 1.0))
     images = x.double(), y.double()
-    exact = autograd._add_up_levels(doubles, grad.double(), images, request)
+    exact = autograd._add_up_levels(doubles, grad.double(), images, NO_AUXILIARY, request)
     fine = gradients[0].to(kind)
     accumulate([fine, *gradients[1:]], grad, [], [x, y], plane_gradient(x.shape))
     assert (fine - exact).norm() < (1e-6 if kind == torch.float32 else 0.01) * exact.norm()
@@ -1366,13 +1368,13 @@ def test_the_small_kernels_compile(capability):
         images = x, x.float()
         accumulate(gradients, torch.empty(5, 8, 3, device="meta"), [], images, -1.0)
         run(x, x, settings(11), gradients=0, reduction="loss")
-        exponents, layouts = (0.1, 0.2, 0.3, 0.4), (layout_of(x), layout_of(x), ())
+        exponents, layouts = (0.1, 0.2, 0.3, 0.4), (layout_of(x), layout_of(x), NO_AUXILIARY)
         for normalize, reduction, mix in (
             *itertools.product(("floor", "relu", "simple", None), ("none", "loss"), (None,)),
             ("floor", "loss", (0.84, 0.16)),
         ):
             request = Request(settings(11), exponents, normalize, mix, reduction)
-            gpu.plan(*layouts, request, x.device).forward(x, x, ())
+            gpu.plan(*layouts, request, x.device).forward(x, x)
         run(x, x, settings(11), gradients=1, reduction="loss", mix=(0.84, 0.16))
     small = [
         launch

@@ -122,9 +122,10 @@ def _variant(
 def _parts(level: Level, settings: Definition) -> tuple[Any, Any]:
     """The window and the constants of the formulas, as kernels take them."""
     kernels = load_kernels()
-    (window, *_), low, _, c1, c2, _, _ = settings
-    constants = kernels.Constants(low, math.inf if level.contrast_only else c1, c2)
-    return kernels.Window(*_passes(window)), constants
+    (window, *_), low, length, c1, c2, _, _ = settings
+    across, down, root = _passes(window)
+    c1 = math.inf if level.contrast_only else c1
+    return kernels.Window(across, down), kernels.Constants(root, low, length, c1, c2)
 
 
 def level_launches(
@@ -156,7 +157,7 @@ def _fused(
         *(x, y, weight, x_gradient, y_gradient, memory),
         *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
         *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
-        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
         *(level.weight_total, total.totals),
         K=_variant(level, plan, cover, settings, machine, mixed=mixed),
         allocations=(*level.allocations, *allocated),
@@ -186,7 +187,7 @@ def coarse_levels_launch(
         *(x, y, weight, x_gradient, y_gradient, memory, levels[0].sums),
         *(tuple(image.strides for image in images[2]), levels[0].pitch),
         *(n * c, rows, c, height, width, *window, constants),
-        tuple(window.root**2 * level.gradient_scale for level in levels),
+        tuple(constants.root**2 * level.gradient_scale for level in levels),
         tuple(level.weight_total for level in levels),
         K=_variant(levels[0], plans[0], cover, settings, machine, store_after_read=False),
         allocations=(*(a for level in reversed(levels) for a in level.allocations), *allocated),
@@ -235,7 +236,7 @@ def _gradient_of_maps(
         *(load_kernels().gradient_kernel, cover.programs(n * c), cover.tile.program_warps),
         *(x, y, x_gradient, y_gradient, load_kernels().Maps(maps, plan.pitch)),
         *(cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
-        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
         K=_variant(level, plan, cover, settings, machine, mixed=mixed),
         frees=(maps.name,),
     )

@@ -35,21 +35,28 @@ class Window(NamedTuple):
 
     Attributes:
         across: taps for the sums along rows, the last one being 1.
-        down: taps for the sums along columns, in units of one that is 1.
-        root: root of the product of both units, by which pixels are multiplied.
+        down: taps for the sums along columns, in units of one that is 1. Pixels are multiplied by
+            the root of the product of both units.
     """
 
     across: Any
     down: Any
-    root: Any
 
 
 class Constants(NamedTuple):
-    """Numbers of the formulas: the pixel value that counts as zero, C1 (infinite where the
-    luminance is left out) and C2.
+    """Numbers of the formulas.
+
+    Attributes:
+        root: the window's, by which pixels are multiplied.
+        low: the pixel value that counts as zero.
+        length: L, the range of the pixels.
+        c1: C1, infinite where the luminance is left out.
+        c2: C2.
     """
 
+    root: Any
     low: Any
+    length: Any
     c1: Any
     c2: Any
 
@@ -158,7 +165,6 @@ class Region(NamedTuple):
         size: height and width of the images.
         map_size: height and width of the map.
         offsets: local offsets.
-        root: root of the window.
         constants: numbers of the formulas.
     """
 
@@ -168,7 +174,6 @@ class Region(NamedTuple):
     size: Any
     map_size: Any
     offsets: Any
-    root: Any
     constants: Any
 
 

@@ -58,7 +58,6 @@ def fused_kernel(
     width,
     across,
     down,
-    root,
     constants,
     gradient_scale,
     abs_difference_scale,
@@ -93,10 +92,10 @@ def fused_kernel(
     memory = scratch.allocate(memory, DERIVATIVES + 2 * DERIVATIVE_ROW, K.SHARED)
     UNIT: tl.constexpr = 4 if K.SHARED else 1
     map_size = size[0] + 2 * MAP_OFFSET - HALO, size[1] + 2 * MAP_OFFSET - HALO
-    window = Window(across, down, root)
+    window = Window(across, down)
     columns = tl.minimum(OWN, size[1] - left)
-    offsets = local_offsets(x, y, top, left, bottom - top, columns, root, constants.low)
-    region = Region(x, y, weight, size, map_size, offsets, root, constants)
+    offsets = local_offsets(x, y, top, left, bottom - top, columns, constants)
+    region = Region(x, y, weight, size, map_size, offsets, constants)
 
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
@@ -153,7 +152,7 @@ def fused_kernel(
             d = scratch.read(memory + oldest, HALO, first, 1, K)
             t = scratch.read(memory + oldest, K.PITCH + HALO, first, 1, K)
             to_x, to_y = gradients_of(
-                d, t, filtered, -offsets.d * root, gradient_scale, abs_difference_scale, K
+                d, t, filtered, -offsets.d * constants.root, gradient_scale, abs_difference_scale, K
             )
             inside = owned & (here > top) & (here <= bottom)
             store_columns(x_gradient_row, x_gradient.strides[3], left + local, to_x, inside, K)

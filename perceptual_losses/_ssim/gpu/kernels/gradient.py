@@ -28,7 +28,6 @@ def gradient_kernel(
     width,
     across,
     down,
-    root,
     constants,
     gradient_scale,
     abs_difference_scale,
@@ -39,14 +38,14 @@ def gradient_kernel(
     HALO: tl.constexpr = K.TAPS - 1
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     width = width_hint(width, K)
-    window = Window(across, down, root)
+    window = Window(across, down)
     strip, band, plane = tile_of(tl.program_id(0), strips, bands)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
-    offsets = local_offsets(x, y, 0, 0, height, width, root, constants.low)
+    offsets = local_offsets(x, y, 0, 0, height, width, constants)
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
@@ -71,10 +70,10 @@ def gradient_kernel(
             inside = (row >= top) & (row < bottom) & (column < width)
             a = load_columns(x_row, x.strides[3], column, inside, K).to(tl.float32)
             b = load_columns(y_row, y.strides[3], column, inside, K).to(tl.float32)
-            d, t = contrasts(a, b, root, offsets, K.MIXED)
+            d, t = contrasts(a, b, constants.root, offsets, K.MIXED)
             to_x, to_y = gradients_of(
                 *(scratch.split_columns(d), scratch.split_columns(t), filtered),
-                *(-offsets.d * root, gradient_scale, abs_difference_scale, K),
+                *(-offsets.d * constants.root, gradient_scale, abs_difference_scale, K),
             )
             store_columns(x_gradient_row, x_gradient.strides[3], column, to_x, inside, K)
             if K.GRADIENTS == 2:

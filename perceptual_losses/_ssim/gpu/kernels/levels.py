@@ -112,7 +112,6 @@ def coarse_levels_kernel(
     width,
     across,
     down,
-    root,
     constants,
     gradient_scales,
     weight_totals,
@@ -162,7 +161,7 @@ def coarse_levels_kernel(
     x_gradient, y_gradient = Image(x_gradient, strides), Image(y_gradient, strides)
     # Infinite where the luminance is 1.
     c1 = tl.where(level + 1 == len(x_levels), constants.c1, float("inf"))
-    constants = Constants(constants.low, c1, constants.c2)
+    constants = Constants(constants.root, constants.low, constants.length, c1, constants.c2)
     place = tile_sums + tl.cast(level, tl.int64) * planes * sums_stride
     strips, strip_height, rows, _ = _programs_of(planes, rows, height, width, MAP_OFFSET, K)
     parts = tl.cdiv(strip_height, rows)
@@ -170,7 +169,7 @@ def coarse_levels_kernel(
         fused_kernel(
             *(x, y, weight, x_gradient, y_gradient, memory, place, place, place, place),
             *(sums_stride, first_program, strips, parts, rows, channels, height, width),
-            *(across, down, root, constants, gradient_scale, 0.0, weight_total, (), K),
+            *(across, down, constants, gradient_scale, 0.0, weight_total, (), K),
         )
     else:
         # One more where programs end in a strip that others begin in.
@@ -179,5 +178,5 @@ def coarse_levels_kernel(
             *(x, y, weight, Maps(x.address, 0), memory, place, place, place, place, sums_stride),
             *(weight_total, first_program, strips, parts, rows, planes * strips * strip_height),
             *(-MAP_OFFSET, strip_height - MAP_OFFSET, channels, height, width),
-            *(across, down, root, constants, (), K),
+            *(across, down, constants, (), K),
         )

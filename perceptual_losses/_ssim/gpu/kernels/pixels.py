@@ -13,28 +13,28 @@ from .formulas import contrasts
 
 
 @triton.jit
-def local_offsets(x, y, top, left, rows, columns, root, low):
-    """Difference and total that most of a few pixels of a region are near to.
+def local_offsets(x, y, top, left, rows, columns, constants):
+    """Difference and total near most of a few pixels of a region.
 
-    The mean without those far from most: one pixel of 1e5 among them would move the offset of all
-    others so far that their variances cancel. NaN and infinity do not count, to stay in the
-    windows that hold them.
+    They are means in which pixels far beyond the range count little: one pixel of 1e5 among others
+    would move their offset so far that their variances cancel. NaN and infinity do not count, to
+    stay in the windows that hold them.
     """
+    root, low = constants.root, constants.low
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
     a = tl.load(x.address + row * x.strides[2] + column * x.strides[3]).to(tl.float32)
     b = tl.load(y.address + row * y.strides[2] + column * y.strides[3]).to(tl.float32)
-    values = tl.join(a - b, a + b - 2 * low)
-    finite = tl.abs(values) < float("inf")
-    count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
-    mean = tl.sum(tl.where(finite, values, 0.0), 0) / count
-    distance = tl.where(finite, tl.abs(values - mean[None, :]), 0.0)
-    near = finite & (distance < 3 * (tl.sum(distance, 0) / count)[None, :])
-    # None where all are equal.
-    count = tl.sum(near.to(tl.float32), 0)
-    offset = tl.sum(tl.where(near, values, 0.0), 0) / tl.maximum(count, 1.0)
-    offset = tl.where(count > 0, offset, mean)
+    total = a + b - 2 * low
+    relative_d, relative_t = (a - b) / constants.length, total / constants.length
+    weight = 1 / (1 + relative_d * relative_d + relative_t * relative_t)
+    values, weights = tl.join(a - b, total), tl.join(weight, weight)
+    # Neither where a value is not finite.
+    values = tl.where(weights > 0, values, 0.0)
+    weights = tl.where(weights > 0, weights, 0.0)
+    offset = tl.sum(weights * values, 0) / tl.sum(weights, 0)
+    # No weights are left where all pixels are far too large.
     offset_d, offset_t = tl.split(tl.where(tl.abs(offset) < float("inf"), offset, 0.0))
     zero = offset_t + 2 * low
     bias = -root * (0.5 * zero)
@@ -120,7 +120,9 @@ def _store_in_scratch(region, pixels, scratch_row, row, left, K: tl.constexpr):
             low = region.constants.low
             a, b = tl.where(inside, a, low), tl.where(inside, b, low)
         # Pixels of the halo are only in windows.
-        difference, total = contrasts(a, b, region.root, region.offsets, K.MIXED and k == 0)
+        difference, total = contrasts(
+            a, b, region.constants.root, region.offsets, K.MIXED and k == 0
+        )
         if k == 0:
             first = tl.arange(0, K.LANES) * K.COLUMNS
             scratch.write(scratch_row, 0, scratch.split_columns(difference), first, K)

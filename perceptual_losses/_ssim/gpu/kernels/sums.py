@@ -73,7 +73,11 @@ def _mean(total, rest, weight_total, DEFICIT: tl.constexpr):
     """
     value = (weight_total - total) - rest if DEFICIT else total + rest
     # A plain division may miss 1 by a bit.
-    return tl.div_rn(value, weight_total)
+    mean = tl.div_rn(value, weight_total)
+    if DEFICIT:
+        # Reciprocals and weights have roundings.
+        mean = tl.clamp(mean, -1.0, 1.0, tl.PropagateNan.ALL)
+    return mean
 
 
 @triton.jit

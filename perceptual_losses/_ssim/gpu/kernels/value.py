@@ -55,7 +55,6 @@ def value_kernel(
     width,
     across,
     down,
-    root,
     constants,
     totals,
     K: tl.constexpr,
@@ -79,7 +78,7 @@ def value_kernel(
     memory = scratch.allocate(memory, 2 * PIXEL_ROW, K.SHARED)
     UNIT: tl.constexpr = 4 if K.SHARED else 1
     map_size = size[0] + 2 * MAP_OFFSET - HALO, size[1] + 2 * MAP_OFFSET - HALO
-    window = Window(across, down, root)
+    window = Window(across, down)
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
     none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
@@ -94,8 +93,8 @@ def value_kernel(
         x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
         weight = weights_of(all_weights, plane, channels)
         # The same for the whole plane, because programs filter each other's derivatives.
-        offsets = local_offsets(x, y, 0, 0, size[0], size[1], root, constants.low)
-        region = Region(x, y, weight, size, map_size, offsets, root, constants)
+        offsets = local_offsets(x, y, 0, 0, size[0], size[1], constants)
+        region = Region(x, y, weight, size, map_size, offsets, constants)
         left = strip * (K.LANES * K.COLUMNS) - BEFORE
         own = top + MAP_OFFSET, bottom + MAP_OFFSET
         moments = (none, none, none, none)

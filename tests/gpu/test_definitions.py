@@ -1,0 +1,119 @@
+"""The definitions beside the paper's own on the GPU path, in Triton's interpreter: each against the
+reference path in float64.
+"""
+
+import pytest
+import torch
+
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    MSSSIMLoss,
+    _evaluator,
+    ssim,
+)
+from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+
+MISSING = gpu.unavailable(torch.device("cpu"))
+pytestmark = [
+    pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
+    pytest.mark.interpreted,
+]
+
+PADDINGS = ["valid", "zeros", "symmetric"]
+TWO_LEVELS = {"weights": (0.4, 0.6), "window_size": 3}
+FUSED, MAPS = (16, 2, True), (32, 1, False)
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Makes tiles small, so that images cross their edges: threads, their columns, and whether one
+    kernel has all of a level.
+    """
+
+    def small(lanes, columns, fused):
+        tiles = (gpu_tiles.Tile(lanes, columns, 1, 8, store_after_read=columns == 2),)
+        of_kernels = gpu_tiles.KernelTiles(tiles, tiles if fused else (), tiles, tiles)
+        monkeypatch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
+        monkeypatch.setattr(gpu, "machine_of", lambda device: gpu_tiles.Machine("cpu", 2))
+        monkeypatch.setattr(gpu_levels, "TILES", 4)
+        monkeypatch.setattr(gpu_levels, "ROWS", 8)
+        monkeypatch.setattr(gpu_levels, "COLUMNS", 16)
+        monkeypatch.setattr(gpu_levels, "HALVED_ROWS", 8)
+        monkeypatch.setattr(gpu_levels, "HALVED_COLUMNS", 16)
+        # Plans of other tests have other tiles.
+        _evaluator._evaluator.cache_clear()
+
+    yield small
+    _evaluator._evaluator.cache_clear()
+
+
+def pair(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator)
+    return x, 0.6 * x + 0.4 * torch.rand(shape, generator=generator)
+
+
+def step(function, images, wanted, backend, **options):
+    """The value of a function, and the gradients of the images that are wanted."""
+    images = [image.detach().requires_grad_(j in wanted) for j, image in enumerate(images)]
+    value = function(*images, backend=backend, **options)
+    weights = torch.rand(value.shape, generator=torch.Generator().manual_seed(3))
+    inputs = [images[j] for j in wanted]
+    gradients = torch.autograd.grad((value * weights).sum(), inputs) if wanted else ()
+    return value.detach(), *gradients
+
+
+def compare(function, images, wanted=(0, 1), tolerance=3e-6, **options):
+    """What the kernels give, which is what the reference path gives in float64."""
+    found = step(function, images, wanted, "triton", **options)
+    exact = step(function, [image.double() for image in images], wanted, "reference", **options)
+    for got, true in zip(found, exact, strict=True):
+        assert got.dtype == torch.float32
+        assert got.shape == true.shape
+        assert (got - true).norm() < tolerance * max(true.norm(), 1e-3)
+    return found
+
+
+def loss_of(kind):
+    """A function like `ssim` that gives the loss of this kind."""
+    return lambda x, y, *, backend, **options: kind(backend=backend, **options)(x, y)
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("above", [1e4, 1e6, 1e17])
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_pixels_far_beyond_the_range_leave_the_others(tiles, scheme, above):
+    tiles(*scheme)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 1, 1, 16, 40, generator=generator)
+    x[..., :20] += above
+    value, *gradients = step(ssim, (x, y), (0, 1), "triton", window_size=5)
+    exact, *_ = step(ssim, (x.double(), y.double()), (), "reference", window_size=5)
+    assert abs(value - exact) < 1e-4
+    assert -1 <= value <= 1
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("normalize", ["floor", "relu", "simple", None])
+@pytest.mark.parametrize("loss", [MSSSIMLoss, L1MSSSIMLoss])
+def test_levels_of_pixels_far_beyond_the_range_are_finite(tiles, loss, normalize):
+    tiles(*FUSED)
+    x, y = pair(1, 1, 12, 18)
+    x[..., :9] += 1e6
+    options = {**TWO_LEVELS, "weights": (1.0, 1.0)} if normalize is None else TWO_LEVELS
+    value, gradient = step(loss_of(loss), (x, y), (0,), "triton", normalize=normalize, **options)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_opposite_images_are_no_less_similar_than_possible(tiles):
+    """Whatever a reciprocal is rounded to."""
+    tiles(*FUSED)
+    x = torch.randint(0, 2, (1, 1, 12, 18), generator=torch.Generator().manual_seed(0)) - 0.5
+    for data_range in ((0, 1), (-0.5, 0.5)):
+        options = {"window_size": 3, "k1": 1e-9, "k2": 1e-9, "data_range": data_range}
+        assert -1 <= ssim(x, -x, backend="triton", **options) <= 1
