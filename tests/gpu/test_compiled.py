@@ -42,6 +42,8 @@ CASES = {
     "levels": (less(MSSSIMLoss), (1, 1, 50, 63), LEVELS, False),
     "distance": (less(L1MSSSIMLoss), (1, 1, 40, 304), LEVELS, False),
     "mix": (less(L1SSIMLoss), (2, 1, 14, 300), {"padding": "zeros"}, False),
+    "wide": (ssim, (1, 1, 15, 130), {"window_size": (3, 7), "sigma": (0.5, 3.0)}, False),
+    "tall": (ssim, (2, 1, 15, 40), {"window_size": (7, 1), "padding": "symmetric"}, False),
     "mix-33": (less(L1SSIMLoss), (1, 1, 34, 45), {"window_size": 33}, False),
 }
 LAYOUTS = {

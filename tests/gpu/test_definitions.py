@@ -7,8 +7,10 @@ import torch
 
 from perceptual_losses import (
     L1MSSSIMLoss,
+    L1SSIMLoss,
     MSSSIMLoss,
     _evaluator,
+    ms_ssim,
     ssim,
 )
 from perceptual_losses._ssim.gpu import backend as gpu
@@ -117,3 +119,53 @@ def test_opposite_images_are_no_less_similar_than_possible(tiles):
     for data_range in ((0, 1), (-0.5, 0.5)):
         options = {"window_size": 3, "k1": 1e-9, "k2": 1e-9, "data_range": data_range}
         assert -1 <= ssim(x, -x, backend="triton", **options) <= 1
+
+
+# Windows by axis
+
+WINDOWS = {
+    "tall": {"window_size": (7, 3)},
+    "wide": {"window_size": (3, 7), "sigma": (0.5, 3.0)},
+    "row": {"window_size": (1, 5), "window": "uniform"},
+    "column": {"window_size": (5, 1), "window": "uniform"},
+    "uniform": {"window_size": 7, "window": "uniform", "sample_covariance": True},
+    "sigmas": {"window_size": 5, "sigma": (0.7, 2.0), "sample_covariance": True},
+}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_windows_by_axis(tiles, windows, padding):
+    tiles(*(MAPS if windows in ("tall", "column") else FUSED))
+    compare(ssim, pair(1, 2, 11, 37), padding=padding, **WINDOWS[windows])
+
+
+@pytest.mark.parametrize("windows", ["tall", "wide"])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_values_of_windows_by_axis(tiles, windows, padding):
+    tiles(16, 4, True)
+    options = {"padding": padding, **WINDOWS[windows]}
+    compare(ssim, pair(2, 1, 9, 70), (), **options)
+    compare(loss_of(L1SSIMLoss), pair(2, 1, 9, 70), (), **options)
+
+
+@pytest.mark.parametrize("wanted", [(), (1,)])
+@pytest.mark.parametrize("windows", ["tall", "wide"])
+def test_levels_of_windows_by_axis(tiles, windows, wanted):
+    tiles(*FUSED)
+    options = {"weights": (0.2, 0.3, 0.5), "padding": "zeros", **WINDOWS[windows]}
+    compare(ms_ssim, pair(2, 1, 27, 37), wanted, mask=torch.rand(27, 37), **options)
+    del options["padding"]
+    compare(loss_of(L1MSSSIMLoss), pair(1, 1, 28, 40), wanted, **options)
+
+
+@pytest.mark.parametrize("size", [(3, 7), (7, 3)])
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_what_is_not_finite_stays_in_its_windows(tiles, scheme, size):
+    tiles(*scheme)
+    x, y = pair(1, 1, 20, 41)
+    x[..., 10, 20] = float("nan")
+    _, gradient = step(ssim, (x, y), (0,), "triton", window_size=size)
+    rows, columns = gradient[0, 0].isnan().nonzero(as_tuple=True)
+    for at, centre, taps in ((rows, 10, size[0]), (columns, 20, size[1])):
+        assert (at.min(), at.max()) == (centre - taps + 1, centre + taps - 1)

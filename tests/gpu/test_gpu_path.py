@@ -34,7 +34,13 @@ from perceptual_losses import (
 )
 from perceptual_losses._ssim import autograd, plans, reference
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Auxiliary, Layout, layout_of
-from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
+from perceptual_losses._ssim.definition import (
+    Definition,
+    Request,
+    gaussian,
+    plane_gradient,
+    uniform,
+)
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import level as gpu_level
@@ -984,7 +990,7 @@ def test_what_is_refused_in_the_interpreter():
 )
 def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     window = gaussian(taps, sigma)
-    across, down, root = gpu_level._passes(window)
+    across, down, root = gpu_level._passes(window, window)
     arrays = [np.array((*half, *half[-2::-1])) for half in (across, down)]
     assert all((array == np.float32(array)).all() for array in (*arrays, root))
     # Of three taps there are few roundings to choose from.
@@ -994,6 +1000,32 @@ def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     # A tap that is next to nothing stays that, under a pixel of 1e30 too.
     exact = np.array(window) / max(window)
     np.testing.assert_allclose(arrays[0], exact, rtol=1e-3, atol=1e-37)
+
+
+@hypothesis.given(
+    windows=st.tuples(
+        *[
+            st.one_of(
+                st.integers(0, 16).map(lambda radius: uniform(2 * radius + 1)),
+                st.builds(
+                    lambda radius, sigma: gaussian(2 * radius + 1, sigma),
+                    st.integers(0, 16),
+                    st.floats(0.3, 1e9),
+                ),
+            )
+        ]
+        * 2
+    )
+)
+def test_taps_by_axis_have_a_sum_of_one(windows):
+    across, down, root = gpu_level._passes(*windows)
+    arrays = [np.array((*half, *half[-2::-1])) for half in (down, across)]
+    assert all((array == np.float32(array)).all() for array in (*arrays, root))
+    passed = root * root * np.outer(*arrays)
+    # Where three taps are all there are, few roundings can be chosen.
+    few = max(map(len, windows)) == 3
+    assert abs(passed.sum() - 1) < (6e-8 if few else 3e-8)
+    assert np.abs(passed - np.outer(*windows)).max() < 2e-7
 
 
 @pytest.mark.parametrize(
@@ -1013,7 +1045,8 @@ def test_what_is_loaded_at_once(image, dense):
 
 def planned(shapes, gradients, taps=11, padding="valid", multiprocessors=132, **others):
     machine = gpu_tiles.Machine("sm_90", multiprocessors)
-    work = gpu_tiles.Workload(tuple(map(tuple, shapes)), taps, padding, gradients, **others)
+    shapes = tuple(map(tuple, shapes))
+    work = gpu_tiles.Workload(shapes, (taps, taps), padding, gradients, **others)
     return gpu_tiles.plan_level(work, machine)
 
 

@@ -31,8 +31,6 @@ def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) ->
     sizes = [len(window) for window in request.definition.windows]
     if max(sizes) > LARGEST_WINDOW:
         return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"
-    if len(set(request.definition.windows)) > 1:
-        return "its windows are square"
     if auxiliary.ranges or auxiliary.valid or request.reduction == "map":
         return "it has no ranges of images, valid pixels and maps"
     return None

@@ -90,13 +90,19 @@ class Level(NamedTuple):
         return all(image.dense for image in (*self.images, *self.gradients))
 
 
+def window_size(settings: Definition) -> tuple[int, int]:
+    """The rows and the columns of a window."""
+    down, across = map(len, settings.windows)
+    return down, across
+
+
 def _variant(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine, **others: Any
 ) -> Any:
     """The case that a kernel of a level is compiled for."""
     kernels = load_kernels()
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    taps, tile = len(settings.windows[0]), cover.tile
+    (down, across), tile = window_size(settings), cover.tile
     return kernels.Variant.of(
         LANES=tile.lanes,
         COLUMNS=tile.columns,
@@ -104,8 +110,9 @@ def _variant(
         STORE_AFTER_READ=others.get("store_after_read", tile.store_after_read),
         ALIGNED_WIDTH=cover.aligned_width,
         DENSE=level.dense,
-        TAPS=taps,
-        PITCH=cover.pitch(taps),
+        DOWN=down,
+        ACROSS=across,
+        PITCH=cover.pitch(across),
         PADDING=codes[settings.padding].value,
         GRADIENTS=plan.gradients,
         WEIGHTED=level.weight is not None,
@@ -122,8 +129,8 @@ def _variant(
 def _parts(level: Level, settings: Definition) -> tuple[Any, Any]:
     """The window and the constants of the formulas, as kernels take them."""
     kernels = load_kernels()
-    (window, *_), low, length, c1, c2, _, _ = settings
-    across, down, root = _passes(window)
+    windows, low, length, c1, c2, _, _ = settings
+    across, down, root = _passes(*windows)
     c1 = math.inf if level.contrast_only else c1
     return kernels.Window(across, down), kernels.Constants(root, low, length, c1, c2)
 
@@ -147,9 +154,8 @@ def _fused(
     x, y, weight, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     window, constants = _parts(level, settings)
-    programs, taps = cover.programs(n * c), len(settings.windows[0])
-    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, level, size)
+    programs = cover.programs(n * c)
+    memory, allocated = _scratch(machine, level, programs, plan, settings)
     abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
     mixed = level.abs_difference_scale is not None
     return Launch(
@@ -171,7 +177,7 @@ def coarse_levels_launch(
     """The launch that does the same for all levels but the finest."""
     first = levels[0].images[0]
     covers = [plan.first for plan in plans]
-    cover, taps = covers[0], len(settings.windows[0])
+    cover = covers[0]
     n, c, height, width = first.shape
     window, constants = _parts(levels[-1], settings)
     images = list(zip(*(level.arguments for level in levels), strict=True))
@@ -180,8 +186,7 @@ def coarse_levels_launch(
     )
     programs = sum(cover.programs(n * c) for cover in covers)
     rows = max(cover.rows for cover in covers)
-    size = programs * plans[0].scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, levels[0], size)
+    memory, allocated = _scratch(machine, levels[0], programs, plans[0], settings)
     return Launch(
         *(load_kernels().coarse_levels_kernel, programs, cover.tile.program_warps),
         *(x, y, weight, x_gradient, y_gradient, memory, levels[0].sums),
@@ -200,16 +205,15 @@ def _value(
 ) -> Launch:
     x, y, weight, _, _ = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
-    planes, taps = n * c, len(settings.windows[0])
+    planes, (down, _) = n * c, window_size(settings)
     window, constants = _parts(level, settings)
     programs = cover.programs(planes)
-    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, level, size)
+    memory, allocated = _scratch(machine, level, programs, plan, settings)
     frees = tuple(allocation.name for allocation in allocated)
     abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
-    top, maps = (0 if settings.padding == "valid" else -(taps // 2)), x.address
+    top, maps = (0 if settings.padding == "valid" else -(down // 2)), x.address
     if plan.gradients:
-        top = 1 - taps
+        top = 1 - down
         maps = Buffer(f"maps{level.number}")
         allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * plan.pitch,)))
     return Launch(
@@ -246,38 +250,64 @@ def _in_kernel(image: Image) -> Any:
     return load_kernels().Image(image.address, image.strides)
 
 
-def _passes(window: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+def _passes(
+    down: tuple[float, ...], across: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """The first half of the taps for the pass along rows and for that along columns, each in units
     of the tap with which a kernel then need not multiply, and the root of both units' product.
 
     In float32 and yet with a sum of 1: a variance is a difference of two terms, which grow with the
     window's sum and with its square.
     """
-    half = window[: len(window) // 2 + 1]
-    centre, edge = half[-1], half[0]
-    # A one that is an integer is compiled in.
-    across = [tap / centre for tap in half[:-1]]
-    down, root = (*map(_rounded, across), 1), _rounded(centre)
-    if edge >= 2**-40 * centre:
-        down = (1, *(_rounded(tap / edge) for tap in half[1:]))
-        root = _rounded(math.sqrt(centre * edge))
-    lost = 0.5 * (1 / (root * root * (2 * sum(down[:-1]) + down[-1])) - 1) - sum(across)
+    (*of_rows, centre_across), (*of_columns, centre_down) = (
+        window[: len(window) // 2 + 1] for window in (across, down)
+    )
+    taps_across = [tap / centre_across for tap in of_rows]
+    edge = of_columns[0] if of_columns else 0.0
+    # A one that is an integer is compiled in, at the edge unless other taps would be too large.
+    first = edge >= 2**-40 * centre_down
+    unit = edge if first else centre_down
+    taps_down = [tap / unit for tap in (*of_columns[first:], *[centre_down] * first)]
+    root = _rounded(math.sqrt(centre_across * unit))
+    total = 1 / (root * root)
+    if taps_across:
+        taps_down = [*map(_rounded, taps_down)]
+        sums = 2 * sum(taps_down) + (2 * first - taps_down[-1] if first else 1)
+        taps_across = _compensated(taps_across, 0.5 * (total / sums - 1))
+    elif first:
+        # The centre counts once, as half of it does twice.
+        halves = [*taps_down[:-1], 0.5 * taps_down[-1]]
+        *edges, half = _compensated(halves, 0.5 * total - 1)
+        taps_down = [*edges, 2 * half]
+    else:
+        taps_down = _compensated(taps_down, 0.5 * (total - 1))
+    taps_down.insert(0 if first else len(taps_down), 1)
+    return (*taps_across, 1), tuple(taps_down), root
+
+
+def _compensated(taps: list[float], total: float) -> list[float]:
+    """The taps in float32, with this sum."""
+    lost = total - sum(taps)
+    rounded = list(taps)
     # Large taps first, whose roundings smaller ones make up for, unless they are much smaller.
-    for k in reversed(range(len(across))):
-        exact = across[k] + (lost if abs(lost) < 2**-10 * across[k] else 0)
-        across[k] = _rounded(exact)
-        lost = exact - across[k]
-    return (*across, 1), down, root
+    for k in reversed(range(len(taps))):
+        exact = taps[k] + (lost if abs(lost) < 2**-10 * taps[k] else 0)
+        rounded[k] = _rounded(exact)
+        lost = exact - rounded[k]
+    return rounded
 
 
 def _rounded(value: float) -> float:
     return float(np.float32(value))
 
 
-def _scratch(machine: Machine, level: Level, size: int) -> tuple[Buffer, list[Allocation]]:
-    """Scratch memory of so many values, where programs have no shared memory."""
+def _scratch(
+    machine: Machine, level: Level, programs: int, plan: Plan, settings: Definition
+) -> tuple[Buffer, list[Allocation]]:
+    """Scratch memory of so many programs, where they have no shared memory."""
     if machine.shared:
         # An address that is no other case for the compiler.
         return level.images[0].address, []
-    name = f"scratch{level.number}"
+    name, (down, across) = f"scratch{level.number}", window_size(settings)
+    size = programs * plan.scratch_rows(down) * plan.first.pitch(across)
     return Buffer(name), [Allocation(name, (size,))]

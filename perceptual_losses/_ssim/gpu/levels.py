@@ -11,7 +11,14 @@ from ..backend import Layout, gradient_memory
 from ..definition import FLOOR, Request, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
-from .level import Level, Total, coarse_levels_launch, level_launches, load_kernels
+from .level import (
+    Level,
+    Total,
+    coarse_levels_launch,
+    level_launches,
+    load_kernels,
+    window_size,
+)
 from .tiles import Machine, Plan, Workload, ceil_div, plan_level
 
 # Rows and columns of a program that adds up levels, and of one that halves: from each halving of
@@ -75,9 +82,9 @@ def _plan_levels(
     machine: Machine, shapes: tuple[tuple[int, ...], ...], weighted: bool, request: Request
 ) -> list[Plan]:
     per_level = _is_combined(request) or request.reduction == "levels"
+    window = window_size(request.definition)
     padding = request.definition.padding
-    taps = len(request.definition.windows[0])
-    work = Workload(shapes, taps, padding, request.gradients, weighted=weighted)
+    work = Workload(shapes, window, padding, request.gradients, weighted=weighted)
     plans: list[Plan] = []
     for j in range(request.levels):
         # One launch adds up the sums of all levels, or none does.
@@ -126,9 +133,11 @@ class _Sums(NamedTuple):
         n, c, *sides = shapes[0]
         distance = request.mix is not None
         per_level = _is_combined(request) or request.reduction == "levels"
-        window, padding = request.definition.windows[0], request.definition.padding
-        lost = len(window) - 1 if padding == "valid" else 0
-        totals = [1.0 if weighted else float((h - lost) * (w - lost)) for *_, h, w in shapes]
+        down, across = window_size(request.definition)
+        if request.definition.padding != "valid":
+            down, across = 1, 1
+        sizes = [(h - down + 1) * (w - across + 1) for *_, h, w in shapes]
+        totals = [1.0 if weighted else float(size) for size in sizes]
         pixels = float(math.prod(sides))
         counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
         return cls(

@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from .arguments import SYMMETRIC, Image
+from .arguments import SYMMETRIC, VALID, Image
 
 
 @triton.jit
@@ -89,8 +89,14 @@ def tile_columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
     that its windows cover.
     """
     own = tl.arange(0, K.LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    halo = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.TAPS - 1, 2)))
+    halo = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.ACROSS - 1, 2)))
     return left + own, left + halo
+
+
+@triton.constexpr_function
+def map_begin(taps, padding):
+    """Pixels before an image under the first window of its map that has so many taps."""
+    return 0 if padding == VALID.value else taps // 2
 
 
 @triton.jit

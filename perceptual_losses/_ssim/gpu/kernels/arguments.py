@@ -102,7 +102,8 @@ class Variant(NamedTuple):
             read, else before.
         ALIGNED_WIDTH: whether the width is a multiple of ``COLUMNS``.
         DENSE: whether a thread's columns are one aligned access.
-        TAPS: taps of the window.
+        DOWN: rows of the window.
+        ACROSS: columns of the window.
         PITCH: values from one row of scratch memory to the next.
         PADDING: `VALID`, `ZEROS` or `SYMMETRIC`.
         GRADIENTS: 0 for none, 1 for the gradient to the first image, 2 for those to both.
@@ -121,7 +122,8 @@ class Variant(NamedTuple):
     STORE_AFTER_READ: bool
     ALIGNED_WIDTH: bool
     DENSE: bool
-    TAPS: int
+    DOWN: int
+    ACROSS: int
     PITCH: int
     PADDING: int
     GRADIENTS: int

@@ -44,19 +44,19 @@ def contrasts(a, b, root, offsets, MIXED: tl.constexpr):
 
 @triton.jit
 def add_row(sums, values, window, K: tl.constexpr):
-    """Adds a row to the sums in flight: ``TAPS`` of each column, the first of them complete then.
+    """Adds a row to the sums in flight: ``DOWN`` of each column, the first of them complete then.
 
     The sums move up by one with each row: a multiply-add has its own destination, so that moving
     costs next to nothing, and the loop over the rows needs no copies of its body.
     """
     moved = ()
     for e in tl.static_range(K.COLUMNS):
-        row = window.across[K.TAPS // 2] * values[e + K.TAPS // 2]
-        for k in tl.static_range(K.TAPS // 2):
-            row += window.across[k] * (values[e + k] + values[e + K.TAPS - 1 - k])
-        for k in tl.static_range(K.TAPS - 1):
-            tap = window.down[min(k, K.TAPS - 1 - k)]
-            moved = moved + (sums[e * K.TAPS + k + 1] + tap * row,)
+        row = window.across[K.ACROSS // 2] * values[e + K.ACROSS // 2]
+        for k in tl.static_range(K.ACROSS // 2):
+            row += window.across[k] * (values[e + k] + values[e + K.ACROSS - 1 - k])
+        for k in tl.static_range(K.DOWN - 1):
+            tap = window.down[min(k, K.DOWN - 1 - k)]
+            moved = moved + (sums[e * K.DOWN + k + 1] + tap * row,)
         moved = moved + (window.down[0] * row,)
     return moved
 
@@ -74,7 +74,7 @@ def add_moments(sums, row, first, window, K: tl.constexpr):
     """Adds a row of pixels from scratch memory to the sums of d, d^2, t and t^2."""
     updated = ()
     for k in tl.static_range(2):
-        values = scratch.read(row, k * K.PITCH, first, K.TAPS, K)
+        values = scratch.read(row, k * K.PITCH, first, K.ACROSS, K)
         updated = updated + (
             add_row(sums[2 * k], values, window, K),
             add_row(sums[2 * k + 1], _squares(values), window, K),
@@ -163,8 +163,8 @@ def row_of_map(region, moments, deficits, counted, row, left, K: tl.constexpr):
     sums, all_m, all_v_d, all_v_t, all_m_d = (), (), (), (), ()
     for e in tl.static_range(K.COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
-            *(region, moments[0][e * K.TAPS], moments[2][e * K.TAPS]),
-            *(moments[1][e * K.TAPS], moments[3][e * K.TAPS], row, left + first + e, K),
+            *(region, moments[0][e * K.DOWN], moments[2][e * K.DOWN]),
+            *(moments[1][e * K.DOWN], moments[3][e * K.DOWN], row, left + first + e, K),
         )
         inside = counted & (row >= 0) & (row < region.map_size[0])
         sums = sums + (tl.where(inside, deficits[e] + deficit, deficits[e]),)
@@ -188,10 +188,10 @@ def gradients_of(d, t, filtered, equal, gradient_scale, abs_difference_scale, K:
     """
     x_gradient, y_gradient = (), ()
     for e in tl.static_range(K.COLUMNS):
-        common = filtered[0][e * K.TAPS] + t[e] * filtered[2][e * K.TAPS]
-        opposed = d[e] * filtered[1][e * K.TAPS]
+        common = filtered[0][e * K.DOWN] + t[e] * filtered[2][e * K.DOWN]
+        opposed = d[e] * filtered[1][e * K.DOWN]
         if K.GRADIENTS == 2:
-            opposed += filtered[3][e * K.TAPS]
+            opposed += filtered[3][e * K.DOWN]
         to_x = 4 * gradient_scale * (common + opposed)
         to_y = 4 * gradient_scale * (common - opposed)
         if K.MIXED:

@@ -3,16 +3,16 @@
 A program owns a strip of columns and a band of rows of one plane, a thread ``COLUMNS`` neighbouring
 columns of the strip. Windows share their pixels: each is loaded and combined once and goes through
 a row of scratch memory. From there come the horizontal sums under the window, which are added to
-the ``TAPS`` rows of the map that are in flight in registers; the first of these is then complete
+the ``DOWN`` rows of the map that are in flight in registers; the first of these is then complete
 and becomes S and its derivatives. Those go through the same memory and come back as horizontal sums
-for the ``TAPS`` rows of the gradient in flight. Nothing of the size of an image is kept.
+for the ``DOWN`` rows of the gradient in flight. Nothing of the size of an image is kept.
 
 While a row of scratch memory is read, the next row of pixels and the derivatives are written to
 others, so that one barrier a row is enough. Rows of pixels stay there until the gradient is
 complete where they are. Pixels are loaded into registers a row before that.
 
 A position of the map is named by the first row and column of pixels under its window. In the
-gradient of a pixel meet the positions up to ``TAPS - 1`` before it: so the filter with the window
+gradient of a pixel meet the positions up to a window before it: so the filter with the window
 is its own transpose. For symmetric padding too, if the map is mirrored as the pixels are, which it
 is by itself where mirrored pixels are loaded.
 """
@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, tile_of, weights_of, width_hint
-from .arguments import VALID, Region, Window
+from .addresses import map_begin, plane_of, tile_of, weights_of, width_hint
+from .arguments import Region, Window
 from .formulas import add_moments, add_row, gradients_of, row_of_map
 from .pixels import advance, first_row, local_offsets, store_columns
 
@@ -71,8 +71,10 @@ def fused_kernel(
     those of each pixel's |x - y| too, ``abs_difference_scale`` times.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
-    HALO: tl.constexpr = K.TAPS - 1
-    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    ABOVE: tl.constexpr = K.DOWN - 1
+    HALO: tl.constexpr = K.ACROSS - 1
+    MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
     OWN: tl.constexpr = K.LANES * K.COLUMNS - HALO
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     size = height, width_hint(width, K)
@@ -87,11 +89,11 @@ def fused_kernel(
     # Rows of pixels, one after the other until the gradient is complete there, and then two of
     # derivatives.
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH
-    DERIVATIVES: tl.constexpr = (K.TAPS + 2) * PIXEL_ROW
+    DERIVATIVES: tl.constexpr = (K.DOWN + 2) * PIXEL_ROW
     DERIVATIVE_ROW: tl.constexpr = MAPS * K.PITCH
     memory = scratch.allocate(memory, DERIVATIVES + 2 * DERIVATIVE_ROW, K.SHARED)
     UNIT: tl.constexpr = 4 if K.SHARED else 1
-    map_size = size[0] + 2 * MAP_OFFSET - HALO, size[1] + 2 * MAP_OFFSET - HALO
+    map_size = size[0] + 2 * MAP_TOP - ABOVE, size[1] + 2 * MAP_LEFT - HALO
     window = Window(across, down)
     columns = tl.minimum(OWN, size[1] - left)
     offsets = local_offsets(x, y, top, left, bottom - top, columns, constants)
@@ -99,19 +101,19 @@ def fused_kernel(
 
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
+    none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
     deficits = (sums.zeros(K),) * COLUMNS
     abs_differences = (sums.zeros(K),) * COLUMNS
     # Before the first row the memory holds anything. That only gets into rows of the map before
     # the first that has a use.
-    pixels = first_row(region, top - HALO, left - HALO, K)
+    pixels = first_row(region, top - ABOVE, left - HALO, K)
     current, newest = 0, UNIT * PIXEL_ROW
-    for ahead in range(K.TAPS):
+    for ahead in range(K.DOWN):
         tl.debug_barrier()
         abs_differences, pixels = advance(
-            *(region, pixels, abs_differences, memory + newest, top - HALO + ahead, left - HALO),
+            *(region, pixels, abs_differences, memory + newest, top - ABOVE + ahead, left - HALO),
             *(own, K),
         )
         moments = add_moments(moments, memory + current, first, window, K)
@@ -119,13 +121,13 @@ def fused_kernel(
     row = top
     slot = 0
     # The row of the gradient that is complete is one behind that of the map.
-    behind = (top - HALO - 2).to(tl.int64)
+    behind = (top - ABOVE - 2).to(tl.int64)
     x_gradient_row = x_gradient.address + behind * x_gradient.strides[2]
     y_gradient_row = y_gradient.address + behind * y_gradient.strides[2]
     owned = (local < OWN) & (left + local < size[1])
-    while row <= bottom + HALO:
+    while row <= bottom + ABOVE:
         for _ in tl.static_range(K.ROWS_PER_ITERATION):
-            here = row - HALO
+            here = row - ABOVE
             tl.debug_barrier()
             # The row of the gradient's pixels, and the next row's newest.
             is_last = newest == UNIT * (DERIVATIVES - PIXEL_ROW)
@@ -138,7 +140,7 @@ def fused_kernel(
                 )
             updated = ()
             for k in tl.static_range(MAPS):
-                values = scratch.read(memory + slot, DERIVATIVES + k * K.PITCH, first, K.TAPS, K)
+                values = scratch.read(memory + slot, DERIVATIVES + k * K.PITCH, first, K.ACROSS, K)
                 updated = updated + (add_row(filtered[k], values, window, K),)
             filtered = updated
             if K.STORE_AFTER_READ:
@@ -163,7 +165,7 @@ def fused_kernel(
             counted = ((here >= top) | (band == 0)) & (here < bottom)
             deficits, maps = row_of_map(
                 *(region, moments, deficits, counted),
-                *(here + MAP_OFFSET, left - HALO + MAP_OFFSET, K),
+                *(here + MAP_TOP, left - HALO + MAP_LEFT, K),
             )
             for k in tl.static_range(MAPS):
                 scratch.write(memory + other_slot, DERIVATIVES + k * K.PITCH, maps[k], first, K)
@@ -172,7 +174,7 @@ def fused_kernel(
             row += 1
     place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
     # Others are a neighbour's, or beside the map.
-    column = left - HALO + MAP_OFFSET
+    column = left - HALO + MAP_LEFT
     first_column = tl.maximum(tl.where(strip == 0, 0, HALO), -column)
     deficits = sums.select_columns(deficits, first, first_column, map_size[1] - column)
     sums.store_sum(deficits, tile_sums + place, None, weight_total, True)

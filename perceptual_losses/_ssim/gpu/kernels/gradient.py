@@ -35,7 +35,7 @@ def gradient_kernel(
 ):
     """The gradients of a tile from the maps that `value_kernel` wrote."""
     COLUMNS: tl.constexpr = K.COLUMNS
-    HALO: tl.constexpr = K.TAPS - 1
+    ABOVE: tl.constexpr = K.DOWN - 1
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     width = width_hint(width, K)
     window = Window(across, down)
@@ -49,12 +49,12 @@ def gradient_kernel(
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    map_size = (height + HALO).to(tl.int64) * maps.pitch
-    none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
+    map_size = (height + ABOVE).to(tl.int64) * maps.pitch
+    none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     filtered = (none,) * MAPS
     # One loop, as in `value_kernel`.
-    row = top - HALO
-    map_row = maps.address + plane * MAPS * map_size + (row + HALO).to(tl.int64) * maps.pitch
+    row = top - ABOVE
+    map_row = maps.address + plane * MAPS * map_size + (row + ABOVE).to(tl.int64) * maps.pitch
     x_row = x.address + row.to(tl.int64) * x.strides[2]
     y_row = y.address + row.to(tl.int64) * y.strides[2]
     x_gradient_row = x_gradient.address + row.to(tl.int64) * x_gradient.strides[2]
@@ -64,7 +64,7 @@ def gradient_kernel(
             updated = ()
             for k in tl.static_range(MAPS):
                 windows = scratch.window_addresses(map_row + k * map_size, first, K)
-                values = scratch.read_memory(windows, K.TAPS, K)
+                values = scratch.read_memory(windows, K.ACROSS, K)
                 updated = updated + (add_row(filtered[k], values, window, K),)
             filtered = updated
             inside = (row >= top) & (row < bottom) & (column < width)

@@ -8,8 +8,8 @@ launch.
 import triton
 import triton.language as tl
 
-from .addresses import plane_of, tile_of
-from .arguments import COLUMNS_PER_ACCESS, VALID, Constants, Image, Maps
+from .addresses import map_begin, plane_of, tile_of
+from .arguments import COLUMNS_PER_ACCESS, Constants, Image, Maps
 from .fused import fused_kernel
 from .value import columns_before, value_kernel
 
@@ -75,17 +75,18 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
 
 
 @triton.jit
-def _programs_of(planes, rows, height, width, MAP_OFFSET: tl.constexpr, K: tl.constexpr):
+def _programs_of(planes, rows, height, width, K: tl.constexpr):
     """Strips of a level, their rows, the rows of a program, and the number of programs."""
-    HALO: tl.constexpr = K.TAPS - 1
+    HALO: tl.constexpr = K.ACROSS - 1
     if K.GRADIENTS > 0:
         strips = tl.cdiv(width, K.LANES * K.COLUMNS - HALO)
         programs = planes * strips * tl.cdiv(height, rows)
     else:
         # Columns of the map, and those that `value_kernel` has before it.
-        BEFORE: tl.constexpr = columns_before(MAP_OFFSET, K.COLUMNS)
-        strips = tl.cdiv(width + MAP_OFFSET - HALO + BEFORE, K.LANES * K.COLUMNS)
-        height += 2 * MAP_OFFSET - HALO
+        MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
+        BEFORE: tl.constexpr = columns_before(MAP_LEFT, K.COLUMNS)
+        strips = tl.cdiv(width + MAP_LEFT - HALO + BEFORE, K.LANES * K.COLUMNS)
+        height += 2 * map_begin(K.DOWN, K.PADDING) - (K.DOWN - 1)
         rows = tl.minimum(rows, height)
         programs = tl.cdiv(planes * strips * height, rows)
     return strips, height, rows, programs
@@ -125,7 +126,7 @@ def coarse_levels_kernel(
     contrast-structure factor. A level's programs follow from its size: numbers of them in a tuple,
     which are integers, would be cases for the compiler.
     """
-    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
     program = tl.program_id(0)
     x, y, weight = x_levels[0], y_levels[0], weights[0]
     x_gradient, y_gradient = x_gradients[0], y_gradients[0]
@@ -133,7 +134,7 @@ def coarse_levels_kernel(
     strides_of_weight = weight_strides[0]
     first_program, level = 0, 0
     level_height, level_width = height, width
-    end = _programs_of(planes, rows, level_height, level_width, MAP_OFFSET, K)[3]
+    end = _programs_of(planes, rows, level_height, level_width, K)[3]
     for j in tl.static_range(1, len(x_levels)):
         coarser = program >= end
         level_height, level_width = (level_height + 1) // 2, (level_width + 1) // 2
@@ -153,7 +154,7 @@ def coarse_levels_kernel(
                 stride = tl.where(coarser, weight_strides[j][k], strides_of_weight[k])
                 strides = strides + (stride,)
             strides_of_weight = strides
-        end += _programs_of(planes, rows, level_height, level_width, MAP_OFFSET, K)[3]
+        end += _programs_of(planes, rows, level_height, level_width, K)[3]
     pitch = (width + 15) // 16 * 16
     plane = height.to(tl.int64) * pitch
     strides = channels * plane, plane, pitch, 1
@@ -163,7 +164,7 @@ def coarse_levels_kernel(
     c1 = tl.where(level + 1 == len(x_levels), constants.c1, float("inf"))
     constants = Constants(constants.root, constants.low, constants.length, c1, constants.c2)
     place = tile_sums + tl.cast(level, tl.int64) * planes * sums_stride
-    strips, strip_height, rows, _ = _programs_of(planes, rows, height, width, MAP_OFFSET, K)
+    strips, strip_height, rows, _ = _programs_of(planes, rows, height, width, K)
     parts = tl.cdiv(strip_height, rows)
     if K.GRADIENTS > 0:
         fused_kernel(
@@ -177,6 +178,6 @@ def coarse_levels_kernel(
         value_kernel(
             *(x, y, weight, Maps(x.address, 0), memory, place, place, place, place, sums_stride),
             *(weight_total, first_program, strips, parts, rows, planes * strips * strip_height),
-            *(-MAP_OFFSET, strip_height - MAP_OFFSET, channels, height, width),
+            *(-MAP_TOP, strip_height - MAP_TOP, channels, height, width),
             *(across, down, constants, (), K),
         )
