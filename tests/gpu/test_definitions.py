@@ -9,6 +9,7 @@ from perceptual_losses import (
     L1MSSSIMLoss,
     L1SSIMLoss,
     MSSSIMLoss,
+    SSIMLoss,
     _evaluator,
     ms_ssim,
     ssim,
@@ -169,3 +170,47 @@ def test_what_is_not_finite_stays_in_its_windows(tiles, scheme, size):
     rows, columns = gradient[0, 0].isnan().nonzero(as_tuple=True)
     for at, centre, taps in ((rows, 10, size[0]), (columns, 20, size[1])):
         assert (at.min(), at.max()) == (centre - taps + 1, centre + taps - 1)
+
+
+# Ranges of images
+
+
+def of_ranges(shape, ranges):
+    """Images in these ranges, and the ranges as a tensor."""
+    ranges = torch.tensor(ranges)
+    return [image * ranges.reshape(-1, 1, 1, 1) for image in pair(*shape)], ranges
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss, MSSSIMLoss, L1MSSSIMLoss])
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_ranges_of_images(tiles, scheme, loss, padding):
+    tiles(*scheme)
+    images, ranges = of_ranges((3, 2, 7, 20), [1.0, 255.0, 0.01])
+    options = {"window_size": 3, "padding": padding, "reduction": "none"}
+    if loss in (MSSSIMLoss, L1MSSSIMLoss):
+        options["weights"] = (0.4, 0.6)
+    _, of_x, of_y = step_of_loss(loss, images, (0, 1), "triton", ranges, **options)
+    exact = [image.double() for image in images]
+    _, exact_x, exact_y = step_of_loss(loss, exact, (0, 1), "reference", ranges, **options)
+    # Each image by itself: the gradients of small ranges are large.
+    for got, true in ((of_x, exact_x), (of_y, exact_y)):
+        assert ((got - true).flatten(1).norm(dim=1) < 3e-6 * true.flatten(1).norm(dim=1)).all()
+
+
+def step_of_loss(loss, images, wanted, backend, ranges, **options):
+    """`step` of a loss whose images have ranges of their own."""
+
+    def function(x, y, *, backend):
+        return loss(backend=backend, **options)(x, y, data_range=ranges)
+
+    return step(function, images, wanted, backend)
+
+
+@pytest.mark.parametrize("wanted", [(), (0,)])
+def test_ranges_with_a_mask(tiles, wanted):
+    tiles(*FUSED)
+    images, ranges = of_ranges((2, 1, 10, 21), [2.0, 0.5])
+    options = {"data_range": ranges, "mask": torch.rand(2, 1, 10, 21), **TWO_LEVELS}
+    compare(ms_ssim, images, wanted, **options)
+    compare(ssim, images, wanted, window_size=3, data_range=ranges, padding="symmetric")

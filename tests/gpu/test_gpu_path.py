@@ -179,6 +179,7 @@ def accumulate(gradients, grad, derivatives, images, premultiplied_by):
     layouts = [tuple(map(layout_of, some)) for some in (gradients, [grad], images)]
     launch = gpu_levels.backward_launch(
         *(gpu.machine_of(grad.device), layouts[0], layouts[1][0], layouts[2]),
+        ranged=False,
         combined=bool(derivatives),
         premultiplied_by=premultiplied_by,
     )
@@ -920,7 +921,7 @@ def test_a_lasting_zero_that_cannot_be_allocated(monkeypatch):
 def test_halves_are_gone_where_the_gradients_are_large_in_the_interpreter(tiles):
     tiles(16, 1, 16)
     x = torch.rand(1, 1, 40, 40)
-    images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 4, 1)
+    images, request = (layout_of(x), layout_of(x), NO_AUXILIARY), request_of(settings(), 4, 1)
     held, seen = set(), set()
     for launch in gpu_levels.forward_launches(gpu.machine_of(x.device), x.device, *images, request):
         allocated = [allocation.name for allocation in launch.allocations]
@@ -940,7 +941,7 @@ def test_maps_are_gone_after_their_gradients_in_the_interpreter(tiles):
     """Those of each level, before the next one's are there."""
     tiles(16, 1, 16, fused=False)
     x = torch.rand(1, 1, 20, 20)
-    images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 3, 2)
+    images, request = (layout_of(x), layout_of(x), NO_AUXILIARY), request_of(settings(), 3, 2)
     held, most = set(), 0
     launches = gpu_levels.forward_launches(gpu.machine_of(x.device), x.device, *images, request)
     for launch in launches:
@@ -1197,7 +1198,7 @@ def test_maps_fit_their_memory(shape, width, taps, multiprocessors, padding, gra
     x, request = Layout(torch.float32, shape, (1,) * 4, True), request_of(settings(taps, padding))
     request = request._replace(gradients=gradients)
     device = torch.device("meta")
-    value, gradient, *_ = gpu_levels.forward_launches(machine, device, x, x, (), request)
+    value, gradient, *_ = gpu_levels.forward_launches(machine, device, x, x, NO_AUXILIARY, request)
     (maps,) = (allocation for allocation in value.allocations if allocation.name == "maps0")
     assert maps.shape == (planes * plan.maps * plan.value.height * plan.pitch,)
     assert (value.programs, gradient.programs) == (

@@ -39,13 +39,30 @@ class Total(NamedTuple):
     arrived: Buffer
 
 
+class Beside(NamedTuple):
+    """The places of the tensors beside a level's images, or ``None``.
+
+    Attributes:
+        ranges: ranges of the images.
+        weight: weights of the map's values.
+    """
+
+    ranges: Buffer | None
+    weight: Image | None
+
+    @property
+    def images(self) -> tuple[Image | None, ...]:
+        """All but the ranges."""
+        return (self.weight,)
+
+
 class Level(NamedTuple):
     """The computation of a level, and the places of all that it reads and writes.
 
     Attributes:
         number: number of the level.
         images: both images.
-        weight: weights of the map's values, or ``None``.
+        beside: the tensors beside the images.
         gradients: as many gradients as are requested.
         sums: the place of the first program's sum.
         abs_difference_sums: the place of the first sum of |x - y|, or ``None``.
@@ -62,7 +79,7 @@ class Level(NamedTuple):
 
     number: int
     images: list[Image]
-    weight: Image | None
+    beside: Beside
     gradients: list[Image]
     sums: Buffer
     abs_difference_sums: Buffer | None
@@ -76,13 +93,13 @@ class Level(NamedTuple):
     frees: tuple[str, ...]
 
     @property
-    def arguments(self) -> tuple[Image, Image, Image, Image, Image]:
-        """Both images, the weights and both gradients; where there are none, arguments that are no
-        other case for the compiler.
+    def arguments(self) -> tuple[Image, Image, Image, Image]:
+        """Both images and both gradients; where there are none, arguments that are no other case
+        for the compiler.
         """
         x, y = self.images
         gradients = self.gradients or [x]
-        return x, y, self.weight or x._replace(strides=(0,) * 4), gradients[0], gradients[-1]
+        return x, y, gradients[0], gradients[-1]
 
     @property
     def dense(self) -> bool:
@@ -115,7 +132,8 @@ def _variant(
         PITCH=cover.pitch(across),
         PADDING=codes[settings.padding].value,
         GRADIENTS=plan.gradients,
-        WEIGHTED=level.weight is not None,
+        WEIGHTED=level.beside.weight is not None,
+        RANGED=level.beside.ranges is not None,
         ABS_DIFFERENCE=level.abs_difference_sums is not None,
         MIXED=others.get("mixed", False),
         SHARED=machine.shared,
@@ -151,7 +169,7 @@ def level_launches(
 def _fused(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, weight, x_gradient, y_gradient = map(_in_kernel, level.arguments)
+    x, y, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     window, constants = _parts(level, settings)
     programs = cover.programs(n * c)
@@ -160,7 +178,7 @@ def _fused(
     mixed = level.abs_difference_scale is not None
     return Launch(
         *(load_kernels().fused_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, x_gradient, y_gradient, memory),
+        *(x, y, *_auxiliary([level]), x_gradient, y_gradient, memory),
         *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
         *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
         *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
@@ -180,18 +198,17 @@ def coarse_levels_launch(
     cover = covers[0]
     n, c, height, width = first.shape
     window, constants = _parts(levels[-1], settings)
-    images = list(zip(*(level.arguments for level in levels), strict=True))
-    x, y, weight, x_gradient, y_gradient = (
-        tuple(image.address for image in of_all) for of_all in images
+    x, y, x_gradient, y_gradient = (
+        tuple(image.address for image in of_all)
+        for of_all in zip(*(level.arguments for level in levels), strict=True)
     )
     programs = sum(cover.programs(n * c) for cover in covers)
     rows = max(cover.rows for cover in covers)
     memory, allocated = _scratch(machine, levels[0], programs, plans[0], settings)
     return Launch(
         *(load_kernels().coarse_levels_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, x_gradient, y_gradient, memory, levels[0].sums),
-        *(tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(n * c, rows, c, height, width, *window, constants),
+        *(x, y, *_auxiliary(levels), x_gradient, y_gradient, memory),
+        *(levels[0].sums, levels[0].pitch, n * c, rows, c, height, width, *window, constants),
         tuple(constants.root**2 * level.gradient_scale for level in levels),
         tuple(level.weight_total for level in levels),
         K=_variant(levels[0], plans[0], cover, settings, machine, store_after_read=False),
@@ -203,7 +220,7 @@ def coarse_levels_launch(
 def _value(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, weight, _, _ = map(_in_kernel, level.arguments)
+    x, y, _, _ = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     planes, (down, _) = n * c, window_size(settings)
     window, constants = _parts(level, settings)
@@ -218,7 +235,7 @@ def _value(
         allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * plan.pitch,)))
     return Launch(
         *(load_kernels().value_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, load_kernels().Maps(maps, plan.pitch), memory),
+        *(x, y, *_auxiliary([level]), load_kernels().Maps(maps, plan.pitch), memory),
         *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
         *(level.weight_total, 0, cover.strips, cover.parts, cover.rows, cover.lines(planes)),
         *(top, top + cover.height, c, height, width, *window, constants, total.totals),
@@ -231,19 +248,34 @@ def _value(
 def _gradient_of_maps(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, _, x_gradient, y_gradient = map(_in_kernel, level.arguments)
+    x, y, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     window, constants = _parts(level, settings)
     mixed = level.abs_difference_scale is not None
     maps = Buffer(f"maps{level.number}")
     return Launch(
         *(load_kernels().gradient_kernel, cover.programs(n * c), cover.tile.program_warps),
-        *(x, y, x_gradient, y_gradient, load_kernels().Maps(maps, plan.pitch)),
+        *(x, y, _auxiliary([level])[0], x_gradient, y_gradient),
+        load_kernels().Maps(maps, plan.pitch),
         *(cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
         *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
         K=_variant(level, plan, cover, settings, machine, mixed=mixed),
         frees=(maps.name,),
     )
+
+
+def _auxiliary(levels: list[Level]) -> tuple[tuple[Buffer, ...], tuple[tuple[int, ...], ...]]:
+    """The addresses and the strides of the tensors beside the images, as kernels take them: the
+    ranges, and then each level's others. Where there are none at all, the tuples are empty.
+    """
+    besides = [level.beside for level in levels]
+    if not any(part is not None for beside in besides for part in beside):
+        return (), ()
+    # An address that nobody reads.
+    unused = levels[0].images[0]._replace(strides=(0,) * 4)
+    images = [image or unused for beside in besides for image in beside.images]
+    ranges = besides[0].ranges or unused.address
+    return (ranges, *(a.address for a in images)), tuple(a.strides for a in images)
 
 
 def _in_kernel(image: Image) -> Any:

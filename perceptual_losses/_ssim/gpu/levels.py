@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from ..backend import Layout, gradient_memory
+from ..backend import Auxiliary, Layout, gradient_memory
 from ..definition import FLOOR, Request, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
 from .level import (
+    Beside,
     Level,
     Total,
     coarse_levels_launch,
@@ -38,13 +39,13 @@ def forward_launches(
     device: torch.device,
     x: Layout,
     y: Layout,
-    weights: tuple[Layout, ...],
+    auxiliary: Auxiliary,
     request: Request,
 ) -> list[Launch]:
     """The launches of a forward pass.
 
-    Its tensors are "means" or, of combined levels, "value" with "derivatives", and the gradients
-    "of_x0", "of_x1", ..., "of_y0", ...
+    Its inputs are "x", "y" and the `auxiliary_names`. Its outputs are "means" or, of combined
+    levels, "value" with "derivatives", and the gradients "of_x0", "of_x1", ..., "of_y0", ...
     """
     images = [[Image(Buffer(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
     launches = []
@@ -53,9 +54,10 @@ def forward_launches(
         launches.append(halving)
         images += halves
     shapes = tuple(a.shape for a, _ in images)
-    plans = _plan_levels(machine, shapes, bool(weights), request)
-    sums = _Sums.of(plans, shapes, bool(weights), request)
-    levels = [_level(j, images, (x, y), weights, request, sums) for j in range(len(plans))]
+    weighted = bool(auxiliary.weights)
+    plans = _plan_levels(machine, shapes, weighted, request)
+    sums = _Sums.of(plans, shapes, weighted, request)
+    levels = [_level(j, images, (x, y), auxiliary, request, sums) for j in range(len(plans))]
     # The coarsest is first, for the halves to be gone where the gradients are large.
     definition = request.definition
     if len(levels) > 1 and plans[0].is_single:
@@ -71,6 +73,15 @@ def forward_launches(
     if _is_combined(request):
         launches.append(combine_launch(sums.shape, request))
     return launches
+
+
+def auxiliary_names(auxiliary: Auxiliary) -> list[str]:
+    """The names of all auxiliary tensors, field by field."""
+    return [
+        f"{field}{j}"
+        for field, tensors in zip(auxiliary._fields, auxiliary, strict=True)
+        for j in range(len(tensors))
+    ]
 
 
 def _is_combined(request: Request) -> bool:
@@ -220,7 +231,7 @@ def _level(
     j: int,
     images: list[list[Image]],
     layouts: tuple[Layout, Layout],
-    weights: tuple[Layout, ...],
+    auxiliary: Auxiliary,
     request: Request,
     sums: _Sums,
 ) -> Level:
@@ -239,7 +250,7 @@ def _level(
     return Level(
         number=j,
         images=images[j],
-        weight=Image(Buffer(f"weight{j}"), *weights[j][1:3]) if weights else None,
+        beside=_beside(j, auxiliary),
         gradients=[gradient for gradient, _ in gradients],
         sums=Buffer(sums.memory.name, j * offset),
         abs_difference_sums=Buffer(sums.memory.name, request.levels * offset) if distance else None,
@@ -252,6 +263,21 @@ def _level(
         allocations=(*(new for _, new in gradients), *[sums.memory] * (j == coarsest)),
         frees=(name,) if is_last else (),
     )
+
+
+def _beside(j: int, auxiliary: Auxiliary) -> Beside:
+    """The places of the tensors beside a level's images."""
+    weights = auxiliary.weights
+    return Beside(
+        ranges=Buffer("ranges0") if auxiliary.ranges else None,
+        weight=_of_all_channels(f"weights{j}", weights[j]) if weights else None,
+    )
+
+
+def _of_all_channels(name: str, layout: Layout) -> Image:
+    """The place of a tensor with one channel for all of the images'."""
+    n, c, *others = layout.strides
+    return Image(Buffer(name), layout.shape, (n, c if layout.shape[1] > 1 else 0, *others))
 
 
 def _gradient(
@@ -297,13 +323,14 @@ def backward_launch(
     grad: Layout,
     images: tuple[Layout, ...],
     *,
+    ranged: bool,
     combined: bool,
     premultiplied_by: float,
 ) -> Launch:
     """The launch that makes the finest of the levels' gradients the whole one, in place.
 
-    Its tensors are "grad", "derivatives" if the levels are combined, "x" and "y" if the backward
-    pass adds the gradient of L1, and "level0", "level1", ...
+    Its tensors are "grad", "derivatives" if the levels are combined, "x" and "y" and "ranges0", if
+    there is one, if the backward pass adds the gradient of L1, and "level0", "level1", ...
     """
     fine, *coarse = gradients
     n, c, height, width = fine.shape
@@ -314,20 +341,13 @@ def backward_launch(
     )
     rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
     bands = ceil_div(height, rows)
-    x, y = (
-        ((Buffer("x"), images[0].strides), (Buffer("y"), images[1].strides))
-        if images
-        else (
-            (Buffer("level0"), fine.strides),
-            (Buffer("level0"), fine.strides),
-        )
-    )
+    names = ("x", "y", *["ranges0"] * ranged) if images else ()
     return Launch(
         *(load_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
         tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), Buffer("grad")),
-        *(Buffer("derivatives" if combined else "grad"), x[0], y[0]),
-        *(fine.strides, (0, 0, 0, *grad.strides)[-3:], x[1], y[1]),
+        *(Buffer("derivatives" if combined else "grad"), tuple(map(Buffer, names))),
+        *(fine.strides, (0, 0, 0, *grad.strides)[-3:], tuple(image.strides for image in images)),
         *(strips, bands, rows, n * c, c, height, width, premultiplied_by),
         COARSE=len(coarse),
         PRODUCT=combined,
@@ -335,6 +355,7 @@ def backward_launch(
         LANES=COLUMNS,
         ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
         ABS_DIFFERENCE=bool(images),
+        RANGED=bool(images) and ranged,
     )
 
 

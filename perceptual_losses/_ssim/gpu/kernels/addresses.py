@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from .arguments import SYMMETRIC, VALID, Image
+from .arguments import SYMMETRIC, VALID, Constants, Image
 
 
 @triton.jit
@@ -49,10 +49,30 @@ def plane_of(image, plane, channels):
 
 
 @triton.jit
-def weights_of(weights, plane, channels):
-    """The weights of a plane's map, which all channels of an image share."""
-    n, strides = plane // channels, weights.strides
-    return Image(weights.address + n.to(tl.int64) * strides[0], strides)
+def auxiliary_of(auxiliary, strides, plane, channels, K: tl.constexpr):
+    """The weights of a plane's map, as an image, if there are any.
+
+    Args:
+        auxiliary: addresses of the images' ranges and of the weights, or nothing.
+        strides: strides of all but the ranges.
+        plane: number of the plane.
+        channels: channels of an image.
+        K: variant of the kernel.
+    """
+    weight = ()
+    if K.WEIGHTED:
+        weight = plane_of(Image(auxiliary[1], strides[0]), plane, channels)
+    return weight
+
+
+@triton.jit
+def constants_of(constants, auxiliary, plane, channels, K: tl.constexpr):
+    """The constants of the formulas for a plane, whose image may have a range of its own."""
+    if K.RANGED:
+        length = tl.load(auxiliary[0] + plane // channels)
+        c1, c2 = constants.c1 * length * length, constants.c2 * length * length
+        constants = Constants(constants.root, constants.low, length, c1, c2)
+    return constants
 
 
 @triton.jit

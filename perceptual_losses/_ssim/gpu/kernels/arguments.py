@@ -108,6 +108,7 @@ class Variant(NamedTuple):
         PADDING: `VALID`, `ZEROS` or `SYMMETRIC`.
         GRADIENTS: 0 for none, 1 for the gradient to the first image, 2 for those to both.
         WEIGHTED: whether the mean is a weighted one.
+        RANGED: whether each image has a range of its own, which L, C1 and C2 are in units of.
         ABS_DIFFERENCE: whether |x - y| is summed too.
         MIXED: whether |x - y| is in the gradients.
         SHARED: whether there is shared memory.
@@ -128,6 +129,7 @@ class Variant(NamedTuple):
     PADDING: int
     GRADIENTS: int
     WEIGHTED: bool
+    RANGED: bool
     ABS_DIFFERENCE: bool
     MIXED: bool
     SHARED: bool

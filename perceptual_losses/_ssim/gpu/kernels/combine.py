@@ -130,12 +130,10 @@ def accumulate_levels_kernel(
     pitches,
     upstream,
     derivatives,
-    x,
-    y,
+    images,
     strides,
     upstream_strides,
-    x_strides,
-    y_strides,
+    image_strides,
     strips,
     bands,
     rows,
@@ -150,6 +148,7 @@ def accumulate_levels_kernel(
     LANES: tl.constexpr,
     ALIGNED_WIDTH: tl.constexpr,
     ABS_DIFFERENCE: tl.constexpr,
+    RANGED: tl.constexpr,
 ):
     """Multiplies the finest level's gradient with its upstream gradient, and adds the shares of the
     coarser levels in each pixel.
@@ -161,15 +160,14 @@ def accumulate_levels_kernel(
     corner, at each level on the way. ``coarse`` are the gradients of the coarser levels, with rows
     of the lengths ``pitches``. For a ``PRODUCT`` of the means ``upstream`` is the gradient of that,
     to be multiplied with its ``derivatives`` by the means. With ``ABS_DIFFERENCE`` the mean of
-    |x - y| is the last of them.
+    |x - y| is the last of them, and ``images`` are both images; for ``RANGED`` ones, in whose units
+    |x - y| is then, the ranges follow.
     """
     width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
     strip, band, plane = tile_of(tl.program_id(0), strips, bands)
     n, c = plane // channels, plane % channels
     upstream += n.to(tl.int64) * upstream_strides[1] + c.to(tl.int64) * upstream_strides[2]
     gradient = plane_of(Image(gradient, strides), plane, channels).address
-    x = plane_of(Image(x, x_strides), plane, channels).address
-    y = plane_of(Image(y, y_strides), plane, channels).address
     stride = upstream_strides[0]
     finest = _upstream(upstream, stride, derivatives, planes, plane, 0, PRODUCT)
     factor, factors = finest / premultiplied_by, ()
@@ -181,6 +179,11 @@ def accumulate_levels_kernel(
     if ABS_DIFFERENCE:
         at_pixel = _upstream(upstream, stride, derivatives, planes, plane, COARSE + 1, PRODUCT)
         at_pixel /= 1.0 * height * width
+        if RANGED:
+            at_pixel /= tl.load(images[2] + n)
+        x_strides, y_strides = image_strides
+        x = plane_of(Image(images[0], x_strides), plane, channels).address
+        y = plane_of(Image(images[1], y_strides), plane, channels).address
     elif COARSE == 0:
         bottom = tl.where(finest == premultiplied_by, top, bottom)
     column = strip * LANES + tl.arange(0, LANES)[None, :]

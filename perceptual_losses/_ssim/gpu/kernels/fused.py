@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import map_begin, plane_of, tile_of, weights_of, width_hint
+from .addresses import auxiliary_of, constants_of, map_begin, plane_of, tile_of, width_hint
 from .arguments import Region, Window
 from .formulas import add_moments, add_row, gradients_of, row_of_map
 from .pixels import advance, first_row, local_offsets, store_columns
@@ -40,7 +40,8 @@ from .pixels import advance, first_row, local_offsets, store_columns
 def fused_kernel(
     x,
     y,
-    weight,
+    auxiliary,
+    auxiliary_strides,
     x_gradient,
     y_gradient,
     memory,
@@ -85,7 +86,11 @@ def fused_kernel(
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
-    weight = weights_of(weight, plane, channels)
+    weight = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
+    constants = constants_of(constants, auxiliary, plane, channels, K)
+    # The factor of |x - y|.
+    factor = 1 / constants.length if K.RANGED else 1.0
+    abs_difference_scale *= factor
     # Rows of pixels, one after the other until the gradient is complete there, and then two of
     # derivatives.
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH
@@ -154,7 +159,8 @@ def fused_kernel(
             d = scratch.read(memory + oldest, HALO, first, 1, K)
             t = scratch.read(memory + oldest, K.PITCH + HALO, first, 1, K)
             to_x, to_y = gradients_of(
-                d, t, filtered, -offsets.d * constants.root, gradient_scale, abs_difference_scale, K
+                *(d, t, filtered, -offsets.d * constants.root),
+                *(gradient_scale, abs_difference_scale, K),
             )
             inside = owned & (here > top) & (here <= bottom)
             store_columns(x_gradient_row, x_gradient.strides[3], left + local, to_x, inside, K)
@@ -177,10 +183,11 @@ def fused_kernel(
     column = left - HALO + MAP_LEFT
     first_column = tl.maximum(tl.where(strip == 0, 0, HALO), -column)
     deficits = sums.select_columns(deficits, first, first_column, map_size[1] - column)
-    sums.store_sum(deficits, tile_sums + place, None, weight_total, True)
+    sums.store_sum(deficits, tile_sums + place, None, 2.0, weight_total, True)
     if K.ABS_DIFFERENCE:
         pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
         abs_differences = sums.select_columns(abs_differences, first, HALO, size[1] - left + HALO)
-        sums.store_sum(abs_differences, abs_difference_sums + place, None, pixel_total, False)
+        address = abs_difference_sums + place
+        sums.store_sum(abs_differences, address, None, factor, pixel_total, False)
     if K.SUM_IN_KERNEL:
         sums.sum_in_last_program(tile_sums, abs_difference_sums, result, arrived, totals, K)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, tile_of, width_hint
+from .addresses import constants_of, plane_of, tile_of, width_hint
 from .arguments import Window
 from .formulas import add_row, contrasts, gradients_of
 from .pixels import load_columns, local_offsets, store_columns
@@ -17,6 +17,7 @@ from .pixels import load_columns, local_offsets, store_columns
 def gradient_kernel(
     x,
     y,
+    auxiliary,
     x_gradient,
     y_gradient,
     maps,
@@ -45,6 +46,9 @@ def gradient_kernel(
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
+    constants = constants_of(constants, auxiliary, plane, channels, K)
+    if K.RANGED:
+        abs_difference_scale /= constants.length
     offsets = local_offsets(x, y, 0, 0, height, width, constants)
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS

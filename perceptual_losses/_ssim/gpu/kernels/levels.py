@@ -99,12 +99,12 @@ def _programs_of(planes, rows, height, width, K: tl.constexpr):
 def coarse_levels_kernel(
     x_levels,
     y_levels,
-    weights,
+    auxiliary,
+    auxiliary_strides,
     x_gradients,
     y_gradients,
     memory,
     tile_sums,
-    weight_strides,
     sums_stride,
     planes,
     rows,
@@ -127,11 +127,13 @@ def coarse_levels_kernel(
     which are integers, would be cases for the compiler.
     """
     MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    # Tensors of each level, after the ranges.
+    AUXILIARY: tl.constexpr = len(auxiliary) // len(x_levels)
     program = tl.program_id(0)
-    x, y, weight = x_levels[0], y_levels[0], weights[0]
+    x, y = x_levels[0], y_levels[0]
     x_gradient, y_gradient = x_gradients[0], y_gradients[0]
     gradient_scale, weight_total = gradient_scales[0], weight_totals[0]
-    strides_of_weight = weight_strides[0]
+    own, own_strides = auxiliary, auxiliary_strides
     first_program, level = 0, 0
     level_height, level_width = height, width
     end = _programs_of(planes, rows, level_height, level_width, K)[3]
@@ -147,18 +149,21 @@ def coarse_levels_kernel(
         y_gradient = tl.where(coarser, y_gradients[j], y_gradient)
         gradient_scale = tl.where(coarser, gradient_scales[j], gradient_scale)
         weight_total = tl.where(coarser, weight_totals[j], weight_total)
-        if K.WEIGHTED:
-            weight = tl.where(coarser, weights[j], weight)
-            strides = ()
-            for k in tl.static_range(4):
-                stride = tl.where(coarser, weight_strides[j][k], strides_of_weight[k])
-                strides = strides + (stride,)
-            strides_of_weight = strides
+        if len(auxiliary) > 0:
+            chosen, strides = (own[0],), ()
+            for k in tl.static_range(AUXILIARY):
+                chosen = chosen + (tl.where(coarser, auxiliary[AUXILIARY * j + k + 1], own[k + 1]),)
+                of_tensor = ()
+                for axis in tl.static_range(4):
+                    stride = auxiliary_strides[AUXILIARY * j + k][axis]
+                    of_tensor = of_tensor + (tl.where(coarser, stride, own_strides[k][axis]),)
+                strides = strides + (of_tensor,)
+            own, own_strides = chosen, strides
         end += _programs_of(planes, rows, level_height, level_width, K)[3]
     pitch = (width + 15) // 16 * 16
     plane = height.to(tl.int64) * pitch
     strides = channels * plane, plane, pitch, 1
-    x, y, weight = Image(x, strides), Image(y, strides), Image(weight, strides_of_weight)
+    x, y = Image(x, strides), Image(y, strides)
     x_gradient, y_gradient = Image(x_gradient, strides), Image(y_gradient, strides)
     # Infinite where the luminance is 1.
     c1 = tl.where(level + 1 == len(x_levels), constants.c1, float("inf"))
@@ -168,7 +173,7 @@ def coarse_levels_kernel(
     parts = tl.cdiv(strip_height, rows)
     if K.GRADIENTS > 0:
         fused_kernel(
-            *(x, y, weight, x_gradient, y_gradient, memory, place, place, place, place),
+            *(x, y, own, own_strides, x_gradient, y_gradient, memory, place, place, place, place),
             *(sums_stride, first_program, strips, parts, rows, channels, height, width),
             *(across, down, constants, gradient_scale, 0.0, weight_total, (), K),
         )
@@ -176,8 +181,8 @@ def coarse_levels_kernel(
         # One more where programs end in a strip that others begin in.
         parts += (strip_height % rows > 0).to(tl.int32)
         value_kernel(
-            *(x, y, weight, Maps(x.address, 0), memory, place, place, place, place, sums_stride),
-            *(weight_total, first_program, strips, parts, rows, planes * strips * strip_height),
-            *(-MAP_TOP, strip_height - MAP_TOP, channels, height, width),
-            *(across, down, constants, (), K),
+            *(x, y, own, own_strides, Maps(x.address, 0), memory, place, place, place, place),
+            *(sums_stride, weight_total, first_program, strips, parts, rows),
+            *(planes * strips * strip_height, -MAP_TOP, strip_height - MAP_TOP),
+            *(channels, height, width, across, down, constants, (), K),
         )

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import map_begin, plane_of, segment, weights_of, width_hint
+from .addresses import auxiliary_of, constants_of, map_begin, plane_of, segment, width_hint
 from .arguments import Region, Window
 from .formulas import add_moments, row_of_map
 from .pixels import advance, first_row, local_offsets
@@ -34,7 +34,8 @@ def columns_before(offset, columns):
 def value_kernel(
     all_x,
     all_y,
-    all_weights,
+    auxiliary,
+    auxiliary_strides,
     maps,
     memory,
     tile_sums,
@@ -93,10 +94,11 @@ def value_kernel(
         top, bottom = map_top + top, map_top + bottom
         place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
         x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
-        weight = weights_of(all_weights, plane, channels)
+        weight = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
+        own_constants = constants_of(constants, auxiliary, plane, channels, K)
         # The same for the whole plane, because programs filter each other's derivatives.
-        offsets = local_offsets(x, y, 0, 0, size[0], size[1], constants)
-        region = Region(x, y, weight, size, map_size, offsets, constants)
+        offsets = local_offsets(x, y, 0, 0, size[0], size[1], own_constants)
+        region = Region(x, y, weight, size, map_size, offsets, own_constants)
         left = strip * (K.LANES * K.COLUMNS) - BEFORE
         own = top + MAP_TOP, bottom + MAP_TOP
         moments = (none, none, none, none)
@@ -141,11 +143,13 @@ def value_kernel(
         last = (bottom == map_bottom) & (part + 1 < parts)
         column = left + MAP_LEFT
         deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
-        sums.store_sum(deficits, tile_sums + place, last, weight_total, True)
+        sums.store_sum(deficits, tile_sums + place, last, 2.0, weight_total, True)
         if K.ABS_DIFFERENCE:
             pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
             abs_differences = sums.select_columns(abs_differences, first, -left, size[1] - left)
-            sums.store_sum(abs_differences, abs_difference_sums + place, last, pixel_total, False)
+            factor = 1 / own_constants.length if K.RANGED else 1.0
+            address = abs_difference_sums + place
+            sums.store_sum(abs_differences, address, last, factor, pixel_total, False)
         line += bottom - top
     if K.SUM_IN_KERNEL:
         sums.sum_in_last_program(tile_sums, abs_difference_sums, result, arrived, totals, K)
