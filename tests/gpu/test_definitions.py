@@ -214,3 +214,23 @@ def test_ranges_with_a_mask(tiles, wanted):
     options = {"data_range": ranges, "mask": torch.rand(2, 1, 10, 21), **TWO_LEVELS}
     compare(ms_ssim, images, wanted, **options)
     compare(ssim, images, wanted, window_size=3, data_range=ranges, padding="symmetric")
+
+
+# Terms of a mix
+
+
+@pytest.mark.parametrize("ranged", [False, True])
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_terms_have_gradients_of_their_own(tiles, loss, ranged):
+    tiles(*FUSED)
+    images, ranges = of_ranges((2, 2, 8, 20), [2.0, 0.1])
+    options = {"window_size": 3, "data_range": 2.0}
+    options |= {"weights": (0.4, 0.6)} if loss is L1MSSSIMLoss else {}
+    for name in ("loss", "l1", "structural"):
+
+        def term(x, y, *, backend, name=name):
+            own = {"data_range": ranges} if ranged else {}
+            return getattr(loss(backend=backend, **options).terms(x, y, **own), name)
+
+        compare(term, images)
+        compare(term, images, ())

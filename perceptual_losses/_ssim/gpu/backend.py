@@ -99,8 +99,10 @@ class GpuPlan:
         self.request = request
         self._device, self._machine = device, machine_of(device)
         self._premultiplied_by = premultiplied_by(request, x.shape)
-        # A mix of one level has the gradient of L1 in its own; else the backward pass adds it.
-        self._adds_l1 = request.mix is not None and bool(request.exponents)
+        # A mix of one level has the gradient of L1 in its own, unless both are asked for; else the
+        # backward pass adds it.
+        in_level = not request.exponents and request.reduction != "levels"
+        self._adds_l1 = request.mix is not None and not in_level
         self._ranged = bool(auxiliary.ranges)
         self._combined = bool(request.exponents) and request.reduction != "levels"
         launches = levels.forward_launches(self._machine, device, x, y, auxiliary, request)
