@@ -13,7 +13,11 @@ from perceptual_losses import (
     _evaluator,
     ms_ssim,
     ssim,
+    ssim_map,
 )
+from perceptual_losses._ssim import autograd
+from perceptual_losses._ssim.backend import NO_AUXILIARY
+from perceptual_losses._ssim.definition import Definition, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
@@ -234,3 +238,43 @@ def test_terms_have_gradients_of_their_own(tiles, loss, ranged):
 
         compare(term, images)
         compare(term, images, ())
+
+
+# The map
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_the_map_and_its_gradients(tiles, scheme, padding):
+    tiles(*scheme)
+    images = pair(2, 2, 7, 22)
+    for wanted in ((), (1,), (0, 1)):
+        compare(ssim_map, images, wanted, window_size=(3, 5), padding=padding)
+
+
+def test_the_map_of_other_layouts_and_ranges(tiles):
+    tiles(*FUSED)
+    images, ranges = of_ranges((2, 3, 6, 20), [2.0, 0.1])
+    images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+    value, *_ = compare(ssim_map, images, window_size=3, data_range=ranges)
+    assert value.is_contiguous()
+    x, y = images[0].clone().requires_grad_(), images[1]
+    value = ssim_map(x, y, window_size=3, backend="triton")
+    # An upstream gradient of one value for all, and of each by itself.
+    (spread,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+    (again,) = torch.autograd.grad(value, x, torch.ones_like(value))
+    assert torch.equal(spread, again)
+    identical = ssim_map(x, x.detach(), window_size=3, backend="triton")
+    assert (identical == 1).all()
+
+
+def test_the_map_as_torch_sees_it(tiles):
+    tiles(*FUSED)
+    images = pair(1, 2, 7, 9)
+    definition = Definition((gaussian(3, 1.5),) * 2, 0.0, 1.0, 1e-4, 9e-4, "valid")
+    arguments = autograd._flattened(*images, NO_AUXILIARY, definition)
+    torch.library.opcheck(torch.ops.perceptual_losses.ssim_map.default, (*arguments, "triton"))
+    torch.library.opcheck(
+        torch.ops.perceptual_losses.ssim_map_gradients.default,
+        (*arguments, torch.rand(1, 2, 5, 7), 2, "triton"),
+    )

@@ -14,6 +14,7 @@ from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, layout_of, premu
 from ..definition import Request
 from . import levels
 from .launch import Launches, in_rows
+from .map import MapPlan
 from .tiles import LARGEST_WINDOW, Machine
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -31,8 +32,8 @@ def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) ->
     sizes = [len(window) for window in request.definition.windows]
     if max(sizes) > LARGEST_WINDOW:
         return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"
-    if auxiliary.valid or request.reduction == "map":
-        return "it has no valid pixels and maps"
+    if auxiliary.valid:
+        return "it has no valid pixels"
     return None
 
 
@@ -79,8 +80,10 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 def plan(
     x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
-) -> GpuPlan:
+) -> GpuPlan | MapPlan:
     """The plan of a call on images of these layouts, in half precision or float32."""
+    if request.reduction == "map":
+        return MapPlan((x, y), auxiliary, request, device, machine_of(device))
     return GpuPlan(x, y, auxiliary, request, device)
 
 

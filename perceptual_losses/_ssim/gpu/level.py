@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,11 @@ class Total(NamedTuple):
     totals: Any
     result: Buffer
     arrived: Buffer
+
+
+def no_total(name: str) -> Total:
+    """A total that nobody reads: arguments that are no other case for the compiler."""
+    return Total(False, False, load_kernels().Totals(*[0.0] * 5), Buffer(name), Buffer(name))
 
 
 class Beside(NamedTuple):
@@ -75,6 +81,7 @@ class Level(NamedTuple):
         total: the result that its launch makes of all sums.
         allocations: memory that its first launch allocates beside its own.
         frees: names of tensors that nothing needs after it.
+        is_map: whether the result is the map, "map", and not sums.
     """
 
     number: int
@@ -91,6 +98,7 @@ class Level(NamedTuple):
     total: Total
     allocations: tuple[Allocation, ...]
     frees: tuple[str, ...]
+    is_map: bool = False
 
     @property
     def arguments(self) -> tuple[Image, Image, Image, Image]:
@@ -113,6 +121,13 @@ def window_size(settings: Definition) -> tuple[int, int]:
     return down, across
 
 
+def map_shape(shape: Sequence[int], settings: Definition) -> tuple[int, ...]:
+    """The shape of the map of images of this shape."""
+    *planes, height, width = shape
+    down, across = window_size(settings) if settings.padding == "valid" else (1, 1)
+    return (*planes, height - down + 1, width - across + 1)
+
+
 def _variant(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine, **others: Any
 ) -> Any:
@@ -132,6 +147,7 @@ def _variant(
         PITCH=cover.pitch(across),
         PADDING=codes[settings.padding].value,
         GRADIENTS=plan.gradients,
+        MAP=level.is_map,
         WEIGHTED=level.beside.weight is not None,
         RANGED=level.beside.ranges is not None,
         ABS_DIFFERENCE=level.abs_difference_sums is not None,
@@ -229,13 +245,16 @@ def _value(
     frees = tuple(allocation.name for allocation in allocated)
     abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
     top, maps = (0 if settings.padding == "valid" else -(down // 2)), x.address
+    pitch = plan.pitch
     if plan.gradients:
         top = 1 - down
         maps = Buffer(f"maps{level.number}")
-        allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * plan.pitch,)))
+        allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * pitch,)))
+    elif level.is_map:
+        maps, pitch = Buffer("map"), map_shape(level.images[0].shape, settings)[3]
     return Launch(
         *(load_kernels().value_kernel, programs, cover.tile.program_warps),
-        *(x, y, *_auxiliary([level]), load_kernels().Maps(maps, plan.pitch), memory),
+        *(x, y, *_auxiliary([level]), load_kernels().Maps(maps, pitch), memory),
         *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
         *(level.weight_total, 0, cover.strips, cover.parts, cover.rows, cover.lines(planes)),
         *(top, top + cover.height, c, height, width, *window, constants, total.totals),

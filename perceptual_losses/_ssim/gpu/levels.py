@@ -18,6 +18,8 @@ from .level import (
     coarse_levels_launch,
     level_launches,
     load_kernels,
+    map_shape,
+    no_total,
     window_size,
 )
 from .tiles import Machine, Plan, Workload, ceil_div, plan_level
@@ -144,11 +146,8 @@ class _Sums(NamedTuple):
         n, c, *sides = shapes[0]
         distance = request.mix is not None
         per_level = _is_combined(request) or request.reduction == "levels"
-        down, across = window_size(request.definition)
-        if request.definition.padding != "valid":
-            down, across = 1, 1
-        sizes = [(h - down + 1) * (w - across + 1) for *_, h, w in shapes]
-        totals = [1.0 if weighted else float(size) for size in sizes]
+        sizes = [map_shape(shape, request.definition)[2:] for shape in shapes]
+        totals = [1.0 if weighted else float(height * width) for height, width in sizes]
         pixels = float(math.prod(sides))
         counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
         return cls(
@@ -193,14 +192,12 @@ class _Sums(NamedTuple):
     @property
     def total(self) -> Total:
         """The result that the last program makes of all sums, or a total that nobody reads."""
-        totals, name = load_kernels().Totals, self.memory.name
         if not self.in_kernel:
-            # Arguments that are no other case for the compiler.
-            return Total(False, False, totals(0.0, 0.0, 0.0, 0.0, 0.0), Buffer(name), Buffer(name))
+            return no_total(self.memory.name)
         # The mean of the planes' means is that of the tiles: all planes weigh the same.
         count, weight_total = float(self.planes * self.counts[0]), self.weight_totals[0]
         planes, mix = self.planes, self.mix or (1.0, 0.0)
-        values = totals(count, planes * weight_total, planes * self.pixels, *mix)
+        values = load_kernels().Totals(count, planes * weight_total, planes * self.pixels, *mix)
         return Total(True, self.reduction == "loss", values, Buffer("means"), Buffer("arrived"))
 
     def reduce_launch(self) -> Launch:
@@ -238,7 +235,7 @@ def _level(
     """The computation of a level, and the places of all that it reads and writes."""
     coarsest = request.levels - 1
     gradients = [
-        _gradient(f"of_{name}{j}", name, layout, images[j][0].shape if j else None)
+        gradient_of(f"of_{name}{j}", name, layout, images[j][0].shape if j else None)
         for name, layout in list(zip("xy", layouts, strict=True))[: request.gradients]
     ]
     # The finest of those that lie together is the last that is needed.
@@ -250,7 +247,7 @@ def _level(
     return Level(
         number=j,
         images=images[j],
-        beside=_beside(j, auxiliary),
+        beside=beside(j, auxiliary),
         gradients=[gradient for gradient, _ in gradients],
         sums=Buffer(sums.memory.name, j * offset),
         abs_difference_sums=Buffer(sums.memory.name, request.levels * offset) if distance else None,
@@ -265,7 +262,7 @@ def _level(
     )
 
 
-def _beside(j: int, auxiliary: Auxiliary) -> Beside:
+def beside(j: int, auxiliary: Auxiliary) -> Beside:
     """The places of the tensors beside a level's images."""
     weights = auxiliary.weights
     return Beside(
@@ -280,7 +277,7 @@ def _of_all_channels(name: str, layout: Layout) -> Image:
     return Image(Buffer(name), layout.shape, (n, c if layout.shape[1] > 1 else 0, *others))
 
 
-def _gradient(
+def gradient_of(
     name: str, image: str, layout: Layout, shape: tuple[int, ...] | None
 ) -> tuple[Image, Allocation]:
     """Where the gradient of an image of that layout goes, or of its halves of that shape."""

@@ -127,6 +127,7 @@ class Workload(NamedTuple):
         gradients: the number of gradients, 0 to 2.
         level: the number of the level.
         weighted: whether the map's values have weights.
+        is_map: whether the result is the map.
         abs_difference: whether the mean of ``|x - y|`` is computed too.
         summed_later: whether another launch adds up sums, be they of whole planes or not.
     """
@@ -137,6 +138,7 @@ class Workload(NamedTuple):
     gradients: int
     level: int = 0
     weighted: bool = False
+    is_map: bool = False
     abs_difference: bool = False
     summed_later: bool = True
 
@@ -267,7 +269,7 @@ def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     down, across = (size - 1 for size in work.window)
     radius = across // 2
     valid = work.padding == "valid"
-    plain = valid and not work.weighted and not work.abs_difference
+    plain = valid and not (work.weighted or work.abs_difference or work.is_map)
     # Positions before the image have their centre in it, and the kernel begins with columns of a
     # whole thread.
     columns = tiles.value[0].columns

@@ -62,7 +62,7 @@ class Constants(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """Maps of derivatives in memory.
+    """Maps in memory, of derivatives or of S.
 
     Attributes:
         address: address of the first value.
@@ -107,7 +107,8 @@ class Variant(NamedTuple):
         PITCH: values from one row of scratch memory to the next.
         PADDING: `VALID`, `ZEROS` or `SYMMETRIC`.
         GRADIENTS: 0 for none, 1 for the gradient to the first image, 2 for those to both.
-        WEIGHTED: whether the mean is a weighted one.
+        MAP: whether the result is the map, of which there are no sums.
+        WEIGHTED: whether the mean is a weighted one, or each value of a map has a gradient.
         RANGED: whether each image has a range of its own, which L, C1 and C2 are in units of.
         ABS_DIFFERENCE: whether |x - y| is summed too.
         MIXED: whether |x - y| is in the gradients.
@@ -128,6 +129,7 @@ class Variant(NamedTuple):
     PITCH: int
     PADDING: int
     GRADIENTS: int
+    MAP: bool
     WEIGHTED: bool
     RANGED: bool
     ABS_DIFFERENCE: bool

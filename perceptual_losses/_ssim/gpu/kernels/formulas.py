@@ -157,10 +157,10 @@ def row_of_map(region, moments, deficits, counted, row, left, K: tl.constexpr):
 
     Returns:
         Each column's sum of half of 1 - S, with this row where ``counted``; and the derivatives of
-        each column: M (M_t for two gradients), V_d, V_t and then M_d.
+        each column: M (M_t for two gradients), V_d, V_t and then M_d; or for a map S.
     """
     first = tl.arange(0, K.LANES) * K.COLUMNS
-    sums, all_m, all_v_d, all_v_t, all_m_d = (), (), (), (), ()
+    sums, all_s, all_m, all_v_d, all_v_t, all_m_d = (), (), (), (), (), ()
     for e in tl.static_range(K.COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
             *(region, moments[0][e * K.DOWN], moments[2][e * K.DOWN]),
@@ -168,9 +168,12 @@ def row_of_map(region, moments, deficits, counted, row, left, K: tl.constexpr):
         )
         inside = counted & (row >= 0) & (row < region.map_size[0])
         sums = sums + (tl.where(inside, deficits[e] + deficit, deficits[e]),)
+        # Reciprocals have roundings.
+        s = tl.clamp(1 - 2 * deficit, -1.0, 1.0, tl.PropagateNan.ALL)
+        all_s = all_s + (s,)
         all_m = all_m + (m_t if K.GRADIENTS == 2 else m_t + m_d,)
         all_v_d, all_v_t, all_m_d = all_v_d + (v_d,), all_v_t + (v_t,), all_m_d + (m_d,)
-    return sums, (all_m, all_v_d, all_v_t, all_m_d)
+    return sums, (all_s,) if K.MAP and K.GRADIENTS == 0 else (all_m, all_v_d, all_v_t, all_m_d)
 
 
 @triton.jit

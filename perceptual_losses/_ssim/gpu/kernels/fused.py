@@ -179,11 +179,12 @@ def fused_kernel(
             current, newest = newest, oldest
             row += 1
     place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
-    # Others are a neighbour's, or beside the map.
-    column = left - HALO + MAP_LEFT
-    first_column = tl.maximum(tl.where(strip == 0, 0, HALO), -column)
-    deficits = sums.select_columns(deficits, first, first_column, map_size[1] - column)
-    sums.store_sum(deficits, tile_sums + place, None, 2.0, weight_total, True)
+    if not K.MAP:
+        # Others are a neighbour's, or beside the map.
+        column = left - HALO + MAP_LEFT
+        first_column = tl.maximum(tl.where(strip == 0, 0, HALO), -column)
+        deficits = sums.select_columns(deficits, first, first_column, map_size[1] - column)
+        sums.store_sum(deficits, tile_sums + place, None, 2.0, weight_total, True)
     if K.ABS_DIFFERENCE:
         pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
         abs_differences = sums.select_columns(abs_differences, first, HALO, size[1] - left + HALO)

@@ -24,6 +24,18 @@ def columns_before(offset, columns):
     return (offset + columns - 1) // columns * columns
 
 
+@triton.jit
+def _store_map(maps, plane, at, columns, counted, map_size):
+    """Writes a row of the map where ``counted``, in the row and from each thread's first column on
+    that ``at`` has.
+    """
+    row, first = at
+    line = plane * map_size[0].to(tl.int64) + row
+    for e in tl.static_range(len(columns)):
+        inside = counted & (first + e >= 0) & (first + e < map_size[1])
+        tl.store(maps.address + line * maps.pitch + (first + e), columns[e], mask=inside)
+
+
 @triton.jit(
     do_not_specialize=[
         *("first_program", "strips", "parts", "rows", "lines", "map_top", "map_bottom"),
@@ -60,13 +72,14 @@ def value_kernel(
     totals,
     K: tl.constexpr,
 ):
-    """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
+    """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted; or S.
 
     ``first_program`` is the number of the first program of this level. The map has the rows from
     ``map_top`` on and before ``map_bottom``. ``maps`` holds the derivatives for each plane: M (M_t
     for two gradients), V_d, V_t and then M_d, all from as many rows and columns before the image on
-    as its windows reach. A pixel's |x - y| is summed by the program that is at its row of the map,
-    or would be where the map is smaller, and loads its column.
+    as its windows reach; or S, in the rows and columns of the map. A pixel's |x - y| is summed by
+    the program that is at its row of the map, or would be where the map is smaller, and loads its
+    column.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
     ABOVE: tl.constexpr = K.DOWN - 1
@@ -133,6 +146,9 @@ def value_kernel(
                         values = scratch.join_columns(derivatives[k])
                         step = k * strip_height.to(tl.int64) * maps.pitch
                         tl.store(target + step, values, mask=counted)
+                elif K.MAP:
+                    at = here + MAP_TOP, left + MAP_LEFT + first
+                    _store_map(maps, plane, at, derivatives[0], counted, map_size)
                 if K.STORE_AFTER_READ:
                     abs_differences, pixels = advance(
                         *(region, pixels, abs_differences, memory + other_slot),
@@ -141,9 +157,10 @@ def value_kernel(
                 slot = other_slot
                 here += 1
         last = (bottom == map_bottom) & (part + 1 < parts)
-        column = left + MAP_LEFT
-        deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
-        sums.store_sum(deficits, tile_sums + place, last, 2.0, weight_total, True)
+        if not K.MAP:
+            column = left + MAP_LEFT
+            deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
+            sums.store_sum(deficits, tile_sums + place, last, 2.0, weight_total, True)
         if K.ABS_DIFFERENCE:
             pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
             abs_differences = sums.select_columns(abs_differences, first, -left, size[1] - left)
