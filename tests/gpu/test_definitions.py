@@ -278,3 +278,86 @@ def test_the_map_as_torch_sees_it(tiles):
         torch.ops.perceptual_losses.ssim_map_gradients.default,
         (*arguments, torch.rand(1, 2, 5, 7), 2, "triton"),
     )
+
+
+# Valid pixels
+
+
+def with_rubbish(shape, share=0.7):
+    """Images, and their valid pixels: elsewhere is what may not be read."""
+    images, generator = pair(*shape), torch.Generator().manual_seed(4)
+    valid = torch.rand(shape[0], 1, *shape[2:], generator=generator) < share
+    # A part without any, where windows and means of 2x2 pixels have none.
+    valid[..., 1:5, 6:16] = False
+    for image, rubbish in zip(images, (float("nan"), float("inf")), strict=True):
+        image.masked_fill_(~valid, rubbish)
+        image[..., 2, 7] = 1e30
+    return images, valid
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_valid_pixels(tiles, scheme, padding):
+    tiles(*scheme)
+    images, valid = with_rubbish((2, 2, 8, 21))
+    for wanted in ((), (1,), (0, 1)):
+        _, *gradients = compare(ssim, images, wanted, window_size=3, padding=padding, valid=valid)
+        for gradient in gradients:
+            assert not gradient[~valid.expand_as(gradient)].any()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_levels_of_valid_pixels(tiles, scheme, padding):
+    tiles(*scheme)
+    images, valid = with_rubbish((2, 2, 15, 35))
+    options = {"window_size": 3, "weights": (0.2, 0.3, 0.5), "padding": padding, "valid": valid}
+    for wanted in ((), (0, 1)):
+        _, *gradients = compare(ms_ssim, images, wanted, **options)
+        for gradient in gradients:
+            assert not gradient[~valid.expand_as(gradient)].any()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+def test_the_map_of_valid_pixels(tiles, scheme, padding):
+    tiles(*scheme)
+    images, valid = with_rubbish((2, 2, 8, 21))
+    options = {"window_size": (3, 5), "padding": padding, "valid": valid}
+    value, *_ = compare(ssim_map, images, **options)
+    compare(ssim_map, images, (0,), **options)
+    if padding != "valid":
+        assert (value[~valid.expand_as(value)] == 1).all()
+
+
+@pytest.mark.parametrize("loss", [L1SSIMLoss, L1MSSSIMLoss])
+def test_a_mix_of_valid_pixels_with_a_mask_and_ranges(tiles, loss):
+    tiles(*FUSED)
+    (x, y), valid = with_rubbish((2, 1, 10, 21), 0.9)
+    ranges, mask = torch.tensor([0.5, 2.0]), torch.rand(2, 1, 10, 21)
+    options = {"window_size": 3}
+    options |= {"weights": (0.4, 0.6)} if loss is L1MSSSIMLoss else {}
+
+    def function(x, y, *, backend):
+        extras = {"valid": valid, "mask": mask, "data_range": ranges}
+        return loss(backend=backend, **options)(x, y, **extras)
+
+    compare(function, (x, y))
+
+
+def test_valid_pixels_of_one_channel_and_no_stride(tiles):
+    """One row of them for all rows and images."""
+    tiles(*FUSED)
+    x, y = pair(2, 1, 9, 24)
+    valid = torch.rand(24, generator=torch.Generator().manual_seed(5)) < 0.8
+    compare(ssim, (x.half().float(), y), window_size=5, valid=valid)
+    compare(ms_ssim, (x, y), **TWO_LEVELS, valid=valid.expand(9, 24))
+
+
+def test_all_pixels_valid_is_as_without(tiles):
+    tiles(*FUSED)
+    images = pair(1, 2, 9, 20)
+    plain = step(ssim, images, (0, 1), "triton", window_size=3)
+    valid = step(ssim, images, (0, 1), "triton", window_size=3, valid=torch.ones(9, 20).bool())
+    for a, b in zip(plain, valid, strict=True):
+        assert (a - b).norm() < 1e-6 * a.norm()

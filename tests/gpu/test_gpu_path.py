@@ -179,7 +179,7 @@ def accumulate(gradients, grad, derivatives, images, premultiplied_by):
     layouts = [tuple(map(layout_of, some)) for some in (gradients, [grad], images)]
     launch = gpu_levels.backward_launch(
         *(gpu.machine_of(grad.device), layouts[0], layouts[1][0], layouts[2]),
-        ranged=False,
+        auxiliary=NO_AUXILIARY,
         combined=bool(derivatives),
         premultiplied_by=premultiplied_by,
     )

@@ -32,8 +32,6 @@ def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) ->
     sizes = [len(window) for window in request.definition.windows]
     if max(sizes) > LARGEST_WINDOW:
         return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"
-    if auxiliary.valid:
-        return "it has no valid pixels"
     return None
 
 
@@ -106,7 +104,7 @@ class GpuPlan:
         # backward pass adds it.
         in_level = not request.exponents and request.reduction != "levels"
         self._adds_l1 = request.mix is not None and not in_level
-        self._ranged = bool(auxiliary.ranges)
+        self._auxiliary = auxiliary
         self._combined = bool(request.exponents) and request.reduction != "levels"
         launches = levels.forward_launches(self._machine, device, x, y, auxiliary, request)
         inputs = ["x", "y", *levels.auxiliary_names(auxiliary)]
@@ -145,8 +143,9 @@ class GpuPlan:
         for k in range(self.request.gradients):
             images = ((x, y), (y, x))[k] if self._adds_l1 else ()
             ranges = auxiliary.ranges if self._adds_l1 else ()
+            valid = auxiliary.valid[: per_image - 1]
             of_levels = gradients[k * per_image : (k + 1) * per_image]
-            tensors = (grad, *factors, *images, *ranges, *of_levels)
+            tensors = (grad, *factors, *images, *ranges, *valid, *of_levels)
             # Hooks on saved tensors may have given them other strides.
             key = (k, grad.data_ptr() & 15, *map(Tensor.stride, tensors))
             launches = self._backward.get(key)
@@ -162,12 +161,13 @@ class GpuPlan:
         layouts = [tuple(map(layout_of, tensors)) for tensors in (gradients, [grad], images)]
         launch = levels.backward_launch(
             *(self._machine, layouts[0], layouts[1][0], layouts[2]),
-            ranged=self._ranged,
+            auxiliary=self._auxiliary,
             combined=self._combined,
             premultiplied_by=self._premultiplied_by,
         )
         inputs = ["grad", *["derivatives"] * self._combined, *"xy"[: len(images)]]
-        inputs += ["ranges0"] * (self._ranged and self._adds_l1)
+        inputs += ["ranges0"] * (self._adds_l1 and len(self._auxiliary.ranges))
+        inputs += [f"valid{j}" for j in range(len(self._auxiliary.valid) - 1)]
         inputs += [f"level{j}" for j in range(len(gradients))]
         return Launches([launch], self._device, inputs, [])
 

@@ -51,15 +51,19 @@ class Beside(NamedTuple):
     Attributes:
         ranges: ranges of the images.
         weight: weights of the map's values.
+        valid: pixels that exist.
+        coverage: reciprocals of the windows' weights over valid pixels.
     """
 
     ranges: Buffer | None
     weight: Image | None
+    valid: Image | None
+    coverage: Image | None
 
     @property
     def images(self) -> tuple[Image | None, ...]:
         """All but the ranges."""
-        return (self.weight,)
+        return self.weight, self.valid, self.coverage
 
 
 class Level(NamedTuple):
@@ -149,6 +153,7 @@ def _variant(
         GRADIENTS=plan.gradients,
         MAP=level.is_map,
         WEIGHTED=level.beside.weight is not None,
+        PARTIAL=level.beside.valid is not None,
         RANGED=level.beside.ranges is not None,
         ABS_DIFFERENCE=level.abs_difference_sums is not None,
         MIXED=others.get("mixed", False),
@@ -274,7 +279,7 @@ def _gradient_of_maps(
     maps = Buffer(f"maps{level.number}")
     return Launch(
         *(load_kernels().gradient_kernel, cover.programs(n * c), cover.tile.program_warps),
-        *(x, y, _auxiliary([level])[0], x_gradient, y_gradient),
+        *(x, y, *_auxiliary([level]), x_gradient, y_gradient),
         load_kernels().Maps(maps, plan.pitch),
         *(cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
         *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),

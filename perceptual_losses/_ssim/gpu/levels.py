@@ -52,7 +52,8 @@ def forward_launches(
     images = [[Image(Buffer(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
     launches = []
     while len(images) < request.levels:
-        halving, halves = _halving(images[-1], len(images), request.levels - len(images))
+        valid = beside(len(images) - 1, auxiliary).valid
+        halving, halves = _halving(images[-1], valid, len(images), request.levels - len(images))
         launches.append(halving)
         images += halves
     shapes = tuple(a.shape for a, _ in images)
@@ -264,17 +265,17 @@ def _level(
 
 def beside(j: int, auxiliary: Auxiliary) -> Beside:
     """The places of the tensors beside a level's images."""
-    weights = auxiliary.weights
-    return Beside(
-        ranges=Buffer("ranges0") if auxiliary.ranges else None,
-        weight=_of_all_channels(f"weights{j}", weights[j]) if weights else None,
+    weight, _, valid, coverage = (
+        _of_all_channels(f"{field}{j}", layouts[j]) if field != "ranges" and layouts else None
+        for field, layouts in zip(auxiliary._fields, auxiliary, strict=True)
     )
+    return Beside(Buffer("ranges0") if auxiliary.ranges else None, weight, valid, coverage)
 
 
 def _of_all_channels(name: str, layout: Layout) -> Image:
-    """The place of a tensor with one channel for all of the images'."""
-    n, c, *others = layout.strides
-    return Image(Buffer(name), layout.shape, (n, c if layout.shape[1] > 1 else 0, *others))
+    """The place of a tensor whose channel is that of all of the images'."""
+    n, _, *others = layout.strides
+    return Image(Buffer(name), layout.shape, (n, 0, *others))
 
 
 def gradient_of(
@@ -288,7 +289,9 @@ def gradient_of(
     return Image(Buffer(name), layout.shape, gradient_memory(like).stride()), new
 
 
-def _halving(images: list[Image], first: int, levels: int) -> tuple[Launch, list[list[Image]]]:
+def _halving(
+    images: list[Image], valid: Image | None, first: int, levels: int
+) -> tuple[Launch, list[list[Image]]]:
     """Both images at half the size, at half of that and so on, as far as one launch goes."""
     n, c, height, width = shape = images[0].shape
     levels = min(levels, HALVED_ROWS.bit_length() - 1)
@@ -305,6 +308,7 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Launch, list
         *(load_kernels().downsample_kernel, n * c * strips * bands, 4, x.address, y.address),
         *(tuple(a.address for a, _ in halves), tuple(b.address for _, b in halves)),
         *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
+        (valid.address, valid.strides) if valid else (),
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
@@ -320,14 +324,15 @@ def backward_launch(
     grad: Layout,
     images: tuple[Layout, ...],
     *,
-    ranged: bool,
+    auxiliary: Auxiliary,
     combined: bool,
     premultiplied_by: float,
 ) -> Launch:
     """The launch that makes the finest of the levels' gradients the whole one, in place.
 
     Its tensors are "grad", "derivatives" if the levels are combined, "x" and "y" and "ranges0", if
-    there is one, if the backward pass adds the gradient of L1, and "level0", "level1", ...
+    there is one, if the backward pass adds the gradient of L1, "valid0", ... for all levels but the
+    coarsest, if only some pixels are valid, and "level0", "level1", ...
     """
     fine, *coarse = gradients
     n, c, height, width = fine.shape
@@ -338,13 +343,16 @@ def backward_launch(
     )
     rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
     bands = ceil_div(height, rows)
-    names = ("x", "y", *["ranges0"] * ranged) if images else ()
+    names = ("x", "y", *["ranges0"] * len(auxiliary.ranges)) if images else ()
+    levels = [beside(j, auxiliary).valid for j in range(len(coarse))]
+    valid = [level for level in levels if level is not None]
     return Launch(
         *(load_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
         tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), Buffer("grad")),
         *(Buffer("derivatives" if combined else "grad"), tuple(map(Buffer, names))),
         *(fine.strides, (0, 0, 0, *grad.strides)[-3:], tuple(image.strides for image in images)),
+        *(tuple(level.address for level in valid), tuple(level.strides for level in valid)),
         *(strips, bands, rows, n * c, c, height, width, premultiplied_by),
         COARSE=len(coarse),
         PRODUCT=combined,
@@ -352,7 +360,7 @@ def backward_launch(
         LANES=COLUMNS,
         ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
         ABS_DIFFERENCE=bool(images),
-        RANGED=bool(images) and ranged,
+        RANGED=bool(images and auxiliary.ranges),
     )
 
 

@@ -50,19 +50,22 @@ def plane_of(image, plane, channels):
 
 @triton.jit
 def auxiliary_of(auxiliary, strides, plane, channels, K: tl.constexpr):
-    """The weights of a plane's map, as an image, if there are any.
+    """The weights of a plane's map, its valid pixels and their coverage, each an image or nothing.
 
     Args:
-        auxiliary: addresses of the images' ranges and of the weights, or nothing.
+        auxiliary: addresses of the images' ranges and of these, or nothing.
         strides: strides of all but the ranges.
         plane: number of the plane.
         channels: channels of an image.
         K: variant of the kernel.
     """
-    weight = ()
+    weight, valid, coverage = (), (), ()
     if K.WEIGHTED:
         weight = plane_of(Image(auxiliary[1], strides[0]), plane, channels)
-    return weight
+    if K.PARTIAL:
+        valid = plane_of(Image(auxiliary[2], strides[1]), plane, channels)
+        coverage = plane_of(Image(auxiliary[3], strides[2]), plane, channels)
+    return weight, valid, coverage
 
 
 @triton.jit

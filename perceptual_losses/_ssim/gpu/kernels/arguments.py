@@ -109,6 +109,7 @@ class Variant(NamedTuple):
         GRADIENTS: 0 for none, 1 for the gradient to the first image, 2 for those to both.
         MAP: whether the result is the map, of which there are no sums.
         WEIGHTED: whether the mean is a weighted one, or each value of a map has a gradient.
+        PARTIAL: whether some pixels do not exist.
         RANGED: whether each image has a range of its own, which L, C1 and C2 are in units of.
         ABS_DIFFERENCE: whether |x - y| is summed too.
         MIXED: whether |x - y| is in the gradients.
@@ -131,6 +132,7 @@ class Variant(NamedTuple):
     GRADIENTS: int
     MAP: bool
     WEIGHTED: bool
+    PARTIAL: bool
     RANGED: bool
     ABS_DIFFERENCE: bool
     MIXED: bool
@@ -167,7 +169,9 @@ class Region(NamedTuple):
     Attributes:
         x: first image of the plane.
         y: second image of the plane.
-        weight: weights of the map.
+        weight: weights of the map, or nothing.
+        valid: pixels that exist, or nothing.
+        coverage: reciprocals of the windows' weights over valid pixels, or nothing.
         size: height and width of the images.
         map_size: height and width of the map.
         offsets: local offsets.
@@ -177,6 +181,8 @@ class Region(NamedTuple):
     x: Any
     y: Any
     weight: Any
+    valid: Any
+    coverage: Any
     size: Any
     map_size: Any
     offsets: Any

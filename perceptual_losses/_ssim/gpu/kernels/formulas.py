@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import scratch
-from .addresses import is_inside, mirrored
+from .addresses import is_inside, map_begin, mirrored
 from .arguments import SYMMETRIC
 
 
@@ -98,6 +98,15 @@ def _inverse(values, FAST: tl.constexpr):
 
 
 @triton.jit
+def _at_position(image, row, column, inside, K: tl.constexpr):
+    """The value of a map at positions, zero where not ``inside``."""
+    address = image.address + row.to(tl.int64) * image.strides[2]
+    address += column.to(tl.int64) * image.strides[3]
+    anywhere: tl.constexpr = K.PADDING == SYMMETRIC
+    return tl.load(address) if anywhere else tl.load(address, mask=inside, other=0)
+
+
+@triton.jit
 def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     """Half of 1 - S of a row of the map, and M_d, M_t, V_d and V_t, the last two over the window's
     root, zero beside the map; all times their weight.
@@ -110,6 +119,12 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     # Whether the derivatives have to be zero beside the map.
     MASKED: tl.constexpr = K.GRADIENTS > 0 and K.PADDING != SYMMETRIC
     square = root * root
+    if K.PADDING == SYMMETRIC:
+        row = mirrored(row, region.map_size[0])
+        column = mirrored(column, region.map_size[1])
+    if K.PARTIAL:
+        coverage = _at_position(region.coverage, row, column, inside, K)
+        d, t, e_dd, e_tt = coverage * d, coverage * t, coverage * e_dd, coverage * e_tt
     mu_d, mu_t = square * d, square * t
     # Negative ones come from rounding, where pixels lie far from the offset.
     var_d = tl.maximum(e_dd - mu_d * d, 0.0, tl.PropagateNan.ALL)
@@ -135,15 +150,20 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     m_t -= mu_t * v_t
     # Two ways to write the same, of which the compiler makes an instruction more or less.
     deficit = b + a * value if K.GRADIENTS > 0 else a + b * (1 - 2 * a)
-    if K.PADDING == SYMMETRIC:
-        row = mirrored(row, region.map_size[0])
-        column = mirrored(column, region.map_size[1])
-    if K.WEIGHTED:
-        address = region.weight.address + row.to(tl.int64) * region.weight.strides[2]
-        address += column.to(tl.int64) * region.weight.strides[3]
-        anywhere: tl.constexpr = K.PADDING == SYMMETRIC
-        weight = tl.load(address) if anywhere else tl.load(address, mask=inside, other=0)
-        deficit *= weight
+    if K.PARTIAL and K.MAP:
+        # A position without a valid centre has no part in it.
+        down = row + K.DOWN // 2 - map_begin(K.DOWN, K.PADDING)
+        across = column + K.ACROSS // 2 - map_begin(K.ACROSS, K.PADDING)
+        exists = _at_position(region.valid, down, across, inside, K)
+        deficit = tl.where(exists, deficit, 0.0)
+        coverage = tl.where(exists, coverage, 0.0)
+    if K.WEIGHTED or K.PARTIAL:
+        weight = 1.0
+        if K.WEIGHTED:
+            weight = _at_position(region.weight, row, column, inside, K)
+            deficit *= weight
+        if K.PARTIAL:
+            weight *= coverage
         m_d *= weight
         m_t *= weight
         v_d *= weight

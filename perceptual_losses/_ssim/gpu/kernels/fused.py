@@ -27,7 +27,14 @@ from . import scratch, sums
 from .addresses import auxiliary_of, constants_of, map_begin, plane_of, tile_of, width_hint
 from .arguments import Region, Window
 from .formulas import add_moments, add_row, gradients_of, row_of_map
-from .pixels import advance, first_row, local_offsets, store_columns
+from .pixels import (
+    advance,
+    first_row,
+    local_offsets,
+    store_columns,
+    valid_columns,
+    where_valid,
+)
 
 
 @triton.jit(
@@ -86,7 +93,7 @@ def fused_kernel(
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
-    weight = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
+    weight, valid, coverage = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
     constants = constants_of(constants, auxiliary, plane, channels, K)
     # The factor of |x - y|.
     factor = 1 / constants.length if K.RANGED else 1.0
@@ -101,8 +108,8 @@ def fused_kernel(
     map_size = size[0] + 2 * MAP_TOP - ABOVE, size[1] + 2 * MAP_LEFT - HALO
     window = Window(across, down)
     columns = tl.minimum(OWN, size[1] - left)
-    offsets = local_offsets(x, y, top, left, bottom - top, columns, constants)
-    region = Region(x, y, weight, size, map_size, offsets, constants)
+    offsets = local_offsets(x, y, valid, top, left, bottom - top, columns, constants, K)
+    region = Region(x, y, weight, valid, coverage, size, map_size, offsets, constants)
 
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
@@ -162,6 +169,10 @@ def fused_kernel(
                 *(d, t, filtered, -offsets.d * constants.root),
                 *(gradient_scale, abs_difference_scale, K),
             )
+            if K.PARTIAL:
+                places = scratch.split_columns(left + local)
+                exists = valid_columns(valid, here - 1, places, size, K)
+                to_x, to_y = where_valid(exists, to_x), where_valid(exists, to_y)
             inside = owned & (here > top) & (here <= bottom)
             store_columns(x_gradient_row, x_gradient.strides[3], left + local, to_x, inside, K)
             if K.GRADIENTS == 2:

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import constants_of, plane_of, tile_of, width_hint
+from .addresses import auxiliary_of, constants_of, plane_of, tile_of, width_hint
 from .arguments import Window
 from .formulas import add_row, contrasts, gradients_of
-from .pixels import load_columns, local_offsets, store_columns
+from .pixels import load_columns, local_offsets, store_columns, valid_columns, where_valid
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "rows", "channels", "height", "width"])
@@ -18,6 +18,7 @@ def gradient_kernel(
     x,
     y,
     auxiliary,
+    auxiliary_strides,
     x_gradient,
     y_gradient,
     maps,
@@ -49,7 +50,8 @@ def gradient_kernel(
     constants = constants_of(constants, auxiliary, plane, channels, K)
     if K.RANGED:
         abs_difference_scale /= constants.length
-    offsets = local_offsets(x, y, 0, 0, height, width, constants)
+    valid = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)[1]
+    offsets = local_offsets(x, y, valid, 0, 0, height, width, constants, K)
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
@@ -79,6 +81,10 @@ def gradient_kernel(
                 *(scratch.split_columns(d), scratch.split_columns(t), filtered),
                 *(-offsets.d * constants.root, gradient_scale, abs_difference_scale, K),
             )
+            if K.PARTIAL:
+                columns = scratch.split_columns(column)
+                exists = valid_columns(valid, row, columns, (height, width), K)
+                to_x, to_y = where_valid(exists, to_x), where_valid(exists, to_y)
             store_columns(x_gradient_row, x_gradient.strides[3], column, to_x, inside, K)
             if K.GRADIENTS == 2:
                 store_columns(y_gradient_row, y_gradient.strides[3], column, to_y, inside, K)

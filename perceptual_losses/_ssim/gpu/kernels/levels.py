@@ -23,6 +23,7 @@ def downsample_kernel(
     pitches,
     x_strides,
     y_strides,
+    valid,
     strips,
     bands,
     channels,
@@ -35,7 +36,8 @@ def downsample_kernel(
     """Repeated 2x2 means of both images, an odd last row or column counting twice.
 
     ``x_halves`` and ``y_halves`` are the images of the levels that a tile gives, ``pitches`` the
-    lengths of their rows. A width is aligned if `COLUMNS_PER_ACCESS` divides it.
+    lengths of their rows. With ``valid`` pixels, an image's address and strides, they are the means
+    over those, zero where there is none. A width is aligned if `COLUMNS_PER_ACCESS` divides it.
     """
     width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
     strip, band, plane = tile_of(tl.program_id(0), strips, bands)
@@ -48,10 +50,21 @@ def downsample_kernel(
     b += row * y_strides[2] + column * y_strides[3]
     a = tl.load(a, mask=inside, other=0).to(tl.float32)
     b = tl.load(b, mask=inside, other=0).to(tl.float32)
+    exists = tl.full((ROWS, LANES), 1.0, tl.float32)
+    if len(valid) > 0:
+        address = plane_of(Image(valid[0], valid[1]), plane, channels).address
+        address += row * valid[1][2] + column * valid[1][3]
+        exists = tl.load(address, mask=inside, other=0).to(tl.float32)
+        a, b = tl.where(exists > 0, a, 0.0), tl.where(exists > 0, b, 0.0)
     for j in tl.static_range(len(pitches)):
         top, left = band * (ROWS >> j), strip * (LANES >> j)
         a = _halve(a, top, left, height, width, ROWS >> j, LANES >> j)
         b = _halve(b, top, left, height, width, ROWS >> j, LANES >> j)
+        if len(valid) > 0:
+            share = _halve(exists, top, left, height, width, ROWS >> j, LANES >> j)
+            a = tl.where(share > 0, a / share, 0.0)
+            b = tl.where(share > 0, b / share, 0.0)
+            exists = tl.where(share > 0, 1.0, 0.0)
         height, width = (height + 1) // 2, (width + 1) // 2
         row = top // 2 + tl.arange(0, ROWS >> (j + 1))[:, None]
         column = left // 2 + tl.arange(0, LANES >> (j + 1))[None, :]
@@ -128,7 +141,7 @@ def coarse_levels_kernel(
     """
     MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
     # Tensors of each level, after the ranges.
-    AUXILIARY: tl.constexpr = len(auxiliary) // len(x_levels)
+    AUXILIARY: tl.constexpr = (len(auxiliary) - 1) // len(x_levels)
     program = tl.program_id(0)
     x, y = x_levels[0], y_levels[0]
     x_gradient, y_gradient = x_gradients[0], y_gradients[0]

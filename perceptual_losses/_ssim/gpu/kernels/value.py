@@ -107,11 +107,11 @@ def value_kernel(
         top, bottom = map_top + top, map_top + bottom
         place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
         x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
-        weight = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
+        weight, valid, coverage = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
         own_constants = constants_of(constants, auxiliary, plane, channels, K)
         # The same for the whole plane, because programs filter each other's derivatives.
-        offsets = local_offsets(x, y, 0, 0, size[0], size[1], own_constants)
-        region = Region(x, y, weight, size, map_size, offsets, own_constants)
+        offsets = local_offsets(x, y, valid, 0, 0, size[0], size[1], own_constants, K)
+        region = Region(x, y, weight, valid, coverage, size, map_size, offsets, own_constants)
         left = strip * (K.LANES * K.COLUMNS) - BEFORE
         own = top + MAP_TOP, bottom + MAP_TOP
         moments = (none, none, none, none)
