@@ -1274,6 +1274,14 @@ SHIPPED = [
     (Case(11, 2, l1="separate"), FUSED),
     (Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="mixed"), FUSED),
     (Case(33, 2, "symmetric", l1="mixed"), MAPS),
+    (Case(11, 0, other="map"), VALUE),
+    (Case(21, 2, "symmetric", other="map"), FUSED),
+    (Case(33, 1, other="map"), MAPS),
+    (Case(11, 1, other="valid"), FUSED),
+    (Case(21, 2, "symmetric", other="valid"), FUSED),
+    (Case(11, 0, other="ranges"), VALUE),
+    (Case(11, 2, "zeros", other="ranges"), FUSED),
+    (Case(11, 1, levels=5, other="valid"), LEVELS),
     (Case(11, 1, levels=5), LEVELS),
     (Case(11, 2, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
     (Case(21, 2, levels=5), LEVELS),
@@ -1294,6 +1302,7 @@ def judge_compiled(capability, case, launches, name):
     sizes, variant = gpu_tiles.TILES[None], launch.constants["K"]
     tiles = sizes[min(size for size in sizes if size >= case.window_size)]
     plain = case.padding == "valid" and not case.weighted and case.l1 == "no"
+    plain = plain and case.other not in ("map", "valid")
     kernel = name.removesuffix("_kernel")
     if name == "coarse_levels_kernel":
         kernel = "fused" if "fused_kernel" in launches else "value"
@@ -1320,6 +1329,7 @@ def test_compiles_without_spills(capability, case, kernels):
     launches = registers.launched(case, capability)
     more = {"reduce_tiles_kernel"} | ({"downsample_kernel"} if case.levels > 1 else set())
     single = kernels in (VALUE, FUSED) and case.levels == 1 and case.l1 != "separate"
+    single = single or case.other == "map"
     assert launches.keys() == {*kernels, *(() if single else more)}
     for name in kernels:
         judge_compiled(capability, case, launches, name)
