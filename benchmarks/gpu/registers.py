@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
-from perceptual_losses._ssim.backend import layout_of
+from perceptual_losses._ssim.backend import Auxiliary, layout_of
 from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
@@ -44,6 +44,8 @@ class Case(NamedTuple):
             the result and its gradients, else ``"no"``.
         levels: the number of levels.
         shape: shape of the images.
+        other: ``"map"`` where the result is the map, ``"ranges"`` where each image has its own,
+            ``"valid"`` where some pixels do not exist, else ``"no"``.
     """
 
     window_size: int
@@ -55,6 +57,7 @@ class Case(NamedTuple):
     l1: str = "no"
     levels: int = 1
     shape: tuple[int, ...] = SHAPE
+    other: str = "no"
 
     @property
     def cells(self) -> list[str]:
@@ -68,18 +71,36 @@ class Case(NamedTuple):
             ("none", "x", "x, y")[self.gradients],
             self.padding,
             "yes" if self.weighted else "no",
-            self.l1,
+            *(self.l1, self.other),
             images,
         ]
 
     @property
     def request(self) -> Request:
         """The request that takes these kernels."""
-        definition = Definition(gaussian(self.window_size, 1.5), 0.0, 1e-4, 9e-4, self.padding)
+        windows = (gaussian(self.window_size, 1.5),) * 2
+        definition = Definition(windows, 0.0, 1.0, 1e-4, 9e-4, self.padding)
         exponents = (1.0,) * self.levels if self.levels > 1 else ()
         mix = None if self.l1 == "no" else (0.2, 0.8)
         reduction = "levels" if self.levels > 1 or self.l1 == "separate" else "loss"
+        reduction = "map" if self.other == "map" else reduction
         return Request(definition, exponents, None, mix, reduction, self.gradients)
+
+    @property
+    def auxiliary(self) -> Auxiliary:
+        """The tensors beside the images."""
+        n, _, height, width = self.shape
+        lost = self.window_size - 1 if self.padding == "valid" else 0
+        valid = self.other == "valid"
+        weights, exists, coverage = [], [], []
+        for _ in range(self.levels):
+            of_map = torch.empty(n, 1, height - lost, width - lost, device="meta")
+            weights += [of_map] * (self.weighted or valid)
+            coverage += [of_map] * valid
+            exists += [torch.empty(n, 1, height, width, dtype=torch.bool, device="meta")] * valid
+            height, width = (height + 1) // 2, (width + 1) // 2
+        ranges = [torch.empty(n, device="meta")] * (self.other == "ranges")
+        return Auxiliary(weights, ranges, exists, coverage)
 
 
 CASES = (
@@ -101,6 +122,15 @@ CASES = (
     Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="separate"),
     *(Case(size, gradients, levels=5) for size in (11, 21) for gradients in (0, 1, 2)),
     Case(11, 2, "symmetric", True, torch.bfloat16, levels=5),
+    *(
+        Case(size, gradients, padding, other=other)
+        for other in ("map", "ranges", "valid")
+        for size, gradients, padding in (
+            *((11, 0, "valid"), (11, 1, "valid"), (11, 2, "symmetric")),
+            *((21, 0, "zeros"), (21, 2, "valid"), (33, 1, "zeros")),
+        )
+    ),
+    *(Case(11, gradients, levels=5, other="valid") for gradients in (0, 1)),
     *(Case(size, gradients, shape=SMALL) for size in (11, 21, 33) for gradients in (0, 1)),
 )
 
@@ -150,24 +180,22 @@ def recording(capability: int, architecture: str | None = None) -> Iterator[list
 
 
 def launched(case: Case, capability: int, architecture: str | None = None) -> dict[str, Launch]:
-    """The launches of a forward pass, by kernel."""
+    """The launches of a forward pass, or of a map's backward pass, by kernel."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x = torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=layout)
-    n, _, height, width = case.shape
-    lost = case.window_size - 1 if case.padding == "valid" else 0
-    weights = []
-    for _ in range(case.levels * case.weighted):
-        weights.append(torch.empty(n, 1, height - lost, width - lost, device="meta"))
-        height, width = (height + 1) // 2, (width + 1) // 2
-    layouts = layout_of(x), layout_of(x), tuple(map(layout_of, weights))
+    layout, auxiliary = layout_of(x), case.auxiliary
     with recording(capability, architecture) as launches:
-        gpu.plan(*layouts, case.request, x.device).forward(x, x, weights)
+        plan = gpu.plan(layout, layout, auxiliary.layouts, case.request, x.device)
+        value, _ = plan.forward(x, x, auxiliary)
+        if case.other == "map" and case.gradients:
+            launches.clear()
+            plan.backward((), value, x, x, auxiliary)
     return {launch.kernel.__name__: launch for launch in launches}
 
 
 TYPES = {
     **{torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"},
-    torch.int32: "*i32",
+    **{torch.int32: "*i32", torch.bool: "*i1"},
 }
 ALIGNED = [["tt.divisibility", 16]]
 
@@ -256,7 +284,8 @@ def _dump(path: str, option: str) -> str:
 
 KERNELS = "fused_kernel", "value_kernel", "gradient_kernel"
 HEADER = (
-    *("kernel", "window", "gradients", "padding", "mask", "L1", "images", "threads", "columns"),
+    *("kernel", "window", "gradients", "padding", "mask", "L1", "other", "images"),
+    *("threads", "columns"),
     *("registers", "spilled, bytes", "shared, bytes", "instructions per pixel"),
 )
 
@@ -287,8 +316,9 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "another size. `coarse_levels_kernel` computes all levels but the finest of five. "
         "`fused_kernel` computes all of a level. Where `value_kernel` and `gradient_kernel` share "
         "a level they follow each other; without gradients there is only `value_kernel`. L1 is a "
-        "`separate` mean, or `mixed` into the result and its gradients. Threads are those of a "
-        "program, columns those of a thread.",
+        "`separate` mean, or `mixed` into the result and its gradients. Other kinds of calls are "
+        "for the `map`, on images with `ranges` of their own, and on images of which only some "
+        "pixels are `valid`. Threads are those of a program, columns those of a thread.",
         "Registers and spilled bytes (stack and local memory) of a thread are those that "
         "`cuobjdump -res-usage` gives, shared memory is the kernel's own and what Triton asks for. "
         "The instructions "
@@ -299,7 +329,7 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "its first one, come on top.",
     ]
     for capability, rows in tables.items():
-        lines = [HEADER, ["---"] * 7 + ["---:"] * (len(HEADER) - 7), *rows]
+        lines = [HEADER, ["---"] * 8 + ["---:"] * (len(HEADER) - 8), *rows]
         parts.append(f"## Compute capability {capability // 10}.{capability % 10}")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -8,7 +8,15 @@ import re
 import pytest
 import torch
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
@@ -28,6 +36,29 @@ def less(loss):
     return lambda x, y, **options: 1 - loss(**options)(x, y)
 
 
+def of_valid(similarity):
+    """The similarity of images of which some pixels do not exist."""
+
+    def function(x, y, **options):
+        valid = torch.rand(x.shape[2:], generator=torch.Generator().manual_seed(0)) < 0.8
+        return similarity(x, y, valid=valid, **options)
+
+    return function
+
+
+def of_map(x, y, **options):
+    """A weighted mean of the map."""
+    values = ssim_map(x, y, **options)
+    return (values * torch.linspace(0, 2, values.shape[3])).mean()
+
+
+def of_ranges(similarity):
+    """The similarity of images with ranges of their own."""
+    return lambda x, y, **options: similarity(
+        x, y, data_range=torch.linspace(0.5, 2, len(x)), **options
+    )
+
+
 # Similarity, shape, options, and whether there is a mask.
 CASES = {
     "plain": (ssim, (1, 2, 24, 48), {}, False),
@@ -42,6 +73,15 @@ CASES = {
     "levels": (less(MSSSIMLoss), (1, 1, 50, 63), LEVELS, False),
     "distance": (less(L1MSSSIMLoss), (1, 1, 40, 304), LEVELS, False),
     "mix": (less(L1SSIMLoss), (2, 1, 14, 300), {"padding": "zeros"}, False),
+    "valid": (of_valid(ssim), (2, 1, 17, 44), {"padding": "zeros"}, True),
+    "valid-levels": (of_valid(ms_ssim), (1, 1, 40, 63), LEVELS, False),
+    "valid-33": (of_valid(ssim), (1, 1, 34, 45), {"window_size": 33}, False),
+    "valid-map": (of_valid(of_map), (1, 2, 15, 34), {"padding": "symmetric"}, False),
+    "map": (of_map, (2, 2, 15, 45), {}, False),
+    "map-33": (of_map, (1, 1, 34, 45), {"window_size": 33}, False),
+    "ranges": (of_ranges(ms_ssim), (3, 1, 33, 46), LEVELS, False),
+    "wide": (ssim, (1, 1, 15, 130), {"window_size": (3, 7), "sigma": (0.5, 3.0)}, False),
+    "tall": (ssim, (2, 1, 15, 40), {"window_size": (7, 1), "padding": "symmetric"}, False),
     "mix-33": (less(L1SSIMLoss), (1, 1, 34, 45), {"window_size": 33}, False),
 }
 LAYOUTS = {

@@ -33,8 +33,14 @@ from perceptual_losses import (
     ssim,
 )
 from perceptual_losses._ssim import autograd, plans, reference
-from perceptual_losses._ssim.backend import Layout, layout_of
-from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
+from perceptual_losses._ssim.backend import NO_AUXILIARY, Auxiliary, Layout, layout_of
+from perceptual_losses._ssim.definition import (
+    Definition,
+    Request,
+    gaussian,
+    plane_gradient,
+    uniform,
+)
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import level as gpu_level
@@ -118,13 +124,13 @@ def pair(*shape, seed=0, dtype=torch.float32):
 
 def settings(taps=3, padding="valid", low=-0.2, length=1.0):
     c1, c2 = (0.01 * length) ** 2, (0.03 * length) ** 2
-    return Definition(gaussian(taps, 1.5), low, c1, c2, padding)
+    return Definition((gaussian(taps, 1.5),) * 2, low, length, c1, c2, padding)
 
 
 def weights_of(x, settings, levels=1):
     """Random weights of the map's values at each level."""
     generator = torch.Generator().manual_seed(1)
-    lost = len(settings.window) - 1 if settings.padding == "valid" else 0
+    lost = len(settings.windows[0]) - 1 if settings.padding == "valid" else 0
     (height, width), weights = x.shape[2:], []
     for _ in range(levels):
         shape = (x.shape[0], 1, height - lost, width - lost)
@@ -143,7 +149,8 @@ def expected(x, y, settings, weights=(), levels=1):
         # The contrast-structure factor is all levels' but the last one's.
         count = min(levels - j, 2)
         here = [weight.double() for weight in weights[j : j + count]]
-        mean = reference.level_means(x, y, here, Request(settings, (1.0,) * count))[0]
+        request = Request(settings, (1.0,) * count)
+        mean = reference.level_means(x, y, Auxiliary(here), request)[0]
         gradients = torch.autograd.grad(mean.sum(), (x, y))
         means.append(mean.detach())
         of_x.append(gradients[0])
@@ -159,9 +166,10 @@ def request_of(settings, levels=1, gradients=2, reduction="levels", mix=None):
 
 def run(x, y, settings, weights=(), levels=1, gradients=2, reduction="levels", mix=None):
     """The value, by default the means of each level, and the gradients to x and to y."""
-    layouts = layout_of(x), layout_of(y), tuple(map(layout_of, weights))
+    auxiliary = Auxiliary(weights)
     request = request_of(settings, levels, gradients, reduction, mix)
-    value, saved = gpu.plan(*layouts, request, x.device).forward(x, y, weights)
+    plan = gpu.plan(layout_of(x), layout_of(y), auxiliary.layouts, request, x.device)
+    value, saved = plan.forward(x, y, auxiliary)
     return value, saved[:levels], saved[levels:]
 
 
@@ -171,6 +179,7 @@ def accumulate(gradients, grad, derivatives, images, premultiplied_by):
     layouts = [tuple(map(layout_of, some)) for some in (gradients, [grad], images)]
     launch = gpu_levels.backward_launch(
         *(gpu.machine_of(grad.device), layouts[0], layouts[1][0], layouts[2]),
+        auxiliary=NO_AUXILIARY,
         combined=bool(derivatives),
         premultiplied_by=premultiplied_by,
     )
@@ -405,7 +414,7 @@ def test_a_level_high_above_the_contrast_in_the_interpreter(tiles, scheme, lengt
     x, y = 200 + 0.1 * (x - 0.5), level + 0.1 * (y - 0.5)
     chosen = settings(low=0.0, length=length)
     images = x.clone().requires_grad_(), y.clone().requires_grad_()
-    plain = reference.level_means(*images, [], Request(chosen))[0]
+    plain = reference.level_means(*images, NO_AUXILIARY, Request(chosen))[0]
     plain_gradients = torch.autograd.grad(plain.sum(), images)
     means, of_x, of_y = run(x, y, chosen)
     true, true_x, true_y = expected(x, y, chosen)
@@ -486,7 +495,7 @@ def test_levels_add_up_in_the_interpreter(tiles, shape, levels):
     assert (fine - exact).norm() < 1e-6 * exact.norm()
     # And as the compiler gets it.
     request = request_of(settings(), levels)
-    compiled = autograd._add_up_levels(gradients, grad, (image, image), request)
+    compiled = autograd._add_up_levels(gradients, grad, (image, image), NO_AUXILIARY, request)
     assert (compiled - exact).norm() < 1e-6 * exact.norm()
 
 
@@ -677,9 +686,9 @@ def test_what_makes_another_call_in_the_interpreter(tiles):
 def test_the_operations_are_good_citizens_in_the_interpreter(tiles):
     tiles(16, 1, 8)
     x, y = pair(1, 2, 9, 11)
-    window = list(settings().window)
+    definition = (*autograd._flattened(x, y, NO_AUXILIARY, settings()),)
     for levels, l1, gradients in ((2, True, 2), (1, False, 1), (1, True, 1)):
-        arguments = x, y, [], window, 0.0, 1e-4, 9e-4, "valid", levels, l1, gradients, "triton"
+        arguments = *definition, levels, l1, gradients, "triton"
         torch.library.opcheck(torch.ops.perceptual_losses.ssim_level_means.default, arguments)
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_depends_on.default, (torch.rand(3, 1, 2), [x, y])
@@ -780,7 +789,7 @@ def test_the_backward_pass_adds_the_sign_in_the_interpreter(tiles, levels, kind)
     doubles = [gradient.double() for gradient in gradients]
     request = request_of(settings(), levels, mix=(1.0, 1.0))
     images = x.double(), y.double()
-    exact = autograd._add_up_levels(doubles, grad.double(), images, request)
+    exact = autograd._add_up_levels(doubles, grad.double(), images, NO_AUXILIARY, request)
     fine = gradients[0].to(kind)
     accumulate([fine, *gradients[1:]], grad, [], [x, y], plane_gradient(x.shape))
     assert (fine - exact).norm() < (1e-6 if kind == torch.float32 else 0.01) * exact.norm()
@@ -912,7 +921,7 @@ def test_a_lasting_zero_that_cannot_be_allocated(monkeypatch):
 def test_halves_are_gone_where_the_gradients_are_large_in_the_interpreter(tiles):
     tiles(16, 1, 16)
     x = torch.rand(1, 1, 40, 40)
-    images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 4, 1)
+    images, request = (layout_of(x), layout_of(x), NO_AUXILIARY), request_of(settings(), 4, 1)
     held, seen = set(), set()
     for launch in gpu_levels.forward_launches(gpu.machine_of(x.device), x.device, *images, request):
         allocated = [allocation.name for allocation in launch.allocations]
@@ -932,7 +941,7 @@ def test_maps_are_gone_after_their_gradients_in_the_interpreter(tiles):
     """Those of each level, before the next one's are there."""
     tiles(16, 1, 16, fused=False)
     x = torch.rand(1, 1, 20, 20)
-    images, request = (layout_of(x), layout_of(x), ()), request_of(settings(), 3, 2)
+    images, request = (layout_of(x), layout_of(x), NO_AUXILIARY), request_of(settings(), 3, 2)
     held, most = set(), 0
     launches = gpu_levels.forward_launches(gpu.machine_of(x.device), x.device, *images, request)
     for launch in launches:
@@ -982,7 +991,7 @@ def test_what_is_refused_in_the_interpreter():
 )
 def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     window = gaussian(taps, sigma)
-    across, down, root = gpu_level._passes(window)
+    across, down, root = gpu_level._passes(window, window)
     arrays = [np.array((*half, *half[-2::-1])) for half in (across, down)]
     assert all((array == np.float32(array)).all() for array in (*arrays, root))
     # Of three taps there are few roundings to choose from.
@@ -992,6 +1001,32 @@ def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
     # A tap that is next to nothing stays that, under a pixel of 1e30 too.
     exact = np.array(window) / max(window)
     np.testing.assert_allclose(arrays[0], exact, rtol=1e-3, atol=1e-37)
+
+
+@hypothesis.given(
+    windows=st.tuples(
+        *[
+            st.one_of(
+                st.integers(0, 16).map(lambda radius: uniform(2 * radius + 1)),
+                st.builds(
+                    lambda radius, sigma: gaussian(2 * radius + 1, sigma),
+                    st.integers(0, 16),
+                    st.floats(0.3, 1e9),
+                ),
+            )
+        ]
+        * 2
+    )
+)
+def test_taps_by_axis_have_a_sum_of_one(windows):
+    across, down, root = gpu_level._passes(*windows)
+    arrays = [np.array((*half, *half[-2::-1])) for half in (down, across)]
+    assert all((array == np.float32(array)).all() for array in (*arrays, root))
+    passed = root * root * np.outer(*arrays)
+    # Where three taps are all there are, few roundings can be chosen.
+    few = max(map(len, windows)) == 3
+    assert abs(passed.sum() - 1) < (6e-8 if few else 3e-8)
+    assert np.abs(passed - np.outer(*windows)).max() < 2e-7
 
 
 @pytest.mark.parametrize(
@@ -1011,7 +1046,8 @@ def test_what_is_loaded_at_once(image, dense):
 
 def planned(shapes, gradients, taps=11, padding="valid", multiprocessors=132, **others):
     machine = gpu_tiles.Machine("sm_90", multiprocessors)
-    work = gpu_tiles.Workload(tuple(map(tuple, shapes)), taps, padding, gradients, **others)
+    shapes = tuple(map(tuple, shapes))
+    work = gpu_tiles.Workload(shapes, (taps, taps), padding, gradients, **others)
     return gpu_tiles.plan_level(work, machine)
 
 
@@ -1162,7 +1198,7 @@ def test_maps_fit_their_memory(shape, width, taps, multiprocessors, padding, gra
     x, request = Layout(torch.float32, shape, (1,) * 4, True), request_of(settings(taps, padding))
     request = request._replace(gradients=gradients)
     device = torch.device("meta")
-    value, gradient, *_ = gpu_levels.forward_launches(machine, device, x, x, (), request)
+    value, gradient, *_ = gpu_levels.forward_launches(machine, device, x, x, NO_AUXILIARY, request)
     (maps,) = (allocation for allocation in value.allocations if allocation.name == "maps0")
     assert maps.shape == (planes * plan.maps * plan.value.height * plan.pitch,)
     assert (value.programs, gradient.programs) == (
@@ -1238,6 +1274,14 @@ SHIPPED = [
     (Case(11, 2, l1="separate"), FUSED),
     (Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="mixed"), FUSED),
     (Case(33, 2, "symmetric", l1="mixed"), MAPS),
+    (Case(11, 0, other="map"), VALUE),
+    (Case(21, 2, "symmetric", other="map"), FUSED),
+    (Case(33, 1, other="map"), MAPS),
+    (Case(11, 1, other="valid"), FUSED),
+    (Case(21, 2, "symmetric", other="valid"), FUSED),
+    (Case(11, 0, other="ranges"), VALUE),
+    (Case(11, 2, "zeros", other="ranges"), FUSED),
+    (Case(11, 1, levels=5, other="valid"), LEVELS),
     (Case(11, 1, levels=5), LEVELS),
     (Case(11, 2, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
     (Case(21, 2, levels=5), LEVELS),
@@ -1258,6 +1302,7 @@ def judge_compiled(capability, case, launches, name):
     sizes, variant = gpu_tiles.TILES[None], launch.constants["K"]
     tiles = sizes[min(size for size in sizes if size >= case.window_size)]
     plain = case.padding == "valid" and not case.weighted and case.l1 == "no"
+    plain = plain and case.other not in ("map", "valid")
     kernel = name.removesuffix("_kernel")
     if name == "coarse_levels_kernel":
         kernel = "fused" if "fused_kernel" in launches else "value"
@@ -1284,6 +1329,7 @@ def test_compiles_without_spills(capability, case, kernels):
     launches = registers.launched(case, capability)
     more = {"reduce_tiles_kernel"} | ({"downsample_kernel"} if case.levels > 1 else set())
     single = kernels in (VALUE, FUSED) and case.levels == 1 and case.l1 != "separate"
+    single = single or case.other == "map"
     assert launches.keys() == {*kernels, *(() if single else more)}
     for name in kernels:
         judge_compiled(capability, case, launches, name)
@@ -1366,13 +1412,13 @@ def test_the_small_kernels_compile(capability):
         images = x, x.float()
         accumulate(gradients, torch.empty(5, 8, 3, device="meta"), [], images, -1.0)
         run(x, x, settings(11), gradients=0, reduction="loss")
-        exponents, layouts = (0.1, 0.2, 0.3, 0.4), (layout_of(x), layout_of(x), ())
+        exponents, layouts = (0.1, 0.2, 0.3, 0.4), (layout_of(x), layout_of(x), NO_AUXILIARY)
         for normalize, reduction, mix in (
             *itertools.product(("floor", "relu", "simple", None), ("none", "loss"), (None,)),
             ("floor", "loss", (0.84, 0.16)),
         ):
             request = Request(settings(11), exponents, normalize, mix, reduction)
-            gpu.plan(*layouts, request, x.device).forward(x, x, ())
+            gpu.plan(*layouts, request, x.device).forward(x, x)
         run(x, x, settings(11), gradients=1, reduction="loss", mix=(0.84, 0.16))
     small = [
         launch

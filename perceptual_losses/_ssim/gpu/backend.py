@@ -14,6 +14,7 @@ from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, layout_of, premu
 from ..definition import Request
 from . import levels
 from .launch import Launches, in_rows
+from .map import MapPlan
 from .tiles import LARGEST_WINDOW, Machine
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -31,10 +32,6 @@ def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) ->
     sizes = [len(window) for window in request.definition.windows]
     if max(sizes) > LARGEST_WINDOW:
         return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"
-    if len(set(request.definition.windows)) > 1:
-        return "its windows are square"
-    if auxiliary.ranges or auxiliary.valid or request.reduction == "map":
-        return "it has no ranges of images, valid pixels and maps"
     return None
 
 
@@ -81,9 +78,11 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 def plan(
     x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
-) -> GpuPlan:
+) -> GpuPlan | MapPlan:
     """The plan of a call on images of these layouts, in half precision or float32."""
-    return GpuPlan(x, y, tuple(auxiliary.weights), request, device)
+    if request.reduction == "map":
+        return MapPlan((x, y), auxiliary, request, device, machine_of(device))
+    return GpuPlan(x, y, auxiliary, request, device)
 
 
 class GpuPlan:
@@ -93,7 +92,7 @@ class GpuPlan:
         self,
         x: Layout,
         y: Layout,
-        weights: tuple[Layout, ...],
+        auxiliary: Auxiliary,
         request: Request,
         device: torch.device,
     ) -> None:
@@ -101,11 +100,14 @@ class GpuPlan:
         self.request = request
         self._device, self._machine = device, machine_of(device)
         self._premultiplied_by = premultiplied_by(request, x.shape)
-        # A mix of one level has the gradient of L1 in its own; else the backward pass adds it.
-        self._adds_l1 = request.mix is not None and bool(request.exponents)
+        # A mix of one level has the gradient of L1 in its own, unless both are asked for; else the
+        # backward pass adds it.
+        in_level = not request.exponents and request.reduction != "levels"
+        self._adds_l1 = request.mix is not None and not in_level
+        self._auxiliary = auxiliary
         self._combined = bool(request.exponents) and request.reduction != "levels"
-        launches = levels.forward_launches(self._machine, device, x, y, weights, request)
-        inputs = ["x", "y", *(f"weight{j}" for j in range(len(weights)))]
+        launches = levels.forward_launches(self._machine, device, x, y, auxiliary, request)
+        inputs = ["x", "y", *levels.auxiliary_names(auxiliary)]
         saved = ["derivatives"] if self._combined else []
         for name in "xy"[: request.gradients]:
             saved += [f"of_{name}{j}" for j in range(request.levels)]
@@ -116,7 +118,10 @@ class GpuPlan:
 
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Launches the kernels of the forward pass, which write the premultiplied gradients."""
-        value, *saved = self._forward(x, y, *auxiliary.weights)
+        if auxiliary is NO_AUXILIARY:
+            value, *saved = self._forward(x, y)
+        else:
+            value, *saved = self._forward(x, y, *(a for tensors in auxiliary for a in tensors))
         return Forward(value, saved)
 
     def backward(
@@ -137,8 +142,10 @@ class GpuPlan:
         found = []
         for k in range(self.request.gradients):
             images = ((x, y), (y, x))[k] if self._adds_l1 else ()
+            ranges = auxiliary.ranges if self._adds_l1 else ()
+            valid = auxiliary.valid[: per_image - 1]
             of_levels = gradients[k * per_image : (k + 1) * per_image]
-            tensors = (grad, *factors, *images, *of_levels)
+            tensors = (grad, *factors, *images, *ranges, *valid, *of_levels)
             # Hooks on saved tensors may have given them other strides.
             key = (k, grad.data_ptr() & 15, *map(Tensor.stride, tensors))
             launches = self._backward.get(key)
@@ -154,10 +161,13 @@ class GpuPlan:
         layouts = [tuple(map(layout_of, tensors)) for tensors in (gradients, [grad], images)]
         launch = levels.backward_launch(
             *(self._machine, layouts[0], layouts[1][0], layouts[2]),
+            auxiliary=self._auxiliary,
             combined=self._combined,
             premultiplied_by=self._premultiplied_by,
         )
         inputs = ["grad", *["derivatives"] * self._combined, *"xy"[: len(images)]]
+        inputs += ["ranges0"] * (self._adds_l1 and len(self._auxiliary.ranges))
+        inputs += [f"valid{j}" for j in range(len(self._auxiliary.valid) - 1)]
         inputs += [f"level{j}" for j in range(len(gradients))]
         return Launches([launch], self._device, inputs, [])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +40,39 @@ class Total(NamedTuple):
     arrived: Buffer
 
 
+def no_total(name: str) -> Total:
+    """A total that nobody reads: arguments that are no other case for the compiler."""
+    return Total(False, False, load_kernels().Totals(*[0.0] * 5), Buffer(name), Buffer(name))
+
+
+class Beside(NamedTuple):
+    """The places of the tensors beside a level's images, or ``None``.
+
+    Attributes:
+        ranges: ranges of the images.
+        weight: weights of the map's values.
+        valid: pixels that exist.
+        coverage: reciprocals of the windows' weights over valid pixels.
+    """
+
+    ranges: Buffer | None
+    weight: Image | None
+    valid: Image | None
+    coverage: Image | None
+
+    @property
+    def images(self) -> tuple[Image | None, ...]:
+        """All but the ranges."""
+        return self.weight, self.valid, self.coverage
+
+
 class Level(NamedTuple):
     """The computation of a level, and the places of all that it reads and writes.
 
     Attributes:
         number: number of the level.
         images: both images.
-        weight: weights of the map's values, or ``None``.
+        beside: the tensors beside the images.
         gradients: as many gradients as are requested.
         sums: the place of the first program's sum.
         abs_difference_sums: the place of the first sum of |x - y|, or ``None``.
@@ -58,11 +85,12 @@ class Level(NamedTuple):
         total: the result that its launch makes of all sums.
         allocations: memory that its first launch allocates beside its own.
         frees: names of tensors that nothing needs after it.
+        is_map: whether the result is the map, "map", and not sums.
     """
 
     number: int
     images: list[Image]
-    weight: Image | None
+    beside: Beside
     gradients: list[Image]
     sums: Buffer
     abs_difference_sums: Buffer | None
@@ -74,20 +102,34 @@ class Level(NamedTuple):
     total: Total
     allocations: tuple[Allocation, ...]
     frees: tuple[str, ...]
+    is_map: bool = False
 
     @property
-    def arguments(self) -> tuple[Image, Image, Image, Image, Image]:
-        """Both images, the weights and both gradients; where there are none, arguments that are no
-        other case for the compiler.
+    def arguments(self) -> tuple[Image, Image, Image, Image]:
+        """Both images and both gradients; where there are none, arguments that are no other case
+        for the compiler.
         """
         x, y = self.images
         gradients = self.gradients or [x]
-        return x, y, self.weight or x._replace(strides=(0,) * 4), gradients[0], gradients[-1]
+        return x, y, gradients[0], gradients[-1]
 
     @property
     def dense(self) -> bool:
         """Whether neighbouring columns are one access, in the images and in the gradients."""
         return all(image.dense for image in (*self.images, *self.gradients))
+
+
+def window_size(settings: Definition) -> tuple[int, int]:
+    """The rows and the columns of a window."""
+    down, across = map(len, settings.windows)
+    return down, across
+
+
+def map_shape(shape: Sequence[int], settings: Definition) -> tuple[int, ...]:
+    """The shape of the map of images of this shape."""
+    *planes, height, width = shape
+    down, across = window_size(settings) if settings.padding == "valid" else (1, 1)
+    return (*planes, height - down + 1, width - across + 1)
 
 
 def _variant(
@@ -96,7 +138,7 @@ def _variant(
     """The case that a kernel of a level is compiled for."""
     kernels = load_kernels()
     codes = {"valid": kernels.VALID, "zeros": kernels.ZEROS, "symmetric": kernels.SYMMETRIC}
-    taps, tile = len(settings.windows[0]), cover.tile
+    (down, across), tile = window_size(settings), cover.tile
     return kernels.Variant.of(
         LANES=tile.lanes,
         COLUMNS=tile.columns,
@@ -104,11 +146,15 @@ def _variant(
         STORE_AFTER_READ=others.get("store_after_read", tile.store_after_read),
         ALIGNED_WIDTH=cover.aligned_width,
         DENSE=level.dense,
-        TAPS=taps,
-        PITCH=cover.pitch(taps),
+        DOWN=down,
+        ACROSS=across,
+        PITCH=cover.pitch(across),
         PADDING=codes[settings.padding].value,
         GRADIENTS=plan.gradients,
-        WEIGHTED=level.weight is not None,
+        MAP=level.is_map,
+        WEIGHTED=level.beside.weight is not None,
+        PARTIAL=level.beside.valid is not None,
+        RANGED=level.beside.ranges is not None,
         ABS_DIFFERENCE=level.abs_difference_sums is not None,
         MIXED=others.get("mixed", False),
         SHARED=machine.shared,
@@ -122,9 +168,10 @@ def _variant(
 def _parts(level: Level, settings: Definition) -> tuple[Any, Any]:
     """The window and the constants of the formulas, as kernels take them."""
     kernels = load_kernels()
-    (window, *_), low, _, c1, c2, _, _ = settings
-    constants = kernels.Constants(low, math.inf if level.contrast_only else c1, c2)
-    return kernels.Window(*_passes(window)), constants
+    windows, low, length, c1, c2, _, _ = settings
+    across, down, root = _passes(*windows)
+    c1 = math.inf if level.contrast_only else c1
+    return kernels.Window(across, down), kernels.Constants(root, low, length, c1, c2)
 
 
 def level_launches(
@@ -143,20 +190,19 @@ def level_launches(
 def _fused(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, weight, x_gradient, y_gradient = map(_in_kernel, level.arguments)
+    x, y, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     window, constants = _parts(level, settings)
-    programs, taps = cover.programs(n * c), len(settings.windows[0])
-    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, level, size)
+    programs = cover.programs(n * c)
+    memory, allocated = _scratch(machine, level, programs, plan, settings)
     abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
     mixed = level.abs_difference_scale is not None
     return Launch(
         *(load_kernels().fused_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, x_gradient, y_gradient, memory),
+        *(x, y, *_auxiliary([level]), x_gradient, y_gradient, memory),
         *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
         *(0, cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
-        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
         *(level.weight_total, total.totals),
         K=_variant(level, plan, cover, settings, machine, mixed=mixed),
         allocations=(*level.allocations, *allocated),
@@ -170,23 +216,21 @@ def coarse_levels_launch(
     """The launch that does the same for all levels but the finest."""
     first = levels[0].images[0]
     covers = [plan.first for plan in plans]
-    cover, taps = covers[0], len(settings.windows[0])
+    cover = covers[0]
     n, c, height, width = first.shape
     window, constants = _parts(levels[-1], settings)
-    images = list(zip(*(level.arguments for level in levels), strict=True))
-    x, y, weight, x_gradient, y_gradient = (
-        tuple(image.address for image in of_all) for of_all in images
+    x, y, x_gradient, y_gradient = (
+        tuple(image.address for image in of_all)
+        for of_all in zip(*(level.arguments for level in levels), strict=True)
     )
     programs = sum(cover.programs(n * c) for cover in covers)
     rows = max(cover.rows for cover in covers)
-    size = programs * plans[0].scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, levels[0], size)
+    memory, allocated = _scratch(machine, levels[0], programs, plans[0], settings)
     return Launch(
         *(load_kernels().coarse_levels_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, x_gradient, y_gradient, memory, levels[0].sums),
-        *(tuple(image.strides for image in images[2]), levels[0].pitch),
-        *(n * c, rows, c, height, width, *window, constants),
-        tuple(window.root**2 * level.gradient_scale for level in levels),
+        *(x, y, *_auxiliary(levels), x_gradient, y_gradient, memory),
+        *(levels[0].sums, levels[0].pitch, n * c, rows, c, height, width, *window, constants),
+        tuple(constants.root**2 * level.gradient_scale for level in levels),
         tuple(level.weight_total for level in levels),
         K=_variant(levels[0], plans[0], cover, settings, machine, store_after_read=False),
         allocations=(*(a for level in reversed(levels) for a in level.allocations), *allocated),
@@ -197,23 +241,25 @@ def coarse_levels_launch(
 def _value(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, weight, _, _ = map(_in_kernel, level.arguments)
+    x, y, _, _ = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
-    planes, taps = n * c, len(settings.windows[0])
+    planes, (down, _) = n * c, window_size(settings)
     window, constants = _parts(level, settings)
     programs = cover.programs(planes)
-    size = programs * plan.scratch_rows(taps) * cover.pitch(taps)
-    memory, allocated = _scratch(machine, level, size)
+    memory, allocated = _scratch(machine, level, programs, plan, settings)
     frees = tuple(allocation.name for allocation in allocated)
     abs_difference_sums, total = level.abs_difference_sums or level.sums, level.total
-    top, maps = (0 if settings.padding == "valid" else -(taps // 2)), x.address
+    top, maps = (0 if settings.padding == "valid" else -(down // 2)), x.address
+    pitch = plan.pitch
     if plan.gradients:
-        top = 1 - taps
+        top = 1 - down
         maps = Buffer(f"maps{level.number}")
-        allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * plan.pitch,)))
+        allocated.append(Allocation(maps.name, (planes * plan.maps * cover.height * pitch,)))
+    elif level.is_map:
+        maps, pitch = Buffer("map"), map_shape(level.images[0].shape, settings)[3]
     return Launch(
         *(load_kernels().value_kernel, programs, cover.tile.program_warps),
-        *(x, y, weight, load_kernels().Maps(maps, plan.pitch), memory),
+        *(x, y, *_auxiliary([level]), load_kernels().Maps(maps, pitch), memory),
         *(level.sums, abs_difference_sums, total.result, total.arrived, level.pitch),
         *(level.weight_total, 0, cover.strips, cover.parts, cover.rows, cover.lines(planes)),
         *(top, top + cover.height, c, height, width, *window, constants, total.totals),
@@ -226,57 +272,98 @@ def _value(
 def _gradient_of_maps(
     level: Level, plan: Plan, cover: Cover, settings: Definition, machine: Machine
 ) -> Launch:
-    x, y, _, x_gradient, y_gradient = map(_in_kernel, level.arguments)
+    x, y, x_gradient, y_gradient = map(_in_kernel, level.arguments)
     n, c, height, width = level.images[0].shape
     window, constants = _parts(level, settings)
     mixed = level.abs_difference_scale is not None
     maps = Buffer(f"maps{level.number}")
     return Launch(
         *(load_kernels().gradient_kernel, cover.programs(n * c), cover.tile.program_warps),
-        *(x, y, x_gradient, y_gradient, load_kernels().Maps(maps, plan.pitch)),
+        *(x, y, *_auxiliary([level]), x_gradient, y_gradient),
+        load_kernels().Maps(maps, plan.pitch),
         *(cover.strips, cover.parts, cover.rows, c, height, width, *window, constants),
-        *(window.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
         K=_variant(level, plan, cover, settings, machine, mixed=mixed),
         frees=(maps.name,),
     )
+
+
+def _auxiliary(levels: list[Level]) -> tuple[tuple[Buffer, ...], tuple[tuple[int, ...], ...]]:
+    """The addresses and the strides of the tensors beside the images, as kernels take them: the
+    ranges, and then each level's others. Where there are none at all, the tuples are empty.
+    """
+    besides = [level.beside for level in levels]
+    if not any(part is not None for beside in besides for part in beside):
+        return (), ()
+    # An address that nobody reads.
+    unused = levels[0].images[0]._replace(strides=(0,) * 4)
+    images = [image or unused for beside in besides for image in beside.images]
+    ranges = besides[0].ranges or unused.address
+    return (ranges, *(a.address for a in images)), tuple(a.strides for a in images)
 
 
 def _in_kernel(image: Image) -> Any:
     return load_kernels().Image(image.address, image.strides)
 
 
-def _passes(window: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+def _passes(
+    down: tuple[float, ...], across: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
     """The first half of the taps for the pass along rows and for that along columns, each in units
     of the tap with which a kernel then need not multiply, and the root of both units' product.
 
     In float32 and yet with a sum of 1: a variance is a difference of two terms, which grow with the
     window's sum and with its square.
     """
-    half = window[: len(window) // 2 + 1]
-    centre, edge = half[-1], half[0]
-    # A one that is an integer is compiled in.
-    across = [tap / centre for tap in half[:-1]]
-    down, root = (*map(_rounded, across), 1), _rounded(centre)
-    if edge >= 2**-40 * centre:
-        down = (1, *(_rounded(tap / edge) for tap in half[1:]))
-        root = _rounded(math.sqrt(centre * edge))
-    lost = 0.5 * (1 / (root * root * (2 * sum(down[:-1]) + down[-1])) - 1) - sum(across)
+    (*of_rows, centre_across), (*of_columns, centre_down) = (
+        window[: len(window) // 2 + 1] for window in (across, down)
+    )
+    taps_across = [tap / centre_across for tap in of_rows]
+    edge = of_columns[0] if of_columns else 0.0
+    # A one that is an integer is compiled in, at the edge unless other taps would be too large.
+    first = edge >= 2**-40 * centre_down
+    unit = edge if first else centre_down
+    taps_down = [tap / unit for tap in (*of_columns[first:], *[centre_down] * first)]
+    root = _rounded(math.sqrt(centre_across * unit))
+    total = 1 / (root * root)
+    if taps_across:
+        taps_down = [*map(_rounded, taps_down)]
+        sums = 2 * sum(taps_down) + (2 * first - taps_down[-1] if first else 1)
+        taps_across = _compensated(taps_across, 0.5 * (total / sums - 1))
+    elif first:
+        # The centre counts once, as half of it does twice.
+        halves = [*taps_down[:-1], 0.5 * taps_down[-1]]
+        *edges, half = _compensated(halves, 0.5 * total - 1)
+        taps_down = [*edges, 2 * half]
+    else:
+        taps_down = _compensated(taps_down, 0.5 * (total - 1))
+    taps_down.insert(0 if first else len(taps_down), 1)
+    return (*taps_across, 1), tuple(taps_down), root
+
+
+def _compensated(taps: list[float], total: float) -> list[float]:
+    """The taps in float32, with this sum."""
+    lost = total - sum(taps)
+    rounded = list(taps)
     # Large taps first, whose roundings smaller ones make up for, unless they are much smaller.
-    for k in reversed(range(len(across))):
-        exact = across[k] + (lost if abs(lost) < 2**-10 * across[k] else 0)
-        across[k] = _rounded(exact)
-        lost = exact - across[k]
-    return (*across, 1), down, root
+    for k in reversed(range(len(taps))):
+        exact = taps[k] + (lost if abs(lost) < 2**-10 * taps[k] else 0)
+        rounded[k] = _rounded(exact)
+        lost = exact - rounded[k]
+    return rounded
 
 
 def _rounded(value: float) -> float:
     return float(np.float32(value))
 
 
-def _scratch(machine: Machine, level: Level, size: int) -> tuple[Buffer, list[Allocation]]:
-    """Scratch memory of so many values, where programs have no shared memory."""
+def _scratch(
+    machine: Machine, level: Level, programs: int, plan: Plan, settings: Definition
+) -> tuple[Buffer, list[Allocation]]:
+    """Scratch memory of so many programs, where they have no shared memory."""
     if machine.shared:
         # An address that is no other case for the compiler.
         return level.images[0].address, []
-    name = f"scratch{level.number}"
+    name, (down, across) = f"scratch{level.number}", window_size(settings)
+    size = programs * plan.scratch_rows(down) * plan.first.pitch(across)
     return Buffer(name), [Allocation(name, (size,))]

@@ -7,11 +7,21 @@ from typing import NamedTuple
 
 import torch
 
-from ..backend import Layout, gradient_memory
+from ..backend import Auxiliary, Layout, gradient_memory
 from ..definition import FLOOR, Request, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
-from .level import Level, Total, coarse_levels_launch, level_launches, load_kernels
+from .level import (
+    Beside,
+    Level,
+    Total,
+    coarse_levels_launch,
+    level_launches,
+    load_kernels,
+    map_shape,
+    no_total,
+    window_size,
+)
 from .tiles import Machine, Plan, Workload, ceil_div, plan_level
 
 # Rows and columns of a program that adds up levels, and of one that halves: from each halving of
@@ -31,24 +41,26 @@ def forward_launches(
     device: torch.device,
     x: Layout,
     y: Layout,
-    weights: tuple[Layout, ...],
+    auxiliary: Auxiliary,
     request: Request,
 ) -> list[Launch]:
     """The launches of a forward pass.
 
-    Its tensors are "means" or, of combined levels, "value" with "derivatives", and the gradients
-    "of_x0", "of_x1", ..., "of_y0", ...
+    Its inputs are "x", "y" and the `auxiliary_names`. Its outputs are "means" or, of combined
+    levels, "value" with "derivatives", and the gradients "of_x0", "of_x1", ..., "of_y0", ...
     """
     images = [[Image(Buffer(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
     launches = []
     while len(images) < request.levels:
-        halving, halves = _halving(images[-1], len(images), request.levels - len(images))
+        valid = beside(len(images) - 1, auxiliary).valid
+        halving, halves = _halving(images[-1], valid, len(images), request.levels - len(images))
         launches.append(halving)
         images += halves
     shapes = tuple(a.shape for a, _ in images)
-    plans = _plan_levels(machine, shapes, bool(weights), request)
-    sums = _Sums.of(plans, shapes, bool(weights), request)
-    levels = [_level(j, images, (x, y), weights, request, sums) for j in range(len(plans))]
+    weighted = bool(auxiliary.weights)
+    plans = _plan_levels(machine, shapes, weighted, request)
+    sums = _Sums.of(plans, shapes, weighted, request)
+    levels = [_level(j, images, (x, y), auxiliary, request, sums) for j in range(len(plans))]
     # The coarsest is first, for the halves to be gone where the gradients are large.
     definition = request.definition
     if len(levels) > 1 and plans[0].is_single:
@@ -66,6 +78,15 @@ def forward_launches(
     return launches
 
 
+def auxiliary_names(auxiliary: Auxiliary) -> list[str]:
+    """The names of all auxiliary tensors, field by field."""
+    return [
+        f"{field}{j}"
+        for field, tensors in zip(auxiliary._fields, auxiliary, strict=True)
+        for j in range(len(tensors))
+    ]
+
+
 def _is_combined(request: Request) -> bool:
     """Whether the means of several levels are multiplied."""
     return bool(request.exponents) and request.reduction != "levels"
@@ -75,9 +96,9 @@ def _plan_levels(
     machine: Machine, shapes: tuple[tuple[int, ...], ...], weighted: bool, request: Request
 ) -> list[Plan]:
     per_level = _is_combined(request) or request.reduction == "levels"
+    window = window_size(request.definition)
     padding = request.definition.padding
-    taps = len(request.definition.windows[0])
-    work = Workload(shapes, taps, padding, request.gradients, weighted=weighted)
+    work = Workload(shapes, window, padding, request.gradients, weighted=weighted)
     plans: list[Plan] = []
     for j in range(request.levels):
         # One launch adds up the sums of all levels, or none does.
@@ -126,9 +147,8 @@ class _Sums(NamedTuple):
         n, c, *sides = shapes[0]
         distance = request.mix is not None
         per_level = _is_combined(request) or request.reduction == "levels"
-        window, padding = request.definition.windows[0], request.definition.padding
-        lost = len(window) - 1 if padding == "valid" else 0
-        totals = [1.0 if weighted else float((h - lost) * (w - lost)) for *_, h, w in shapes]
+        sizes = [map_shape(shape, request.definition)[2:] for shape in shapes]
+        totals = [1.0 if weighted else float(height * width) for height, width in sizes]
         pixels = float(math.prod(sides))
         counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
         return cls(
@@ -173,14 +193,12 @@ class _Sums(NamedTuple):
     @property
     def total(self) -> Total:
         """The result that the last program makes of all sums, or a total that nobody reads."""
-        totals, name = load_kernels().Totals, self.memory.name
         if not self.in_kernel:
-            # Arguments that are no other case for the compiler.
-            return Total(False, False, totals(0.0, 0.0, 0.0, 0.0, 0.0), Buffer(name), Buffer(name))
+            return no_total(self.memory.name)
         # The mean of the planes' means is that of the tiles: all planes weigh the same.
         count, weight_total = float(self.planes * self.counts[0]), self.weight_totals[0]
         planes, mix = self.planes, self.mix or (1.0, 0.0)
-        values = totals(count, planes * weight_total, planes * self.pixels, *mix)
+        values = load_kernels().Totals(count, planes * weight_total, planes * self.pixels, *mix)
         return Total(True, self.reduction == "loss", values, Buffer("means"), Buffer("arrived"))
 
     def reduce_launch(self) -> Launch:
@@ -211,14 +229,14 @@ def _level(
     j: int,
     images: list[list[Image]],
     layouts: tuple[Layout, Layout],
-    weights: tuple[Layout, ...],
+    auxiliary: Auxiliary,
     request: Request,
     sums: _Sums,
 ) -> Level:
     """The computation of a level, and the places of all that it reads and writes."""
     coarsest = request.levels - 1
     gradients = [
-        _gradient(f"of_{name}{j}", name, layout, images[j][0].shape if j else None)
+        gradient_of(f"of_{name}{j}", name, layout, images[j][0].shape if j else None)
         for name, layout in list(zip("xy", layouts, strict=True))[: request.gradients]
     ]
     # The finest of those that lie together is the last that is needed.
@@ -230,7 +248,7 @@ def _level(
     return Level(
         number=j,
         images=images[j],
-        weight=Image(Buffer(f"weight{j}"), *weights[j][1:3]) if weights else None,
+        beside=beside(j, auxiliary),
         gradients=[gradient for gradient, _ in gradients],
         sums=Buffer(sums.memory.name, j * offset),
         abs_difference_sums=Buffer(sums.memory.name, request.levels * offset) if distance else None,
@@ -245,7 +263,22 @@ def _level(
     )
 
 
-def _gradient(
+def beside(j: int, auxiliary: Auxiliary) -> Beside:
+    """The places of the tensors beside a level's images."""
+    weight, _, valid, coverage = (
+        _of_all_channels(f"{field}{j}", layouts[j]) if field != "ranges" and layouts else None
+        for field, layouts in zip(auxiliary._fields, auxiliary, strict=True)
+    )
+    return Beside(Buffer("ranges0") if auxiliary.ranges else None, weight, valid, coverage)
+
+
+def _of_all_channels(name: str, layout: Layout) -> Image:
+    """The place of a tensor whose channel is that of all of the images'."""
+    n, _, *others = layout.strides
+    return Image(Buffer(name), layout.shape, (n, 0, *others))
+
+
+def gradient_of(
     name: str, image: str, layout: Layout, shape: tuple[int, ...] | None
 ) -> tuple[Image, Allocation]:
     """Where the gradient of an image of that layout goes, or of its halves of that shape."""
@@ -256,7 +289,9 @@ def _gradient(
     return Image(Buffer(name), layout.shape, gradient_memory(like).stride()), new
 
 
-def _halving(images: list[Image], first: int, levels: int) -> tuple[Launch, list[list[Image]]]:
+def _halving(
+    images: list[Image], valid: Image | None, first: int, levels: int
+) -> tuple[Launch, list[list[Image]]]:
     """Both images at half the size, at half of that and so on, as far as one launch goes."""
     n, c, height, width = shape = images[0].shape
     levels = min(levels, HALVED_ROWS.bit_length() - 1)
@@ -273,6 +308,7 @@ def _halving(images: list[Image], first: int, levels: int) -> tuple[Launch, list
         *(load_kernels().downsample_kernel, n * c * strips * bands, 4, x.address, y.address),
         *(tuple(a.address for a, _ in halves), tuple(b.address for _, b in halves)),
         *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
+        (valid.address, valid.strides) if valid else (),
         *(strips, bands, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
@@ -288,13 +324,15 @@ def backward_launch(
     grad: Layout,
     images: tuple[Layout, ...],
     *,
+    auxiliary: Auxiliary,
     combined: bool,
     premultiplied_by: float,
 ) -> Launch:
     """The launch that makes the finest of the levels' gradients the whole one, in place.
 
-    Its tensors are "grad", "derivatives" if the levels are combined, "x" and "y" if the backward
-    pass adds the gradient of L1, and "level0", "level1", ...
+    Its tensors are "grad", "derivatives" if the levels are combined, "x" and "y" and "ranges0", if
+    there is one, if the backward pass adds the gradient of L1, "valid0", ... for all levels but the
+    coarsest, if only some pixels are valid, and "level0", "level1", ...
     """
     fine, *coarse = gradients
     n, c, height, width = fine.shape
@@ -305,20 +343,16 @@ def backward_launch(
     )
     rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
     bands = ceil_div(height, rows)
-    x, y = (
-        ((Buffer("x"), images[0].strides), (Buffer("y"), images[1].strides))
-        if images
-        else (
-            (Buffer("level0"), fine.strides),
-            (Buffer("level0"), fine.strides),
-        )
-    )
+    names = ("x", "y", *["ranges0"] * len(auxiliary.ranges)) if images else ()
+    levels = [beside(j, auxiliary).valid for j in range(len(coarse))]
+    valid = [level for level in levels if level is not None]
     return Launch(
         *(load_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
         tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
         *(tuple(level.strides[2] for level in coarse) or (0,), Buffer("grad")),
-        *(Buffer("derivatives" if combined else "grad"), x[0], y[0]),
-        *(fine.strides, (0, 0, 0, *grad.strides)[-3:], x[1], y[1]),
+        *(Buffer("derivatives" if combined else "grad"), tuple(map(Buffer, names))),
+        *(fine.strides, (0, 0, 0, *grad.strides)[-3:], tuple(image.strides for image in images)),
+        *(tuple(level.address for level in valid), tuple(level.strides for level in valid)),
         *(strips, bands, rows, n * c, c, height, width, premultiplied_by),
         COARSE=len(coarse),
         PRODUCT=combined,
@@ -326,6 +360,7 @@ def backward_launch(
         LANES=COLUMNS,
         ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
         ABS_DIFFERENCE=bool(images),
+        RANGED=bool(images and auxiliary.ranges),
     )
 
 

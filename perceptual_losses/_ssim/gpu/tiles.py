@@ -122,21 +122,23 @@ class Workload(NamedTuple):
 
     Attributes:
         shapes: shapes of the images of all levels.
-        taps: taps of the window.
+        window: rows and columns of the window.
         padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
         gradients: the number of gradients, 0 to 2.
         level: the number of the level.
         weighted: whether the map's values have weights.
+        is_map: whether the result is the map.
         abs_difference: whether the mean of ``|x - y|`` is computed too.
         summed_later: whether another launch adds up sums, be they of whole planes or not.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    taps: int
+    window: tuple[int, int]
     padding: str
     gradients: int
     level: int = 0
     weighted: bool = False
+    is_map: bool = False
     abs_difference: bool = False
     summed_later: bool = True
 
@@ -179,9 +181,11 @@ class Cover(NamedTuple):
         """Rows of all strips."""
         return planes * self.strips * self.height
 
-    def pitch(self, taps: int) -> int:
-        """Values of a row of scratch memory: the last threads' windows reach beyond the strip."""
-        halo = max(1 << max(taps - 2, 1).bit_length(), taps + 2 * self.tile.columns)
+    def pitch(self, across: int) -> int:
+        """Values of a row of scratch memory: the last threads' windows, of so many columns, reach
+        beyond the strip.
+        """
+        halo = max(1 << max(across - 2, 1).bit_length(), across + 2 * self.tile.columns)
         return self.tile.width + 4 * ceil_div(halo, 4)
 
     def programs(self, planes: int) -> int:
@@ -223,9 +227,9 @@ class Plan(NamedTuple):
         """Maps of derivatives."""
         return 4 if self.gradients == 2 else 3
 
-    def scratch_rows(self, taps: int) -> int:
-        """Rows of scratch memory of a program."""
-        return 2 * (taps + 2 + self.maps) if self.fused else 4
+    def scratch_rows(self, down: int) -> int:
+        """Rows of scratch memory of a program, for windows of so many rows."""
+        return 2 * (down + 2 + self.maps) if self.fused else 4
 
 
 class Traversal(NamedTuple):
@@ -253,7 +257,7 @@ class Traversal(NamedTuple):
 def plan_level(work: Workload, machine: Machine) -> Plan:
     """Chooses the kernels of a level, and the programs of each."""
     sizes = TILES.get(machine.architecture, TILES[None])
-    tiles = sizes[min(size for size in sizes if size >= work.taps)]
+    tiles = sizes[min(size for size in sizes if size >= max(work.window))]
     if not work.gradients:
         return _plan_value(tiles, work, machine)
     if tiles.fused:
@@ -262,20 +266,21 @@ def plan_level(work: Workload, machine: Machine) -> Plan:
 
 
 def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
-    halo, radius = work.taps - 1, work.taps // 2
+    down, across = (size - 1 for size in work.window)
+    radius = across // 2
     valid = work.padding == "valid"
-    plain = valid and not work.weighted and not work.abs_difference
+    plain = valid and not (work.weighted or work.abs_difference or work.is_map)
     # Positions before the image have their centre in it, and the kernel begins with columns of a
     # whole thread.
     columns = tiles.value[0].columns
     before = 0 if valid else columns * ceil_div(radius, columns)
-    extra_columns = -halo if valid else before - radius
+    extra_columns = -across if valid else before - radius
     if work.abs_difference:
         # A position for each column of pixels, if beside the map.
         extra_columns = before
     traversal = Traversal(
-        warm_up_rows=halo,
-        extra_rows=-halo if valid and not work.abs_difference else 0,
+        warm_up_rows=down,
+        extra_rows=-down if valid and not work.abs_difference else 0,
         extra_columns=extra_columns,
         spans_strips=True,
         one_launch_for_levels=True,
@@ -287,11 +292,11 @@ def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
 
 
 def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
-    halo = work.taps - 1
+    down, across = (size - 1 for size in work.window)
     traversal = Traversal(
         # A row before the first of the map takes half the time of the others.
-        warm_up_rows=halo + halo // 2,
-        halo=halo,
+        warm_up_rows=down + down // 2,
+        halo=across,
         one_launch_for_levels=True,
         summed_later=work.summed_later,
     )
@@ -302,19 +307,19 @@ def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
 
 
 def _plan_maps(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
-    halo = work.taps - 1
+    down, across = (size - 1 for size in work.window)
     traversal = Traversal(
-        warm_up_rows=halo,
-        extra_rows=halo,
-        extra_columns=halo,
+        warm_up_rows=down,
+        extra_rows=down,
+        extra_columns=across,
         spans_strips=True,
         summed_later=work.summed_later,
     )
     value = _cover(tiles.value, traversal, work, machine)
-    gradient = _cover(tiles.gradient, Traversal(warm_up_rows=halo), work, machine)
+    gradient = _cover(tiles.gradient, Traversal(warm_up_rows=down), work, machine)
     # Room for what the last threads of a row write and read beyond it.
     written = value.strips * value.tile.width
-    read = gradient.strips * gradient.tile.width + work.taps + 3
+    read = gradient.strips * gradient.tile.width + across + 4
     pitch = 16 * ceil_div(max(written, read), 16)
     return Plan(work.gradients, value=value, gradient=gradient, pitch=pitch)
 

@@ -24,9 +24,9 @@ from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 KINDS = {
-    **{f"u{bits}": np.dtype(f"u{bits // 8}") for bits in (16, 32, 64)},
-    **{f"b{bits}": np.dtype(f"u{bits // 8}") for bits in (16, 32, 64)},
-    **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (16, 32, 64)},
+    **{f"u{bits}": np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"b{bits}": np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"), "pred": np.dtype(bool)},
 }
 REGISTERS = {"%p": np.dtype(bool), "%rs": np.dtype("u2"), "%rd": np.dtype("u8")}
@@ -179,7 +179,8 @@ class Program:
         value = np.ascontiguousarray(value)
         if value.dtype.itemsize < kind.itemsize:
             # A load may extend what it loads.
-            value = value.astype(np.int64 if value.dtype.kind == "i" else np.uint64)
+            sign = "i" if value.dtype.kind == "i" else "u"
+            value = value.astype(f"{sign}{kind.itemsize}")
         value = value if value.dtype == kind else value.view(kind)
         if mask is not None:
             before = self.registers.get(register, np.zeros(len(self.threads), kind))

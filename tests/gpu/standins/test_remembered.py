@@ -10,7 +10,15 @@ import steps
 import torch
 import triton
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
 
 SHAPE = 2, 3, 64, 90
 CALLS = {
@@ -71,6 +79,55 @@ def test_the_same_launches(name, gradients, data_range, through_triton, told):
     told.end()
     assert steps.take(call, *steps.images(*SHAPE, gradients=gradients)).launches == first.launches
     assert len(told.names) == 2 * count
+
+
+def exists():
+    """Which pixels are valid."""
+    return torch.empty(64, 90, device="cuda", dtype=torch.bool)
+
+
+def with_ranges(length):
+    """A mix of images with ranges of their own; a constant tells it from other calls."""
+    loss = L1MSSSIMLoss(levels=3, k1=0.01 * length)
+    return lambda x, y: loss(x, y, data_range=torch.empty(2, device="cuda"))
+
+
+def term(length):
+    """A term of a mix."""
+    loss = L1SSIMLoss(data_range=length)
+    return lambda x, y: loss.terms(x, y).l1
+
+
+# Calls with tensors beside the images, and for other results than similarities, by a data range.
+OTHERS = {
+    "map": lambda length: lambda x, y: ssim_map(x, y, data_range=length).sum(),
+    "map of valid": lambda length: (
+        lambda x, y: ssim_map(x, y, data_range=length, valid=exists()).sum()
+    ),
+    "map of a large window": lambda length: (
+        lambda x, y: ssim_map(x, y, data_range=length, window_size=(3, 25)).sum()
+    ),
+    "valid": lambda length: lambda x, y: ssim(x, y, data_range=length, valid=exists()),
+    "MS-SSIM of valid": lambda length: (
+        lambda x, y: ms_ssim(x, y, levels=3, data_range=length, valid=exists())
+    ),
+    "mask": lambda length: lambda x, y: ms_ssim(x, y, levels=2, data_range=length, mask=exists()),
+    "ranges": with_ranges,
+    "term": term,
+}
+
+
+@pytest.mark.parametrize("gradients", [0, 2])
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_same_launches_of_other_calls(name, gradients, data_range, through_triton):
+    call = OTHERS[name](data_range)
+    first = steps.take(call, *steps.images(*SHAPE, gradients=gradients))
+    count = len(first.launches)
+    assert len(through_triton) == count > 0
+    for _ in range(2):
+        again = steps.take(call, *steps.images(*SHAPE, gradients=gradients))
+        assert again.launches == first.launches
+    assert len(through_triton) == count
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from .arguments import SYMMETRIC, Image
+from .arguments import SYMMETRIC, VALID, Constants, Image
 
 
 @triton.jit
@@ -49,10 +49,33 @@ def plane_of(image, plane, channels):
 
 
 @triton.jit
-def weights_of(weights, plane, channels):
-    """The weights of a plane's map, which all channels of an image share."""
-    n, strides = plane // channels, weights.strides
-    return Image(weights.address + n.to(tl.int64) * strides[0], strides)
+def auxiliary_of(auxiliary, strides, plane, channels, K: tl.constexpr):
+    """The weights of a plane's map, its valid pixels and their coverage, each an image or nothing.
+
+    Args:
+        auxiliary: addresses of the images' ranges and of these, or nothing.
+        strides: strides of all but the ranges.
+        plane: number of the plane.
+        channels: channels of an image.
+        K: variant of the kernel.
+    """
+    weight, valid, coverage = (), (), ()
+    if K.WEIGHTED:
+        weight = plane_of(Image(auxiliary[1], strides[0]), plane, channels)
+    if K.PARTIAL:
+        valid = plane_of(Image(auxiliary[2], strides[1]), plane, channels)
+        coverage = plane_of(Image(auxiliary[3], strides[2]), plane, channels)
+    return weight, valid, coverage
+
+
+@triton.jit
+def constants_of(constants, auxiliary, plane, channels, K: tl.constexpr):
+    """The constants of the formulas for a plane, whose image may have a range of its own."""
+    if K.RANGED:
+        length = tl.load(auxiliary[0] + plane // channels)
+        c1, c2 = constants.c1 * length * length, constants.c2 * length * length
+        constants = Constants(constants.root, constants.low, length, c1, c2)
+    return constants
 
 
 @triton.jit
@@ -89,8 +112,14 @@ def tile_columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
     that its windows cover.
     """
     own = tl.arange(0, K.LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    halo = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.TAPS - 1, 2)))
+    halo = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.ACROSS - 1, 2)))
     return left + own, left + halo
+
+
+@triton.constexpr_function
+def map_begin(taps, padding):
+    """Pixels before an image under the first window of its map that has so many taps."""
+    return 0 if padding == VALID.value else taps // 2
 
 
 @triton.jit

@@ -35,27 +35,34 @@ class Window(NamedTuple):
 
     Attributes:
         across: taps for the sums along rows, the last one being 1.
-        down: taps for the sums along columns, in units of one that is 1.
-        root: root of the product of both units, by which pixels are multiplied.
+        down: taps for the sums along columns, in units of one that is 1. Pixels are multiplied by
+            the root of the product of both units.
     """
 
     across: Any
     down: Any
-    root: Any
 
 
 class Constants(NamedTuple):
-    """Numbers of the formulas: the pixel value that counts as zero, C1 (infinite where the
-    luminance is left out) and C2.
+    """Numbers of the formulas.
+
+    Attributes:
+        root: the window's, by which pixels are multiplied.
+        low: the pixel value that counts as zero.
+        length: L, the range of the pixels.
+        c1: C1, infinite where the luminance is left out.
+        c2: C2.
     """
 
+    root: Any
     low: Any
+    length: Any
     c1: Any
     c2: Any
 
 
 class Maps(NamedTuple):
-    """Maps of derivatives in memory.
+    """Maps in memory, of derivatives or of S.
 
     Attributes:
         address: address of the first value.
@@ -95,11 +102,15 @@ class Variant(NamedTuple):
             read, else before.
         ALIGNED_WIDTH: whether the width is a multiple of ``COLUMNS``.
         DENSE: whether a thread's columns are one aligned access.
-        TAPS: taps of the window.
+        DOWN: rows of the window.
+        ACROSS: columns of the window.
         PITCH: values from one row of scratch memory to the next.
         PADDING: `VALID`, `ZEROS` or `SYMMETRIC`.
         GRADIENTS: 0 for none, 1 for the gradient to the first image, 2 for those to both.
-        WEIGHTED: whether the mean is a weighted one.
+        MAP: whether the result is the map, of which there are no sums.
+        WEIGHTED: whether the mean is a weighted one, or each value of a map has a gradient.
+        PARTIAL: whether some pixels do not exist.
+        RANGED: whether each image has a range of its own, which L, C1 and C2 are in units of.
         ABS_DIFFERENCE: whether |x - y| is summed too.
         MIXED: whether |x - y| is in the gradients.
         SHARED: whether there is shared memory.
@@ -114,11 +125,15 @@ class Variant(NamedTuple):
     STORE_AFTER_READ: bool
     ALIGNED_WIDTH: bool
     DENSE: bool
-    TAPS: int
+    DOWN: int
+    ACROSS: int
     PITCH: int
     PADDING: int
     GRADIENTS: int
+    MAP: bool
     WEIGHTED: bool
+    PARTIAL: bool
+    RANGED: bool
     ABS_DIFFERENCE: bool
     MIXED: bool
     SHARED: bool
@@ -154,21 +169,23 @@ class Region(NamedTuple):
     Attributes:
         x: first image of the plane.
         y: second image of the plane.
-        weight: weights of the map.
+        weight: weights of the map, or nothing.
+        valid: pixels that exist, or nothing.
+        coverage: reciprocals of the windows' weights over valid pixels, or nothing.
         size: height and width of the images.
         map_size: height and width of the map.
         offsets: local offsets.
-        root: root of the window.
         constants: numbers of the formulas.
     """
 
     x: Any
     y: Any
     weight: Any
+    valid: Any
+    coverage: Any
     size: Any
     map_size: Any
     offsets: Any
-    root: Any
     constants: Any
 
 

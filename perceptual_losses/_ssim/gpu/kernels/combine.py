@@ -124,6 +124,25 @@ def _upstream(
     return gradient
 
 
+@triton.jit
+def _exists(valid, row, column, inside):
+    """Whether pixels exist, as a number."""
+    address = valid.address + row.to(tl.int64) * valid.strides[2]
+    return tl.load(address + column.to(tl.int64) * valid.strides[3], mask=inside, other=1)
+
+
+@triton.jit
+def _valid_share(valid, row, column, size, inside):
+    """The share of valid pixels among the 2x2 of a row and column of the next level."""
+    share = tl.zeros(inside.shape, tl.float32)
+    for k in tl.static_range(4):
+        # An odd last row or column counts twice.
+        down = tl.minimum(2 * row + k // 2, size[0] - 1)
+        across = tl.minimum(2 * column + k % 2, size[1] - 1)
+        share += 0.25 * _exists(valid, down, across, inside).to(tl.float32)
+    return share
+
+
 @triton.jit(do_not_specialize=["strips", "bands", "rows", "planes", "channels", "height", "width"])
 def accumulate_levels_kernel(
     gradient,
@@ -131,12 +150,12 @@ def accumulate_levels_kernel(
     pitches,
     upstream,
     derivatives,
-    x,
-    y,
+    images,
     strides,
     upstream_strides,
-    x_strides,
-    y_strides,
+    image_strides,
+    valid,
+    valid_strides,
     strips,
     bands,
     rows,
@@ -151,6 +170,7 @@ def accumulate_levels_kernel(
     LANES: tl.constexpr,
     ALIGNED_WIDTH: tl.constexpr,
     ABS_DIFFERENCE: tl.constexpr,
+    RANGED: tl.constexpr,
 ):
     """Multiplies the finest level's gradient with its upstream gradient, and adds the shares of the
     coarser levels in each pixel.
@@ -159,18 +179,18 @@ def accumulate_levels_kernel(
     added, nothing is read or written.
 
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
-    corner, at each level on the way. ``coarse`` are the gradients of the coarser levels, with rows
-    of the lengths ``pitches``. For a ``PRODUCT`` of the means ``upstream`` is the gradient of that,
-    to be multiplied with its ``derivatives`` by the means. With ``ABS_DIFFERENCE`` the mean of
-    |x - y| is the last of them.
+    corner, at each level on the way; if only some pixels are ``valid``, of all levels but the
+    coarsest, these get equal parts of all, and the others nothing. ``coarse`` are the gradients of
+    the coarser levels, with rows of the lengths ``pitches``. For a ``PRODUCT`` of the means
+    ``upstream`` is the gradient of that, to be multiplied with its ``derivatives`` by the means.
+    With ``ABS_DIFFERENCE`` the mean of |x - y| is the last of them, and ``images`` are both images;
+    for ``RANGED`` ones, in whose units |x - y| is then, the ranges follow.
     """
     width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
     strip, band, plane = tile_of(tl.program_id(0), strips, bands)
     n, c = plane // channels, plane % channels
     upstream += n.to(tl.int64) * upstream_strides[1] + c.to(tl.int64) * upstream_strides[2]
     gradient = plane_of(Image(gradient, strides), plane, channels).address
-    x = plane_of(Image(x, x_strides), plane, channels).address
-    y = plane_of(Image(y, y_strides), plane, channels).address
     stride = upstream_strides[0]
     finest = _upstream(upstream, stride, derivatives, planes, plane, 0, PRODUCT)
     factor, factors = finest / premultiplied_by, ()
@@ -182,6 +202,11 @@ def accumulate_levels_kernel(
     if ABS_DIFFERENCE:
         at_pixel = _upstream(upstream, stride, derivatives, planes, plane, COARSE + 1, PRODUCT)
         at_pixel /= 1.0 * height * width
+        if RANGED:
+            at_pixel /= tl.load(images[2] + n)
+        x_strides, y_strides = image_strides
+        x = plane_of(Image(images[0], x_strides), plane, channels).address
+        y = plane_of(Image(images[1], y_strides), plane, channels).address
     elif COARSE == 0:
         bottom = tl.where(finest == premultiplied_by, top, bottom)
     column = strip * LANES + tl.arange(0, LANES)[None, :]
@@ -199,7 +224,12 @@ def accumulate_levels_kernel(
         down = tl.full((ROWS, 1), 1.0, tl.float32)
         across = tl.full((1, LANES), 1.0, tl.float32)
         coarse_row, coarse_column, coarse_height, coarse_width = row, column, height, width
+        shares = tl.full((ROWS, LANES), 1.0, tl.float32)
         for j in tl.static_range(COARSE):
+            if len(valid) > 0:
+                finer = plane_of(Image(valid[j], valid_strides[j]), plane, channels)
+                size = coarse_height, coarse_width
+                shares /= _valid_share(finer, coarse_row // 2, coarse_column // 2, size, inside)
             last_row = (coarse_height % 2 == 1) & (coarse_row == coarse_height - 1)
             last_column = (coarse_width % 2 == 1) & (coarse_column == coarse_width - 1)
             down *= tl.where(last_row, 1.0, 0.5)
@@ -209,6 +239,9 @@ def accumulate_levels_kernel(
             offset = plane.to(tl.int64) * coarse_height + coarse_row
             offset = offset * pitches[j] + coarse_column
             added = factors[j] * tl.load(coarse[j] + offset, mask=inside, other=0)
-            total += added * (down * across)
+            total += added * (down * across * shares)
+        if len(valid) > 0:
+            own = plane_of(Image(valid[0], valid_strides[0]), plane, channels)
+            total = tl.where(_exists(own, row, column, inside), total, 0.0)
         tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
         top += ROWS

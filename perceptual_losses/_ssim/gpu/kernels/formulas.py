@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import scratch
-from .addresses import is_inside, mirrored
+from .addresses import is_inside, map_begin, mirrored
 from .arguments import SYMMETRIC
 
 
@@ -44,19 +44,19 @@ def contrasts(a, b, root, offsets, MIXED: tl.constexpr):
 
 @triton.jit
 def add_row(sums, values, window, K: tl.constexpr):
-    """Adds a row to the sums in flight: ``TAPS`` of each column, the first of them complete then.
+    """Adds a row to the sums in flight: ``DOWN`` of each column, the first of them complete then.
 
     The sums move up by one with each row: a multiply-add has its own destination, so that moving
     costs next to nothing, and the loop over the rows needs no copies of its body.
     """
     moved = ()
     for e in tl.static_range(K.COLUMNS):
-        row = window.across[K.TAPS // 2] * values[e + K.TAPS // 2]
-        for k in tl.static_range(K.TAPS // 2):
-            row += window.across[k] * (values[e + k] + values[e + K.TAPS - 1 - k])
-        for k in tl.static_range(K.TAPS - 1):
-            tap = window.down[min(k, K.TAPS - 1 - k)]
-            moved = moved + (sums[e * K.TAPS + k + 1] + tap * row,)
+        row = window.across[K.ACROSS // 2] * values[e + K.ACROSS // 2]
+        for k in tl.static_range(K.ACROSS // 2):
+            row += window.across[k] * (values[e + k] + values[e + K.ACROSS - 1 - k])
+        for k in tl.static_range(K.DOWN - 1):
+            tap = window.down[min(k, K.DOWN - 1 - k)]
+            moved = moved + (sums[e * K.DOWN + k + 1] + tap * row,)
         moved = moved + (window.down[0] * row,)
     return moved
 
@@ -74,7 +74,7 @@ def add_moments(sums, row, first, window, K: tl.constexpr):
     """Adds a row of pixels from scratch memory to the sums of d, d^2, t and t^2."""
     updated = ()
     for k in tl.static_range(2):
-        values = scratch.read(row, k * K.PITCH, first, K.TAPS, K)
+        values = scratch.read(row, k * K.PITCH, first, K.ACROSS, K)
         updated = updated + (
             add_row(sums[2 * k], values, window, K),
             add_row(sums[2 * k + 1], _squares(values), window, K),
@@ -98,6 +98,15 @@ def _inverse(values, FAST: tl.constexpr):
 
 
 @triton.jit
+def _at_position(image, row, column, inside, K: tl.constexpr):
+    """The value of a map at positions, zero where not ``inside``."""
+    address = image.address + row.to(tl.int64) * image.strides[2]
+    address += column.to(tl.int64) * image.strides[3]
+    anywhere: tl.constexpr = K.PADDING == SYMMETRIC
+    return tl.load(address) if anywhere else tl.load(address, mask=inside, other=0)
+
+
+@triton.jit
 def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     """Half of 1 - S of a row of the map, and M_d, M_t, V_d and V_t, the last two over the window's
     root, zero beside the map; all times their weight.
@@ -105,17 +114,22 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     ``d`` and ``t`` are means over that root: as the pixels are times it, their squares are right.
     With an infinite C1 the luminance is 1, and its derivatives are 0.
     """
-    root = region.root
+    root = region.constants.root
     inside = is_inside(row, column, region.map_size)
     # Whether the derivatives have to be zero beside the map.
     MASKED: tl.constexpr = K.GRADIENTS > 0 and K.PADDING != SYMMETRIC
     square = root * root
+    if K.PADDING == SYMMETRIC:
+        row = mirrored(row, region.map_size[0])
+        column = mirrored(column, region.map_size[1])
+    if K.PARTIAL:
+        coverage = _at_position(region.coverage, row, column, inside, K)
+        d, t, e_dd, e_tt = coverage * d, coverage * t, coverage * e_dd, coverage * e_tt
     mu_d, mu_t = square * d, square * t
-    var_d = e_dd - mu_d * d
-    var_t = e_tt - mu_t * t
-    # But for roundings they are not negative.
-    steep = tl.maximum(var_t + var_d, 0.0, tl.PropagateNan.ALL) + 2 * region.constants.c2
-    steep = _inverse(steep, K.FAST_RECIPROCAL)
+    # Negative ones come from rounding, where pixels lie far from the offset.
+    var_d = tl.maximum(e_dd - mu_d * d, 0.0, tl.PropagateNan.ALL)
+    var_t = tl.maximum(e_tt - mu_t * t, 0.0, tl.PropagateNan.ALL)
+    steep = _inverse(var_t + var_d + 2 * region.constants.c2, K.FAST_RECIPROCAL)
     if MASKED:
         steep = tl.where(inside, steep, 0.0)
     b = var_d * steep
@@ -134,17 +148,22 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     v_d = v_t - steep
     m_d -= mu_d * v_d
     m_t -= mu_t * v_t
-    deficit = b + a * value
-
-    if K.PADDING == SYMMETRIC:
-        row = mirrored(row, region.map_size[0])
-        column = mirrored(column, region.map_size[1])
-    if K.WEIGHTED:
-        address = region.weight.address + row.to(tl.int64) * region.weight.strides[2]
-        address += column.to(tl.int64) * region.weight.strides[3]
-        anywhere: tl.constexpr = K.PADDING == SYMMETRIC
-        weight = tl.load(address) if anywhere else tl.load(address, mask=inside, other=0)
-        deficit *= weight
+    # Two ways to write the same, of which the compiler makes an instruction more or less.
+    deficit = b + a * value if K.GRADIENTS > 0 else a + b * (1 - 2 * a)
+    if K.PARTIAL and K.MAP:
+        # A position without a valid centre has no part in it.
+        down = row + K.DOWN // 2 - map_begin(K.DOWN, K.PADDING)
+        across = column + K.ACROSS // 2 - map_begin(K.ACROSS, K.PADDING)
+        exists = _at_position(region.valid, down, across, inside, K)
+        deficit = tl.where(exists, deficit, 0.0)
+        coverage = tl.where(exists, coverage, 0.0)
+    if K.WEIGHTED or K.PARTIAL:
+        weight = 1.0
+        if K.WEIGHTED:
+            weight = _at_position(region.weight, row, column, inside, K)
+            deficit *= weight
+        if K.PARTIAL:
+            weight *= coverage
         m_d *= weight
         m_t *= weight
         v_d *= weight
@@ -158,20 +177,23 @@ def row_of_map(region, moments, deficits, counted, row, left, K: tl.constexpr):
 
     Returns:
         Each column's sum of half of 1 - S, with this row where ``counted``; and the derivatives of
-        each column: M (M_t for two gradients), V_d, V_t and then M_d.
+        each column: M (M_t for two gradients), V_d, V_t and then M_d; or for a map S.
     """
     first = tl.arange(0, K.LANES) * K.COLUMNS
-    sums, all_m, all_v_d, all_v_t, all_m_d = (), (), (), (), ()
+    sums, all_s, all_m, all_v_d, all_v_t, all_m_d = (), (), (), (), (), ()
     for e in tl.static_range(K.COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
-            *(region, moments[0][e * K.TAPS], moments[2][e * K.TAPS]),
-            *(moments[1][e * K.TAPS], moments[3][e * K.TAPS], row, left + first + e, K),
+            *(region, moments[0][e * K.DOWN], moments[2][e * K.DOWN]),
+            *(moments[1][e * K.DOWN], moments[3][e * K.DOWN], row, left + first + e, K),
         )
         inside = counted & (row >= 0) & (row < region.map_size[0])
         sums = sums + (tl.where(inside, deficits[e] + deficit, deficits[e]),)
+        # Reciprocals have roundings.
+        s = tl.clamp(1 - 2 * deficit, -1.0, 1.0, tl.PropagateNan.ALL)
+        all_s = all_s + (s,)
         all_m = all_m + (m_t if K.GRADIENTS == 2 else m_t + m_d,)
         all_v_d, all_v_t, all_m_d = all_v_d + (v_d,), all_v_t + (v_t,), all_m_d + (m_d,)
-    return sums, (all_m, all_v_d, all_v_t, all_m_d)
+    return sums, (all_s,) if K.MAP and K.GRADIENTS == 0 else (all_m, all_v_d, all_v_t, all_m_d)
 
 
 @triton.jit
@@ -189,10 +211,10 @@ def gradients_of(d, t, filtered, equal, gradient_scale, abs_difference_scale, K:
     """
     x_gradient, y_gradient = (), ()
     for e in tl.static_range(K.COLUMNS):
-        common = filtered[0][e * K.TAPS] + t[e] * filtered[2][e * K.TAPS]
-        opposed = d[e] * filtered[1][e * K.TAPS]
+        common = filtered[0][e * K.DOWN] + t[e] * filtered[2][e * K.DOWN]
+        opposed = d[e] * filtered[1][e * K.DOWN]
         if K.GRADIENTS == 2:
-            opposed += filtered[3][e * K.TAPS]
+            opposed += filtered[3][e * K.DOWN]
         to_x = 4 * gradient_scale * (common + opposed)
         to_y = 4 * gradient_scale * (common - opposed)
         if K.MIXED:

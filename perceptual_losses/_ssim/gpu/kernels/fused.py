@@ -3,16 +3,16 @@
 A program owns a strip of columns and a band of rows of one plane, a thread ``COLUMNS`` neighbouring
 columns of the strip. Windows share their pixels: each is loaded and combined once and goes through
 a row of scratch memory. From there come the horizontal sums under the window, which are added to
-the ``TAPS`` rows of the map that are in flight in registers; the first of these is then complete
+the ``DOWN`` rows of the map that are in flight in registers; the first of these is then complete
 and becomes S and its derivatives. Those go through the same memory and come back as horizontal sums
-for the ``TAPS`` rows of the gradient in flight. Nothing of the size of an image is kept.
+for the ``DOWN`` rows of the gradient in flight. Nothing of the size of an image is kept.
 
 While a row of scratch memory is read, the next row of pixels and the derivatives are written to
 others, so that one barrier a row is enough. Rows of pixels stay there until the gradient is
 complete where they are. Pixels are loaded into registers a row before that.
 
 A position of the map is named by the first row and column of pixels under its window. In the
-gradient of a pixel meet the positions up to ``TAPS - 1`` before it: so the filter with the window
+gradient of a pixel meet the positions up to a window before it: so the filter with the window
 is its own transpose. For symmetric padding too, if the map is mirrored as the pixels are, which it
 is by itself where mirrored pixels are loaded.
 """
@@ -24,10 +24,17 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, tile_of, weights_of, width_hint
-from .arguments import VALID, Region, Window
+from .addresses import auxiliary_of, constants_of, map_begin, plane_of, tile_of, width_hint
+from .arguments import Region, Window
 from .formulas import add_moments, add_row, gradients_of, row_of_map
-from .pixels import advance, first_row, local_offsets, store_columns
+from .pixels import (
+    advance,
+    first_row,
+    local_offsets,
+    store_columns,
+    valid_columns,
+    where_valid,
+)
 
 
 @triton.jit(
@@ -40,7 +47,8 @@ from .pixels import advance, first_row, local_offsets, store_columns
 def fused_kernel(
     x,
     y,
-    weight,
+    auxiliary,
+    auxiliary_strides,
     x_gradient,
     y_gradient,
     memory,
@@ -58,7 +66,6 @@ def fused_kernel(
     width,
     across,
     down,
-    root,
     constants,
     gradient_scale,
     abs_difference_scale,
@@ -72,8 +79,10 @@ def fused_kernel(
     those of each pixel's |x - y| too, ``abs_difference_scale`` times.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
-    HALO: tl.constexpr = K.TAPS - 1
-    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    ABOVE: tl.constexpr = K.DOWN - 1
+    HALO: tl.constexpr = K.ACROSS - 1
+    MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
     OWN: tl.constexpr = K.LANES * K.COLUMNS - HALO
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     size = height, width_hint(width, K)
@@ -84,35 +93,39 @@ def fused_kernel(
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
-    weight = weights_of(weight, plane, channels)
+    weight, valid, coverage = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
+    constants = constants_of(constants, auxiliary, plane, channels, K)
+    # The factor of |x - y|.
+    factor = 1 / constants.length if K.RANGED else 1.0
+    abs_difference_scale *= factor
     # Rows of pixels, one after the other until the gradient is complete there, and then two of
     # derivatives.
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH
-    DERIVATIVES: tl.constexpr = (K.TAPS + 2) * PIXEL_ROW
+    DERIVATIVES: tl.constexpr = (K.DOWN + 2) * PIXEL_ROW
     DERIVATIVE_ROW: tl.constexpr = MAPS * K.PITCH
     memory = scratch.allocate(memory, DERIVATIVES + 2 * DERIVATIVE_ROW, K.SHARED)
     UNIT: tl.constexpr = 4 if K.SHARED else 1
-    map_size = size[0] + 2 * MAP_OFFSET - HALO, size[1] + 2 * MAP_OFFSET - HALO
-    window = Window(across, down, root)
+    map_size = size[0] + 2 * MAP_TOP - ABOVE, size[1] + 2 * MAP_LEFT - HALO
+    window = Window(across, down)
     columns = tl.minimum(OWN, size[1] - left)
-    offsets = local_offsets(x, y, top, left, bottom - top, columns, root, constants.low)
-    region = Region(x, y, weight, size, map_size, offsets, root, constants)
+    offsets = local_offsets(x, y, valid, top, left, bottom - top, columns, constants, K)
+    region = Region(x, y, weight, valid, coverage, size, map_size, offsets, constants)
 
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
+    none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     moments = (none, none, none, none)
     filtered = (none,) * MAPS
     deficits = (sums.zeros(K),) * COLUMNS
     abs_differences = (sums.zeros(K),) * COLUMNS
     # Before the first row the memory holds anything. That only gets into rows of the map before
     # the first that has a use.
-    pixels = first_row(region, top - HALO, left - HALO, K)
+    pixels = first_row(region, top - ABOVE, left - HALO, K)
     current, newest = 0, UNIT * PIXEL_ROW
-    for ahead in range(K.TAPS):
+    for ahead in range(K.DOWN):
         tl.debug_barrier()
         abs_differences, pixels = advance(
-            *(region, pixels, abs_differences, memory + newest, top - HALO + ahead, left - HALO),
+            *(region, pixels, abs_differences, memory + newest, top - ABOVE + ahead, left - HALO),
             *(own, K),
         )
         moments = add_moments(moments, memory + current, first, window, K)
@@ -120,13 +133,13 @@ def fused_kernel(
     row = top
     slot = 0
     # The row of the gradient that is complete is one behind that of the map.
-    behind = (top - HALO - 2).to(tl.int64)
+    behind = (top - ABOVE - 2).to(tl.int64)
     x_gradient_row = x_gradient.address + behind * x_gradient.strides[2]
     y_gradient_row = y_gradient.address + behind * y_gradient.strides[2]
     owned = (local < OWN) & (left + local < size[1])
-    while row <= bottom + HALO:
+    while row <= bottom + ABOVE:
         for _ in tl.static_range(K.ROWS_PER_ITERATION):
-            here = row - HALO
+            here = row - ABOVE
             tl.debug_barrier()
             # The row of the gradient's pixels, and the next row's newest.
             is_last = newest == UNIT * (DERIVATIVES - PIXEL_ROW)
@@ -139,7 +152,7 @@ def fused_kernel(
                 )
             updated = ()
             for k in tl.static_range(MAPS):
-                values = scratch.read(memory + slot, DERIVATIVES + k * K.PITCH, first, K.TAPS, K)
+                values = scratch.read(memory + slot, DERIVATIVES + k * K.PITCH, first, K.ACROSS, K)
                 updated = updated + (add_row(filtered[k], values, window, K),)
             filtered = updated
             if K.STORE_AFTER_READ:
@@ -153,8 +166,13 @@ def fused_kernel(
             d = scratch.read(memory + oldest, HALO, first, 1, K)
             t = scratch.read(memory + oldest, K.PITCH + HALO, first, 1, K)
             to_x, to_y = gradients_of(
-                d, t, filtered, -offsets.d * root, gradient_scale, abs_difference_scale, K
+                *(d, t, filtered, -offsets.d * constants.root),
+                *(gradient_scale, abs_difference_scale, K),
             )
+            if K.PARTIAL:
+                places = scratch.split_columns(left + local)
+                exists = valid_columns(valid, here - 1, places, size, K)
+                to_x, to_y = where_valid(exists, to_x), where_valid(exists, to_y)
             inside = owned & (here > top) & (here <= bottom)
             store_columns(x_gradient_row, x_gradient.strides[3], left + local, to_x, inside, K)
             if K.GRADIENTS == 2:
@@ -164,7 +182,7 @@ def fused_kernel(
             counted = ((here >= top) | (band == 0)) & (here < bottom)
             deficits, maps = row_of_map(
                 *(region, moments, deficits, counted),
-                *(here + MAP_OFFSET, left - HALO + MAP_OFFSET, K),
+                *(here + MAP_TOP, left - HALO + MAP_LEFT, K),
             )
             for k in tl.static_range(MAPS):
                 scratch.write(memory + other_slot, DERIVATIVES + k * K.PITCH, maps[k], first, K)
@@ -172,14 +190,16 @@ def fused_kernel(
             current, newest = newest, oldest
             row += 1
     place = plane.to(tl.int64) * sums_stride + 2 * (band * strips + strip)
-    # Others are a neighbour's, or beside the map.
-    column = left - HALO + MAP_OFFSET
-    first_column = tl.maximum(tl.where(strip == 0, 0, HALO), -column)
-    deficits = sums.select_columns(deficits, first, first_column, map_size[1] - column)
-    sums.store_sum(deficits, tile_sums + place, None, weight_total, True)
+    if not K.MAP:
+        # Others are a neighbour's, or beside the map.
+        column = left - HALO + MAP_LEFT
+        first_column = tl.maximum(tl.where(strip == 0, 0, HALO), -column)
+        deficits = sums.select_columns(deficits, first, first_column, map_size[1] - column)
+        sums.store_sum(deficits, tile_sums + place, None, 2.0, weight_total, True)
     if K.ABS_DIFFERENCE:
         pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
         abs_differences = sums.select_columns(abs_differences, first, HALO, size[1] - left + HALO)
-        sums.store_sum(abs_differences, abs_difference_sums + place, None, pixel_total, False)
+        address = abs_difference_sums + place
+        sums.store_sum(abs_differences, address, None, factor, pixel_total, False)
     if K.SUM_IN_KERNEL:
         sums.sum_in_last_program(tile_sums, abs_difference_sums, result, arrived, totals, K)

@@ -7,16 +7,18 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, tile_of, width_hint
+from .addresses import auxiliary_of, constants_of, plane_of, tile_of, width_hint
 from .arguments import Window
 from .formulas import add_row, contrasts, gradients_of
-from .pixels import load_columns, local_offsets, store_columns
+from .pixels import load_columns, local_offsets, store_columns, valid_columns, where_valid
 
 
 @triton.jit(do_not_specialize=["strips", "bands", "rows", "channels", "height", "width"])
 def gradient_kernel(
     x,
     y,
+    auxiliary,
+    auxiliary_strides,
     x_gradient,
     y_gradient,
     maps,
@@ -28,7 +30,6 @@ def gradient_kernel(
     width,
     across,
     down,
-    root,
     constants,
     gradient_scale,
     abs_difference_scale,
@@ -36,26 +37,30 @@ def gradient_kernel(
 ):
     """The gradients of a tile from the maps that `value_kernel` wrote."""
     COLUMNS: tl.constexpr = K.COLUMNS
-    HALO: tl.constexpr = K.TAPS - 1
+    ABOVE: tl.constexpr = K.DOWN - 1
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     width = width_hint(width, K)
-    window = Window(across, down, root)
+    window = Window(across, down)
     strip, band, plane = tile_of(tl.program_id(0), strips, bands)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
     x_gradient = plane_of(x_gradient, plane, channels)
     y_gradient = plane_of(y_gradient, plane, channels)
-    offsets = local_offsets(x, y, 0, 0, height, width, root, constants.low)
+    constants = constants_of(constants, auxiliary, plane, channels, K)
+    if K.RANGED:
+        abs_difference_scale /= constants.length
+    valid = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)[1]
+    offsets = local_offsets(x, y, valid, 0, 0, height, width, constants, K)
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    map_size = (height + HALO).to(tl.int64) * maps.pitch
-    none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
+    map_size = (height + ABOVE).to(tl.int64) * maps.pitch
+    none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     filtered = (none,) * MAPS
     # One loop, as in `value_kernel`.
-    row = top - HALO
-    map_row = maps.address + plane * MAPS * map_size + (row + HALO).to(tl.int64) * maps.pitch
+    row = top - ABOVE
+    map_row = maps.address + plane * MAPS * map_size + (row + ABOVE).to(tl.int64) * maps.pitch
     x_row = x.address + row.to(tl.int64) * x.strides[2]
     y_row = y.address + row.to(tl.int64) * y.strides[2]
     x_gradient_row = x_gradient.address + row.to(tl.int64) * x_gradient.strides[2]
@@ -65,17 +70,21 @@ def gradient_kernel(
             updated = ()
             for k in tl.static_range(MAPS):
                 windows = scratch.window_addresses(map_row + k * map_size, first, K)
-                values = scratch.read_memory(windows, K.TAPS, K)
+                values = scratch.read_memory(windows, K.ACROSS, K)
                 updated = updated + (add_row(filtered[k], values, window, K),)
             filtered = updated
             inside = (row >= top) & (row < bottom) & (column < width)
             a = load_columns(x_row, x.strides[3], column, inside, K).to(tl.float32)
             b = load_columns(y_row, y.strides[3], column, inside, K).to(tl.float32)
-            d, t = contrasts(a, b, root, offsets, K.MIXED)
+            d, t = contrasts(a, b, constants.root, offsets, K.MIXED)
             to_x, to_y = gradients_of(
                 *(scratch.split_columns(d), scratch.split_columns(t), filtered),
-                *(-offsets.d * root, gradient_scale, abs_difference_scale, K),
+                *(-offsets.d * constants.root, gradient_scale, abs_difference_scale, K),
             )
+            if K.PARTIAL:
+                columns = scratch.split_columns(column)
+                exists = valid_columns(valid, row, columns, (height, width), K)
+                to_x, to_y = where_valid(exists, to_x), where_valid(exists, to_y)
             store_columns(x_gradient_row, x_gradient.strides[3], column, to_x, inside, K)
             if K.GRADIENTS == 2:
                 store_columns(y_gradient_row, y_gradient.strides[3], column, to_y, inside, K)

@@ -8,8 +8,8 @@ launch.
 import triton
 import triton.language as tl
 
-from .addresses import plane_of, tile_of
-from .arguments import COLUMNS_PER_ACCESS, VALID, Constants, Image, Maps
+from .addresses import map_begin, plane_of, tile_of
+from .arguments import COLUMNS_PER_ACCESS, Constants, Image, Maps
 from .fused import fused_kernel
 from .value import columns_before, value_kernel
 
@@ -23,6 +23,7 @@ def downsample_kernel(
     pitches,
     x_strides,
     y_strides,
+    valid,
     strips,
     bands,
     channels,
@@ -35,7 +36,8 @@ def downsample_kernel(
     """Repeated 2x2 means of both images, an odd last row or column counting twice.
 
     ``x_halves`` and ``y_halves`` are the images of the levels that a tile gives, ``pitches`` the
-    lengths of their rows. A width is aligned if `COLUMNS_PER_ACCESS` divides it.
+    lengths of their rows. With ``valid`` pixels, an image's address and strides, they are the means
+    over those, zero where there is none. A width is aligned if `COLUMNS_PER_ACCESS` divides it.
     """
     width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
     strip, band, plane = tile_of(tl.program_id(0), strips, bands)
@@ -48,10 +50,21 @@ def downsample_kernel(
     b += row * y_strides[2] + column * y_strides[3]
     a = tl.load(a, mask=inside, other=0).to(tl.float32)
     b = tl.load(b, mask=inside, other=0).to(tl.float32)
+    exists = tl.full((ROWS, LANES), 1.0, tl.float32)
+    if len(valid) > 0:
+        address = plane_of(Image(valid[0], valid[1]), plane, channels).address
+        address += row * valid[1][2] + column * valid[1][3]
+        exists = tl.load(address, mask=inside, other=0).to(tl.float32)
+        a, b = tl.where(exists > 0, a, 0.0), tl.where(exists > 0, b, 0.0)
     for j in tl.static_range(len(pitches)):
         top, left = band * (ROWS >> j), strip * (LANES >> j)
         a = _halve(a, top, left, height, width, ROWS >> j, LANES >> j)
         b = _halve(b, top, left, height, width, ROWS >> j, LANES >> j)
+        if len(valid) > 0:
+            share = _halve(exists, top, left, height, width, ROWS >> j, LANES >> j)
+            a = tl.where(share > 0, a / share, 0.0)
+            b = tl.where(share > 0, b / share, 0.0)
+            exists = tl.where(share > 0, 1.0, 0.0)
         height, width = (height + 1) // 2, (width + 1) // 2
         row = top // 2 + tl.arange(0, ROWS >> (j + 1))[:, None]
         column = left // 2 + tl.arange(0, LANES >> (j + 1))[None, :]
@@ -75,17 +88,18 @@ def _halve(tile, top, left, height, width, ROWS: tl.constexpr, LANES: tl.constex
 
 
 @triton.jit
-def _programs_of(planes, rows, height, width, MAP_OFFSET: tl.constexpr, K: tl.constexpr):
+def _programs_of(planes, rows, height, width, K: tl.constexpr):
     """Strips of a level, their rows, the rows of a program, and the number of programs."""
-    HALO: tl.constexpr = K.TAPS - 1
+    HALO: tl.constexpr = K.ACROSS - 1
     if K.GRADIENTS > 0:
         strips = tl.cdiv(width, K.LANES * K.COLUMNS - HALO)
         programs = planes * strips * tl.cdiv(height, rows)
     else:
         # Columns of the map, and those that `value_kernel` has before it.
-        BEFORE: tl.constexpr = columns_before(MAP_OFFSET, K.COLUMNS)
-        strips = tl.cdiv(width + MAP_OFFSET - HALO + BEFORE, K.LANES * K.COLUMNS)
-        height += 2 * MAP_OFFSET - HALO
+        MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
+        BEFORE: tl.constexpr = columns_before(MAP_LEFT, K.COLUMNS)
+        strips = tl.cdiv(width + MAP_LEFT - HALO + BEFORE, K.LANES * K.COLUMNS)
+        height += 2 * map_begin(K.DOWN, K.PADDING) - (K.DOWN - 1)
         rows = tl.minimum(rows, height)
         programs = tl.cdiv(planes * strips * height, rows)
     return strips, height, rows, programs
@@ -98,12 +112,12 @@ def _programs_of(planes, rows, height, width, MAP_OFFSET: tl.constexpr, K: tl.co
 def coarse_levels_kernel(
     x_levels,
     y_levels,
-    weights,
+    auxiliary,
+    auxiliary_strides,
     x_gradients,
     y_gradients,
     memory,
     tile_sums,
-    weight_strides,
     sums_stride,
     planes,
     rows,
@@ -112,7 +126,6 @@ def coarse_levels_kernel(
     width,
     across,
     down,
-    root,
     constants,
     gradient_scales,
     weight_totals,
@@ -126,15 +139,17 @@ def coarse_levels_kernel(
     contrast-structure factor. A level's programs follow from its size: numbers of them in a tuple,
     which are integers, would be cases for the compiler.
     """
-    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    # Tensors of each level, after the ranges.
+    AUXILIARY: tl.constexpr = (len(auxiliary) - 1) // len(x_levels)
     program = tl.program_id(0)
-    x, y, weight = x_levels[0], y_levels[0], weights[0]
+    x, y = x_levels[0], y_levels[0]
     x_gradient, y_gradient = x_gradients[0], y_gradients[0]
     gradient_scale, weight_total = gradient_scales[0], weight_totals[0]
-    strides_of_weight = weight_strides[0]
+    own, own_strides = auxiliary, auxiliary_strides
     first_program, level = 0, 0
     level_height, level_width = height, width
-    end = _programs_of(planes, rows, level_height, level_width, MAP_OFFSET, K)[3]
+    end = _programs_of(planes, rows, level_height, level_width, K)[3]
     for j in tl.static_range(1, len(x_levels)):
         coarser = program >= end
         level_height, level_width = (level_height + 1) // 2, (level_width + 1) // 2
@@ -147,37 +162,40 @@ def coarse_levels_kernel(
         y_gradient = tl.where(coarser, y_gradients[j], y_gradient)
         gradient_scale = tl.where(coarser, gradient_scales[j], gradient_scale)
         weight_total = tl.where(coarser, weight_totals[j], weight_total)
-        if K.WEIGHTED:
-            weight = tl.where(coarser, weights[j], weight)
-            strides = ()
-            for k in tl.static_range(4):
-                stride = tl.where(coarser, weight_strides[j][k], strides_of_weight[k])
-                strides = strides + (stride,)
-            strides_of_weight = strides
-        end += _programs_of(planes, rows, level_height, level_width, MAP_OFFSET, K)[3]
+        if len(auxiliary) > 0:
+            chosen, strides = (own[0],), ()
+            for k in tl.static_range(AUXILIARY):
+                chosen = chosen + (tl.where(coarser, auxiliary[AUXILIARY * j + k + 1], own[k + 1]),)
+                of_tensor = ()
+                for axis in tl.static_range(4):
+                    stride = auxiliary_strides[AUXILIARY * j + k][axis]
+                    of_tensor = of_tensor + (tl.where(coarser, stride, own_strides[k][axis]),)
+                strides = strides + (of_tensor,)
+            own, own_strides = chosen, strides
+        end += _programs_of(planes, rows, level_height, level_width, K)[3]
     pitch = (width + 15) // 16 * 16
     plane = height.to(tl.int64) * pitch
     strides = channels * plane, plane, pitch, 1
-    x, y, weight = Image(x, strides), Image(y, strides), Image(weight, strides_of_weight)
+    x, y = Image(x, strides), Image(y, strides)
     x_gradient, y_gradient = Image(x_gradient, strides), Image(y_gradient, strides)
     # Infinite where the luminance is 1.
     c1 = tl.where(level + 1 == len(x_levels), constants.c1, float("inf"))
-    constants = Constants(constants.low, c1, constants.c2)
+    constants = Constants(constants.root, constants.low, constants.length, c1, constants.c2)
     place = tile_sums + tl.cast(level, tl.int64) * planes * sums_stride
-    strips, strip_height, rows, _ = _programs_of(planes, rows, height, width, MAP_OFFSET, K)
+    strips, strip_height, rows, _ = _programs_of(planes, rows, height, width, K)
     parts = tl.cdiv(strip_height, rows)
     if K.GRADIENTS > 0:
         fused_kernel(
-            *(x, y, weight, x_gradient, y_gradient, memory, place, place, place, place),
+            *(x, y, own, own_strides, x_gradient, y_gradient, memory, place, place, place, place),
             *(sums_stride, first_program, strips, parts, rows, channels, height, width),
-            *(across, down, root, constants, gradient_scale, 0.0, weight_total, (), K),
+            *(across, down, constants, gradient_scale, 0.0, weight_total, (), K),
         )
     else:
         # One more where programs end in a strip that others begin in.
         parts += (strip_height % rows > 0).to(tl.int32)
         value_kernel(
-            *(x, y, weight, Maps(x.address, 0), memory, place, place, place, place, sums_stride),
-            *(weight_total, first_program, strips, parts, rows, planes * strips * strip_height),
-            *(-MAP_OFFSET, strip_height - MAP_OFFSET, channels, height, width),
-            *(across, down, root, constants, (), K),
+            *(x, y, own, own_strides, Maps(x.address, 0), memory, place, place, place, place),
+            *(sums_stride, weight_total, first_program, strips, parts, rows),
+            *(planes * strips * strip_height, -MAP_TOP, strip_height - MAP_TOP),
+            *(channels, height, width, across, down, constants, (), K),
         )

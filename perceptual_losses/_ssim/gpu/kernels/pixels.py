@@ -13,28 +13,31 @@ from .formulas import contrasts
 
 
 @triton.jit
-def local_offsets(x, y, top, left, rows, columns, root, low):
-    """Difference and total that most of a few pixels of a region are near to.
+def local_offsets(x, y, valid, top, left, rows, columns, constants, K: tl.constexpr):
+    """Difference and total near most of a few pixels of a region.
 
-    The mean without those far from most: one pixel of 1e5 among them would move the offset of all
-    others so far that their variances cancel. NaN and infinity do not count, to stay in the
-    windows that hold them.
+    They are means in which pixels far beyond the range count little: one pixel of 1e5 among others
+    would move their offset so far that their variances cancel. NaN and infinity do not count, to
+    stay in the windows that hold them.
     """
+    root, low = constants.root, constants.low
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
     a = tl.load(x.address + row * x.strides[2] + column * x.strides[3]).to(tl.float32)
     b = tl.load(y.address + row * y.strides[2] + column * y.strides[3]).to(tl.float32)
-    values = tl.join(a - b, a + b - 2 * low)
-    finite = tl.abs(values) < float("inf")
-    count = tl.maximum(tl.sum(finite.to(tl.float32), 0), 1.0)
-    mean = tl.sum(tl.where(finite, values, 0.0), 0) / count
-    distance = tl.where(finite, tl.abs(values - mean[None, :]), 0.0)
-    near = finite & (distance < 3 * (tl.sum(distance, 0) / count)[None, :])
-    # None where all are equal.
-    count = tl.sum(near.to(tl.float32), 0)
-    offset = tl.sum(tl.where(near, values, 0.0), 0) / tl.maximum(count, 1.0)
-    offset = tl.where(count > 0, offset, mean)
+    total = a + b - 2 * low
+    relative_d, relative_t = (a - b) / constants.length, total / constants.length
+    weight = 1 / (1 + relative_d * relative_d + relative_t * relative_t)
+    values, weights = tl.join(a - b, total), tl.join(weight, weight)
+    # Neither where a value is not finite.
+    known = weights > 0
+    if K.PARTIAL:
+        exists = tl.load(valid.address + row * valid.strides[2] + column * valid.strides[3])
+        known = known & exists[:, None]
+    values, weights = tl.where(known, values, 0.0), tl.where(known, weights, 0.0)
+    offset = tl.sum(weights * values, 0) / tl.sum(weights, 0)
+    # No weights are left where all pixels are far too large.
     offset_d, offset_t = tl.split(tl.where(tl.abs(offset) < float("inf"), offset, 0.0))
     zero = offset_t + 2 * low
     bias = -root * (0.5 * zero)
@@ -110,6 +113,30 @@ def first_row(region, row, left, K: tl.constexpr):
 
 
 @triton.jit
+def valid_columns(valid, row, columns, size, K: tl.constexpr):
+    """Whether pixels of a row exist; those around an image do."""
+    address, step = row_address(valid, row, size[0], K), valid.strides[3]
+    found = ()
+    for e in tl.static_range(len(columns)):
+        if K.PADDING == SYMMETRIC:
+            exists = tl.load(address + mirrored(columns[e], size[1]).to(tl.int64) * step)
+        else:
+            inside = is_inside(row, columns[e], size)
+            exists = tl.load(address + columns[e].to(tl.int64) * step, mask=inside, other=1)
+        found = found + (exists,)
+    return found
+
+
+@triton.jit
+def where_valid(exists, columns):
+    """Columns of values, zero where a pixel does not exist."""
+    selected = ()
+    for e in tl.static_range(len(columns)):
+        selected = selected + (tl.where(exists[e], columns[e], 0.0),)
+    return selected
+
+
+@triton.jit
 def _store_in_scratch(region, pixels, scratch_row, row, left, K: tl.constexpr):
     """Writes difference and total of a `Row` to scratch memory."""
     for k in tl.static_range(2):
@@ -120,15 +147,22 @@ def _store_in_scratch(region, pixels, scratch_row, row, left, K: tl.constexpr):
             low = region.constants.low
             a, b = tl.where(inside, a, low), tl.where(inside, b, low)
         # Pixels of the halo are only in windows.
-        difference, total = contrasts(a, b, region.root, region.offsets, K.MIXED and k == 0)
+        difference, total = contrasts(
+            a, b, region.constants.root, region.offsets, K.MIXED and k == 0
+        )
         if k == 0:
             first = tl.arange(0, K.LANES) * K.COLUMNS
-            scratch.write(scratch_row, 0, scratch.split_columns(difference), first, K)
-            scratch.write(scratch_row, K.PITCH, scratch.split_columns(total), first, K)
+            difference, total = scratch.split_columns(difference), scratch.split_columns(total)
         else:
-            halo = tile_columns(0, K.COLUMNS, K)[1]
-            scratch.write(scratch_row, 0, (difference,), halo, K)
-            scratch.write(scratch_row, K.PITCH, (total,), halo, K)
+            first = tile_columns(0, K.COLUMNS, K)[1]
+            difference, total = (difference,), (total,)
+        if K.PARTIAL:
+            columns = tile_columns(left, K.COLUMNS, K)[k]
+            columns = scratch.split_columns(columns) if k == 0 else (columns,)
+            exists = valid_columns(region.valid, row, columns, region.size, K)
+            difference, total = where_valid(exists, difference), where_valid(exists, total)
+        scratch.write(scratch_row, 0, difference, first, K)
+        scratch.write(scratch_row, K.PITCH, total, first, K)
 
 
 @triton.jit

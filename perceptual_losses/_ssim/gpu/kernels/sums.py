@@ -39,14 +39,15 @@ def _add(a, a_rest, b, b_rest):
 
 
 @triton.jit
-def store_sum(columns, address, last, weight_total, DEFICIT: tl.constexpr):
+def store_sum(columns, address, last, factor, weight_total, DEFICIT: tl.constexpr):
     """Writes a tile's sum and the roundings that it lost; or the mean, of a tile that is all of its
     plane.
 
     Args:
-        columns: sums of each thread, by column; half the sums of 1 - S.
+        columns: sums of each thread, by column.
         address: where to.
         last: whether nobody writes the sum after this one, which has to be zero; or ``None``.
+        factor: what the sum is multiplied by.
         weight_total: the sum of all weights, or 0 where sums are added up later.
         DEFICIT: whether the sum is one of 1 - S.
     """
@@ -54,8 +55,7 @@ def store_sum(columns, address, last, weight_total, DEFICIT: tl.constexpr):
     for e in tl.static_range(1, len(columns)):
         total, rest = _add(total, rest, columns[e], tl.zeros_like(total))
     total, rest = tl.reduce((total, rest), 0, _add)
-    if DEFICIT:
-        total, rest = 2 * total, 2 * rest
+    total, rest = factor * total, factor * rest
     if weight_total == 0:
         tl.store(address, total)
         tl.store(address + 1, rest)
@@ -73,7 +73,11 @@ def _mean(total, rest, weight_total, DEFICIT: tl.constexpr):
     """
     value = (weight_total - total) - rest if DEFICIT else total + rest
     # A plain division may miss 1 by a bit.
-    return tl.div_rn(value, weight_total)
+    mean = tl.div_rn(value, weight_total)
+    if DEFICIT:
+        # Reciprocals and weights have roundings.
+        mean = tl.clamp(mean, -1.0, 1.0, tl.PropagateNan.ALL)
+    return mean
 
 
 @triton.jit

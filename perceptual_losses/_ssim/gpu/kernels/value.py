@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import plane_of, segment, weights_of, width_hint
-from .arguments import VALID, Region, Window
+from .addresses import auxiliary_of, constants_of, map_begin, plane_of, segment, width_hint
+from .arguments import Region, Window
 from .formulas import add_moments, row_of_map
 from .pixels import advance, first_row, local_offsets
 
@@ -22,6 +22,18 @@ from .pixels import advance, first_row, local_offsets
 def columns_before(offset, columns):
     """Columns before the image from which a map begins that has so many: all of each thread."""
     return (offset + columns - 1) // columns * columns
+
+
+@triton.jit
+def _store_map(maps, plane, at, columns, counted, map_size):
+    """Writes a row of the map where ``counted``, in the row and from each thread's first column on
+    that ``at`` has.
+    """
+    row, first = at
+    line = plane * map_size[0].to(tl.int64) + row
+    for e in tl.static_range(len(columns)):
+        inside = counted & (first + e >= 0) & (first + e < map_size[1])
+        tl.store(maps.address + line * maps.pitch + (first + e), columns[e], mask=inside)
 
 
 @triton.jit(
@@ -34,7 +46,8 @@ def columns_before(offset, columns):
 def value_kernel(
     all_x,
     all_y,
-    all_weights,
+    auxiliary,
+    auxiliary_strides,
     maps,
     memory,
     tile_sums,
@@ -55,34 +68,36 @@ def value_kernel(
     width,
     across,
     down,
-    root,
     constants,
     totals,
     K: tl.constexpr,
 ):
-    """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted.
+    """The sum of 1 - S over a tile of the map, and its derivatives if a gradient is wanted; or S.
 
     ``first_program`` is the number of the first program of this level. The map has the rows from
     ``map_top`` on and before ``map_bottom``. ``maps`` holds the derivatives for each plane: M (M_t
-    for two gradients), V_d, V_t and then M_d, all from ``TAPS - 1`` rows and columns before the
-    image on. A pixel's |x - y| is summed by the program that is at its row of the map, or would be
-    where the map is smaller, and loads its column.
+    for two gradients), V_d, V_t and then M_d, all from as many rows and columns before the image on
+    as its windows reach; or S, in the rows and columns of the map. A pixel's |x - y| is summed by
+    the program that is at its row of the map, or would be where the map is smaller, and loads its
+    column.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
-    HALO: tl.constexpr = K.TAPS - 1
-    MAP_OFFSET: tl.constexpr = 0 if K.PADDING == VALID else K.TAPS // 2
+    ABOVE: tl.constexpr = K.DOWN - 1
+    HALO: tl.constexpr = K.ACROSS - 1
+    MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
     # Without a gradient as few columns before the image as the map has.
-    BEFORE: tl.constexpr = HALO if K.GRADIENTS > 0 else columns_before(MAP_OFFSET, K.COLUMNS)
+    BEFORE: tl.constexpr = HALO if K.GRADIENTS > 0 else columns_before(MAP_LEFT, K.COLUMNS)
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     size = height, width_hint(width, K)
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH
     memory = scratch.allocate(memory, 2 * PIXEL_ROW, K.SHARED)
     UNIT: tl.constexpr = 4 if K.SHARED else 1
-    map_size = size[0] + 2 * MAP_OFFSET - HALO, size[1] + 2 * MAP_OFFSET - HALO
-    window = Window(across, down, root)
+    map_size = size[0] + 2 * MAP_TOP - ABOVE, size[1] + 2 * MAP_LEFT - HALO
+    window = Window(across, down)
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    none = (sums.zeros(K),) * (COLUMNS * K.TAPS)
+    none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     strip_height = map_bottom - map_top
     program = tl.program_id(0) - first_program
     line = program.to(lines.dtype) * rows
@@ -92,20 +107,21 @@ def value_kernel(
         top, bottom = map_top + top, map_top + bottom
         place = plane.to(tl.int64) * sums_stride + 2 * (strip * parts + part)
         x, y = plane_of(all_x, plane, channels), plane_of(all_y, plane, channels)
-        weight = weights_of(all_weights, plane, channels)
+        weight, valid, coverage = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)
+        own_constants = constants_of(constants, auxiliary, plane, channels, K)
         # The same for the whole plane, because programs filter each other's derivatives.
-        offsets = local_offsets(x, y, 0, 0, size[0], size[1], root, constants.low)
-        region = Region(x, y, weight, size, map_size, offsets, root, constants)
+        offsets = local_offsets(x, y, valid, 0, 0, size[0], size[1], own_constants, K)
+        region = Region(x, y, weight, valid, coverage, size, map_size, offsets, own_constants)
         left = strip * (K.LANES * K.COLUMNS) - BEFORE
-        own = top + MAP_OFFSET, bottom + MAP_OFFSET
+        own = top + MAP_TOP, bottom + MAP_TOP
         moments = (none, none, none, none)
         deficits = (sums.zeros(K),) * COLUMNS
         abs_differences = (sums.zeros(K),) * COLUMNS
         # The rows before the first complete one are no loop of their own: the time to compile
         # grows with the square of the loads in the code. The first iteration adds what the memory
         # holds by chance, as in `fused_kernel`.
-        here = top - HALO - 1
-        pixels = first_row(region, here + K.TAPS, left, K)
+        here = top - ABOVE - 1
+        pixels = first_row(region, here + K.DOWN, left, K)
         slot = 0
         while here < bottom:
             for _ in tl.static_range(K.ROWS_PER_ITERATION):
@@ -114,14 +130,14 @@ def value_kernel(
                 if not K.STORE_AFTER_READ:
                     abs_differences, pixels = advance(
                         *(region, pixels, abs_differences, memory + other_slot),
-                        *(here + K.TAPS, left, own, K),
+                        *(here + K.DOWN, left, own, K),
                     )
                 moments = add_moments(moments, memory + slot, first, window, K)
                 # Rows before the first complete one too: a branch around this takes moves of all
                 # sums.
                 counted = (here >= top) & (here < bottom)
                 deficits, derivatives = row_of_map(
-                    region, moments, deficits, counted, here + MAP_OFFSET, left + MAP_OFFSET, K
+                    region, moments, deficits, counted, here + MAP_TOP, left + MAP_LEFT, K
                 )
                 if K.GRADIENTS > 0:
                     map_row = plane * MAPS * strip_height.to(tl.int64) + (here - map_top)
@@ -130,21 +146,27 @@ def value_kernel(
                         values = scratch.join_columns(derivatives[k])
                         step = k * strip_height.to(tl.int64) * maps.pitch
                         tl.store(target + step, values, mask=counted)
+                elif K.MAP:
+                    at = here + MAP_TOP, left + MAP_LEFT + first
+                    _store_map(maps, plane, at, derivatives[0], counted, map_size)
                 if K.STORE_AFTER_READ:
                     abs_differences, pixels = advance(
                         *(region, pixels, abs_differences, memory + other_slot),
-                        *(here + K.TAPS, left, own, K),
+                        *(here + K.DOWN, left, own, K),
                     )
                 slot = other_slot
                 here += 1
         last = (bottom == map_bottom) & (part + 1 < parts)
-        column = left + MAP_OFFSET
-        deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
-        sums.store_sum(deficits, tile_sums + place, last, weight_total, True)
+        if not K.MAP:
+            column = left + MAP_LEFT
+            deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
+            sums.store_sum(deficits, tile_sums + place, last, 2.0, weight_total, True)
         if K.ABS_DIFFERENCE:
             pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])
             abs_differences = sums.select_columns(abs_differences, first, -left, size[1] - left)
-            sums.store_sum(abs_differences, abs_difference_sums + place, last, pixel_total, False)
+            factor = 1 / own_constants.length if K.RANGED else 1.0
+            address = abs_difference_sums + place
+            sums.store_sum(abs_differences, address, last, factor, pixel_total, False)
         line += bottom - top
     if K.SUM_IN_KERNEL:
         sums.sum_in_last_program(tile_sums, abs_difference_sums, result, arrived, totals, K)
