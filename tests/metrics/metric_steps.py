@@ -30,6 +30,8 @@ def few(name, values, interpreted):
 every_padding = few("padding", PADDINGS, ["valid", "symmetric"])
 every_loss = few("name", LOSSES, ["ssim", "l1_ms_ssim"])
 every_mix = few("name", MIXES, ["l1_ms_ssim"])
+# How torch.compile itself traces an autograd.Function.
+compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 both_reductions = few("reduction", ["mean", "none"], ["mean"])
 
 

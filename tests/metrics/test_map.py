@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from metric_steps import PADDINGS, assert_near, every_padding, exact_step, few, pair, step
+from metric_steps import PADDINGS, assert_near, compiles, every_padding, exact_step, few, pair, step
 from torch.autograd import forward_ad
 
 from perceptual_losses import ssim, ssim_map
@@ -158,7 +158,7 @@ def test_dtypes_and_layouts(backend, dtype):
     x.requires_grad_()
     call(backend)(x, y).backward(upstream)
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(x.grad, got[1])
+    assert (x.grad - got[1]).norm() <= 2 * limit * got[1].norm()
 
 
 def test_identical_images_have_ones_and_no_gradient(backend):
@@ -223,6 +223,7 @@ def test_forward_mode():
     torch.testing.assert_close(found, (ahead - behind) / (2 * step_size), rtol=1e-5, atol=1e-7)
 
 
+@compiles
 @pytest.mark.large
 @every_padding
 @pytest.mark.parametrize("extra", [False, True])

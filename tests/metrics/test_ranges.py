@@ -11,6 +11,7 @@ from metric_steps import (
     MIXES,
     assert_near,
     both_reductions,
+    compiles,
     every_loss,
     every_padding,
     exact_step,
@@ -205,6 +206,7 @@ def test_volumes(backend, precision, name):
         assert_near(got, expected, precision)
 
 
+@compiles
 @pytest.mark.large
 @pytest.mark.parametrize("name", ["ssim", "l1_ms_ssim"])
 def test_compiled(backend, precision, name):

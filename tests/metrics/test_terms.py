@@ -6,6 +6,7 @@ from metric_steps import (
     LOSSES,
     assert_near,
     both_reductions,
+    compiles,
     every_mix,
     every_padding,
     few,
@@ -158,6 +159,7 @@ def test_second_derivatives(backend, name):
         )
 
 
+@compiles
 @pytest.mark.large
 @every_mix
 def test_compiled(backend, precision, name):

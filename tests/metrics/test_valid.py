@@ -12,6 +12,7 @@ from metric_steps import (
     LOSSES,
     PADDINGS,
     assert_near,
+    compiles,
     every_loss,
     every_mix,
     every_padding,
@@ -286,6 +287,7 @@ def test_volumes(backend, precision, padding):
             np.testing.assert_allclose(got[0], 1 - expected[:, 0], rtol=0, atol=1e-12)
 
 
+@compiles
 @pytest.mark.large
 @every_loss
 def test_compiled(backend, precision, name):
@@ -299,6 +301,7 @@ def test_compiled(backend, precision, name):
     assert_near(got, step(loss, x, y, valid=valid), precision, 2e-5)
 
 
+@compiles
 def test_compiled_with_sizes_left_open():
     """As depth maps of many sizes are trained on."""
     torch.compiler.reset()

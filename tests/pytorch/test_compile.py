@@ -23,6 +23,9 @@ LOSSES = {
     "ms_ssim_relu": lambda **kw: MSSSIMLoss(normalize="relu", padding="symmetric", **SMALL, **kw),
     "l1_ssim": lambda **kw: L1SSIMLoss(data_range=(-1, 1), padding="zeros", window_size=3, **kw),
     "l1_ms_ssim": lambda **kw: L1MSSSIMLoss(**SMALL, **kw),
+    "box": lambda **kw: SSIMLoss(
+        window="uniform", window_size=(3, 5), sample_covariance=True, **kw
+    ),
     "map": lambda **kw: lambda x, y: ssim_map(x, y, window_size=3, **kw).square().mean(),
 }
 # Inductor compiles C++ on a CPU. Where there is no compiler the graph is captured all the same.
