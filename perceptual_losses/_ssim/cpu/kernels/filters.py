@@ -49,6 +49,34 @@ def sum_down(window, slot_taps, ring, begin, count, upper, lower):
 
 
 @kernel
+def moments_down(window, slot_taps, ring, count, apart, moments):
+    """Sums of two rows for each of the four moments.
+
+    Unless ``apart`` is ``None``, each row's sums are its own: where a row that one window does not
+    hold is NaN, `sum_down` would spoil the window by multiplying it by zero.
+    """
+    slots = len(window.extent) + 1
+    for m in range(4):
+        upper, lower = moments[2 * m], moments[2 * m + 1]
+        if apart is None:
+            sum_down(window, slot_taps, ring, m * slots, count, upper, lower)
+        else:
+            _sum_down_row(slot_taps[0], ring, m * slots, slots, count, upper)
+            _sum_down_row(slot_taps[1], ring, m * slots, slots, count, lower)
+
+
+@kernel
+def _sum_down_row(slot_taps, ring, begin, slots, count, out):
+    for j in range(count):
+        out[j] = out.dtype.type(0)
+    for k in range(slots):
+        tap = slot_taps[k]
+        if tap != 0:
+            for j in range(count):
+                out[j] += tap * ring[begin + k, j]
+
+
+@kernel
 def mirror_columns(window, derivative, at, first, last, width, out):
     """Adds what mirrored columns beside the image send back to the pixels that they show.
 

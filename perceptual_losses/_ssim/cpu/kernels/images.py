@@ -134,6 +134,12 @@ def load_row(
                 t[at + j] = t[at + column]
 
 
+@ordered
+def _difference_and_total(a, b, low):
+    """Those of two pixels, alike when these change places."""
+    return a - b, (a + b) - (low + low)
+
+
 @kernel
 def local_offsets(x, y, plane, top, bottom, left, right, low, length, valid):
     """The difference and the total that most of a few pixels of a task are near to.
@@ -148,7 +154,7 @@ def local_offsets(x, y, plane, top, bottom, left, right, low, length, valid):
             if valid is None or valid[i, j]:
                 a = x.flat[x.starts[plane] + i * x.row + j * x.column]
                 b = y.flat[y.starts[plane] + i * y.row + j * y.column]
-                d, t = float(a) - float(b), float(a) + float(b) - 2 * float(low)
+                d, t = _difference_and_total(float(a), float(b), float(low))
                 weight = 1 / (1 + (d * d + t * t) / (length * length))
                 # It is zero for infinite values, and NaN for NaN.
                 if weight > 0:

@@ -26,6 +26,7 @@ from .filters import (
     add_taps,
     mirror_columns,
     moments_across,
+    moments_down,
     sum_across,
     sum_down,
 )
@@ -160,9 +161,7 @@ def march(
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
                     add_taps(down, row + i, row - size, row + slots, one, slot_taps[i])
-                for m in range(4):
-                    upper, lower = moments[2 * m], moments[2 * m + 1]
-                    sum_down(down, slot_taps, ring, m * slots, length, upper, lower)
+                moments_down(down, slot_taps, ring, length, map_out, moments)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + halo):

@@ -2,7 +2,7 @@
 
 from ...._runtime.numba_kernels import entry
 from .arguments import VALID
-from .filters import add_mirrored_taps, add_taps, sum_down
+from .filters import add_mirrored_taps, add_taps, moments_down, sum_down
 from .formulas import (
     add_signs_of_row,
     derivatives,
@@ -115,9 +115,7 @@ def march_volume(
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
                     add_taps(through, z + i, z - size, z + slots, one, slot_taps[i])
-                for m in range(4):
-                    upper, lower = moments[2 * m], moments[2 * m + 1]
-                    sum_down(through, slot_taps, ring, m * slots, area, upper, lower)
+                moments_down(through, slot_taps, ring, area, map_out, moments)
             for k in range(2):
                 here = z + k
                 if here >= min(map_back, back + halo):
