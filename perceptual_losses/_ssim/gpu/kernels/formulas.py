@@ -148,8 +148,14 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
     v_d = v_t - steep
     m_d -= mu_d * v_d
     m_t -= mu_t * v_t
-    # Two ways to write the same, of which the compiler makes an instruction more or less.
-    deficit = b + a * value if K.GRADIENTS > 0 else a + b * (1 - 2 * a)
+    # Three ways to write the same, of which the compiler makes more or fewer instructions, and
+    # needs more registers than there are or no more.
+    if K.GRADIENTS > 0:
+        deficit = b + a * value
+    elif K.COLUMNS < 4:
+        deficit = a + b * (1 - 2 * a)
+    else:
+        deficit = a - b * (2 * a - 1)
     if K.PARTIAL and K.MAP:
         # A position without a valid centre has no part in it.
         down = row + K.DOWN // 2 - map_begin(K.DOWN, K.PADDING)

@@ -47,7 +47,7 @@ def store_sum(columns, address, last, factor, weight_total, DEFICIT: tl.constexp
         columns: sums of each thread, by column.
         address: where to.
         last: whether nobody writes the sum after this one, which has to be zero; or ``None``.
-        factor: a number that multiplies the sum.
+        factor: the number by which the sum is multiplied.
         weight_total: the sum of all weights, or 0 where sums are added up later.
         DEFICIT: whether the sum is one of 1 - S.
     """
