@@ -60,7 +60,7 @@ def test_tasks_meet_without_a_seam(small_tasks, poison, threads, padding, window
     if masked:
         options["mask"] = torch.rand(41, 53, generator=torch.Generator().manual_seed(1))
     threads(7)
-    assert len(tasks.tasks_for_images(x.shape, window_size, 7, FLOAT64).tasks) > 40
+    assert len(tasks.tasks_for_images(x.shape, (window_size,) * 2, 7, FLOAT64).tasks) > 40
     for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
         fast = step(function, x, y, backend="numba", **options)
         plain = step(function, x, y, backend="reference", **options)
@@ -76,7 +76,7 @@ def test_blocks_of_volumes_meet_without_a_seam(small_tasks, poison, threads, pad
     if masked:
         options["mask"] = torch.rand(14, 13, 17, generator=torch.Generator().manual_seed(1))
     threads(7)
-    assert len(tasks.tasks_for_volumes(x.shape, 5, 7, FLOAT64).tasks) > 40
+    assert len(tasks.tasks_for_volumes(x.shape, (5, 5, 5), 7, FLOAT64).tasks) > 40
     for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
         fast = step(function, x, y, backend="numba", **options)
         plain = step(function, x, y, backend="reference", **options)
@@ -91,7 +91,7 @@ def test_narrow_planes_side_by_side(poison, threads, padding, masked):
     mask = torch.rand(3, 1, 23, 25, generator=torch.Generator().manual_seed(1))
     options = {"padding": padding, "mask": mask if masked else None}
     threads(2)
-    plane_counts = tasks.tasks_for_images(x.shape, 11, 2, FLOAT64).tasks[:, 1]
+    plane_counts = tasks.tasks_for_images(x.shape, (11, 11), 2, FLOAT64).tasks[:, 1]
     assert plane_counts.tolist() == [4, 4, 1]
     for x_only in (False, True):
         images = x.clone().requires_grad_(), y.clone().requires_grad_(not x_only)

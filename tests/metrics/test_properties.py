@@ -81,7 +81,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw, dims=2, window_sizes=(3, 11), by_axis=((5, 3),), most=26):
+def cases(draw, dims=2, window_sizes=(3,), by_axis=((5, 3),), most=26):
     # Few windows, and few sorts of tensors beside the images: Numba takes seconds to compile each.
     beside = draw(st.sampled_from(["nothing", "mask", "everything"]))
     window_size = draw(st.sampled_from([*window_sizes, *by_axis]))
@@ -175,7 +175,7 @@ def check_ms_ssim(precision, assert_within_budget, case, levels, seed):
     assert_within_budget(function, expected.mean(), 1e-9)
 
 
-@given(data=st.data(), channels=st.integers(1, 4), sigma=st.floats(0.5, 2.5))
+@given(data=st.data(), channels=st.integers(1, 4), sigma=st.sampled_from([0.6, 1.1, 1.5]))
 def test_ssim_is_that_of_scikit_image(precision, assert_within_budget, data, channels, sigma):
     # scikit-image takes the window's size from sigma.
     window_size = 2 * int(3.5 * sigma + 0.5) + 1

@@ -82,12 +82,12 @@ def test_no_bit_of_the_map_depends_on_other_pixels(backend, precision):
     x, y = pair(2, 1, 12, 13, dtype=precision.dtype)
     valid = region(2, 1, 12, 13)
     for padding in PADDINGS:
-        options = {"window_size": 5, "padding": padding, "valid": valid, "backend": backend}
+        options = {"window_size": 3, "padding": padding, "valid": valid, "backend": backend}
         function = functools.partial(ssim_map, **options)
         clean = step(function, x, y)
         got = step(function, spoiled(x, valid, torch.nan), spoiled(y, valid, torch.inf))
         assert all(map(torch.equal, got, clean))
-        centres = valid[..., 2:-2, 2:-2] if padding == "valid" else valid
+        centres = valid[..., 1:-1, 1:-1] if padding == "valid" else valid
         assert (clean[0][~centres] == 1).all()
         assert (clean[0][centres] < 1).all()
 

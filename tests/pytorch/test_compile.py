@@ -60,7 +60,7 @@ def test_every_loss(backend, name, dynamic):
     for shape in ((2, 3, 24, 28), (3, 2, 31, 25)):
         x, y = pair(shape)
         for value, expected in zip(step(compiled, x, y), step(loss, x, y), strict=True):
-            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-9)
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=3e-9)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's imports give some.

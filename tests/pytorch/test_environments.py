@@ -547,14 +547,19 @@ class On:
         return 4
 
 
+def choose(image, request, path):
+    return _ssim.choose_backend(image, image, _ssim.NO_AUXILIARY, request, path)
+
+
 @pytest.mark.parametrize("device", ["mps", "meta", "hpu"])
 def test_other_devices_take_the_reference(device):
-    settings = _ssim.Definition((0.25, 0.5, 0.25), 0.0, 1e-4, 9e-4, "valid")
+    definition = _ssim.Definition(((0.25, 0.5, 0.25),) * 2, 0.0, 1.0, 1e-4, 9e-4, "valid")
+    request = _ssim.Request(definition)
     image = On(device)
     for path in ("auto", "reference"):
-        assert _ssim.choose_backend(image, image, settings, path) == "reference"
+        assert choose(image, request, path) == "reference"
     for path, where in (("numba", "CPUs"), ("triton", "GPUs")):
         with pytest.raises(
             ValueError, match=f"on {device} and it runs on {where}; pass backend='a"
         ):
-            _ssim.choose_backend(image, image, settings, path)
+            choose(image, request, path)
