@@ -227,7 +227,8 @@ def ms_ssim(
             below, which is positive, smooth and increasing, so that anti-correlated images can
             train. ``"relu"``: ``max(v, 0)``, the usual choice elsewhere; value and gradient are
             exactly zero where any level is negative. ``"simple"``: ``(v + 1) / 2``, another
-            metric. ``None``: ``v``, as the paper has it, which gives NaN for negative means.
+            metric. ``None``: ``v``, as the paper has it, of which negative means have no fractional
+            power: NaN.
         reduction: as for `ssim`.
         backend: as for `ssim`.
 
@@ -235,8 +236,8 @@ def ms_ssim(
         A scalar, or ``(N,)`` with ``reduction="none"``; from 0 to 1 unless ``normalize=None``;
         dtype as for `ssim`.
 
-    Gradients are those of `ssim`, finite and, with ``"floor"``, not zero unless the images are
-    equal.
+    Gradients are those of `ssim`, and finite unless ``normalize=None``. The floor itself makes none
+    of them zero.
 
     Raises:
         TypeError: as for `ssim`.

@@ -54,10 +54,11 @@ class StructuralLoss(nn.Module):
         valid: Tensor | None = None,
         data_range: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss and its gradient with respect to ``x``, in one pass and without autograd.
+        """The loss and its gradient with respect to ``x``, without an autograd graph.
 
         For those who write a backward pass of their own, such as a renderer's, or who optimise an
-        image directly. It takes a fraction of the time of a recorded step on small images.
+        image directly. A call like an earlier one, without a mask and the like, takes a fraction of
+        the time of a recorded step on small images.
 
         Args:
             x: prediction, of a floating dtype. It is taken as it is: nothing is recorded, whether
@@ -154,7 +155,9 @@ class SSIMLoss(StructuralLoss):
 
 
 class MSSSIMLoss(MultiScaleLoss):
-    """``1 - ms_ssim(x, y)``: 0 for identical images, at most 1; falls while training.
+    """``1 - ms_ssim(x, y)``: 0 for identical images; falls while training.
+
+    It is at most 1 unless ``normalize=None``.
 
     The options are those of `ms_ssim`, and attributes of the same names, which may change between
     calls. The module has no parameters and no buffers, and follows the device of the images.

@@ -1,6 +1,6 @@
-"""Gradients of a fast backend: one autograd function for eager calls, one for observed ones.
+"""Gradients of a fast backend: an autograd function for eager calls, two for observed ones.
 
-Both take the first image as the one that has a gradient. SSIM and L1 are symmetric, so a caller
+All take the first image as the one that has a gradient. SSIM and L1 are symmetric, so a caller
 that wants the gradient of the second image only swaps the two. Second derivatives are those of the
 reference.
 """

@@ -3,7 +3,7 @@
 The premultiplied gradient. A loss ``1 - mean(SSIM)`` sends the same upstream gradient to the
 similarity of every plane: ``-1 / (N C)``, `plane_gradient`. Training almost always asks for this
 one. A backend therefore computes the gradients during the forward pass and stores them already
-multiplied by it, and the usual backward pass has nothing left to do.
+multiplied by it. For one level the usual backward pass has nothing left to do.
 
 Its sign is negative, because similarity rises while a loss falls. Its size is one over the number
 of planes. The forward pass multiplies. The backward pass divides: it is given an upstream gradient
@@ -44,8 +44,8 @@ class Auxiliary(NamedTuple):
         weights: for each level the weight of each value of the map, ``(N, 1, H', W')``, summing to
             one for each image; empty for the plain mean. A ``"map"`` has none.
         ranges: one tensor ``(N,)`` with the range of each image, in the dtype of the computation.
-        valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. What lies elsewhere
-            must not be read.
+        valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. Values elsewhere
+            must have no influence.
         coverage: for each level of ``valid`` the reciprocal of the window's weight over valid
             pixels, ``(N, 1, H', W')``; zero where it has none.
     """
@@ -90,7 +90,7 @@ class Plan(Protocol):
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value, and the premultiplied gradients that are requested.
 
-        Of a ``"map"`` there are none: its backward pass computes the gradients.
+        A ``"map"`` has none: its backward pass computes the gradients.
 
         Args:
             x: the first image, which has the gradient if there is one.

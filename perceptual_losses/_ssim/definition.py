@@ -29,7 +29,7 @@ class Definition(NamedTuple):
         low: the pixel value that counts as zero.
         length: ``L``, or 1 if each image has its own range.
         c1: ``(k1 L)^2``.
-        c2: ``(k2 L)^2``; after `for_axes` in units of the covariance that is asked for.
+        c2: ``(k2 L)^2``; `for_axes` divides it by the factor of the unbiased covariance.
         padding: ``"valid"``, ``"zeros"`` or ``"symmetric"``.
         sample_covariance: whether the covariance is the unbiased one; `for_axes` puts it in ``c2``.
     """
@@ -67,7 +67,7 @@ class Request(NamedTuple):
         normalize: the treatment of a level's mean before its power: ``"floor"``, ``"relu"``,
             ``"simple"`` or ``None``.
         mix: the weights of ``1 - similarity`` and of the mean ``|x - y|`` in a loss, or ``None``
-            for the similarity itself.
+            without L1.
         reduction: ``"none"`` for one value per plane, ``(N, C)``; ``"mean"`` for their mean;
             ``"loss"`` for 1 minus it; ``"levels"`` for the means of each level before they are
             combined, ``(levels, N, C)``, followed in a mix by a row with the mean ``|x - y|``;

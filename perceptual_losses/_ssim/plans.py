@@ -1,6 +1,7 @@
-"""The choice of a backend, and the only cache: plans by the layouts of the images.
+"""The choice of a backend, and the plans that are kept, by the layouts of the images.
 
-A call that has been seen before is one lookup of a flat key. It skips validation and planning.
+A plain call that has been seen before is one lookup of a flat key. It skips validation and
+planning. With tensors beside the images it skips only planning.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def inverse_coverage(
 ) -> Tensor:
     """The reciprocal of the windows' weight over valid pixels, for `Auxiliary`.
 
-    The filter of a mask is a noticeable part of a call on a CPU, which has a kernel for images.
+    To filter them takes a noticeable part of a call on a CPU, which has a kernel for images.
     """
     fast = backend in ("auto", "numba") and valid.device.type == "cpu" and valid.dim() == 4
     if (
@@ -188,7 +189,7 @@ def _num_gradients(x: Tensor, y: Tensor) -> tuple[int, bool]:
 def choose_backend(
     x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str
 ) -> str:
-    """The name of the backend that runs. This is the only place that decides."""
+    """The name of the backend that computes the value. Only this function decides."""
     if not torch.compiler.is_compiling() and sys.is_finalizing():
         raise RuntimeError(
             "the interpreter is shutting down, and torch has dropped its operations: compare "

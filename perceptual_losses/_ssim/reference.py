@@ -151,8 +151,8 @@ def _levels(
     """Constants near most pixels of each plane, detached: the result does not depend on them.
 
     They are means in which pixels far beyond the range count little. Where some pixels are so and
-    others are not, the level is that of the others. A window far beyond the range needs no digits:
-    its luminance is nearly zero, or so is its contrast-structure.
+    others are not, the level is that of the others. Windows far from it lose digits. In most of
+    them one image is far away and the other is not, and SSIM is nearly zero whatever they lose.
     """
     d, t = difference.detach(), total.detach()
     weights = 1 / (1 + (d / length).square() + (t / length).square())
@@ -161,7 +161,7 @@ def _levels(
     dims = tuple(range(2, d.dim()))
     whole = weights.sum(dims, keepdim=True)
     level_d, level_t = ((weights * v).sum(dims, keepdim=True) / whole for v in (d, t))
-    # So that a NaN pixel stays in the windows that hold it.
+    # A level that is NaN would spread to all windows of the plane.
     return (
         level_d.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
         level_t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),

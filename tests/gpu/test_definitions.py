@@ -9,7 +9,6 @@ from perceptual_losses import (
     L1MSSSIMLoss,
     L1SSIMLoss,
     MSSSIMLoss,
-    SSIMLoss,
     _evaluator,
     ms_ssim,
     ssim,
@@ -31,6 +30,10 @@ pytestmark = [
 PADDINGS = ["valid", "zeros", "symmetric"]
 TWO_LEVELS = {"weights": (0.4, 0.6), "window_size": 3}
 FUSED, MAPS = (16, 2, True), (32, 1, False)
+# The kernels take seconds: each scheme and each padding, but not each with each.
+SCHEMES = pytest.mark.parametrize(
+    ("scheme", "padding"), [(FUSED, "valid"), (MAPS, "zeros"), (FUSED, "symmetric")]
+)
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def loss_of(kind):
 # Bounds
 
 
-@pytest.mark.parametrize("above", [1e4, 1e6, 1e17])
+@pytest.mark.parametrize("above", [1e4, 1e17])
 @pytest.mark.parametrize("scheme", [FUSED, MAPS])
 def test_pixels_far_beyond_the_range_leave_the_others(tiles, scheme, above):
     tiles(*scheme)
@@ -105,8 +108,13 @@ def test_pixels_far_beyond_the_range_leave_the_others(tiles, scheme, above):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("normalize", ["floor", "relu", "simple", None])
-@pytest.mark.parametrize("loss", [MSSSIMLoss, L1MSSSIMLoss])
+@pytest.mark.parametrize(
+    ("loss", "normalize"),
+    [
+        *((MSSSIMLoss, normalize) for normalize in ("floor", "relu", "simple", None)),
+        (L1MSSSIMLoss, "floor"),
+    ],
+)
 def test_levels_of_pixels_far_beyond_the_range_are_finite(tiles, loss, normalize):
     tiles(*FUSED)
     x, y = pair(1, 1, 12, 18)
@@ -138,15 +146,20 @@ WINDOWS = {
 }
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize(
+    ("windows", "padding"),
+    [
+        *(("wide", padding) for padding in PADDINGS),
+        *(("tall", "valid"), ("row", "valid"), ("column", "zeros")),
+        *(("uniform", "zeros"), ("sigmas", "symmetric")),
+    ],
+)
 def test_windows_by_axis(tiles, windows, padding):
     tiles(*(MAPS if windows in ("tall", "column") else FUSED))
     compare(ssim, pair(1, 2, 11, 37), padding=padding, **WINDOWS[windows])
 
 
-@pytest.mark.parametrize("windows", ["tall", "wide"])
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(("windows", "padding"), [("tall", "valid"), ("wide", "symmetric")])
 def test_values_of_windows_by_axis(tiles, windows, padding):
     tiles(16, 4, True)
     options = {"padding": padding, **WINDOWS[windows]}
@@ -185,9 +198,8 @@ def of_ranges(shape, ranges):
     return [image * ranges.reshape(-1, 1, 1, 1) for image in pair(*shape)], ranges
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("loss", [SSIMLoss, L1SSIMLoss, MSSSIMLoss, L1MSSSIMLoss])
-@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+@SCHEMES
+@pytest.mark.parametrize("loss", [L1SSIMLoss, MSSSIMLoss, L1MSSSIMLoss])
 def test_ranges_of_images(tiles, scheme, loss, padding):
     tiles(*scheme)
     images, ranges = of_ranges((3, 2, 7, 20), [1.0, 255.0, 0.01])
@@ -243,8 +255,7 @@ def test_terms_have_gradients_of_their_own(tiles, loss, ranged):
 # The map
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+@SCHEMES
 def test_the_map_and_its_gradients(tiles, scheme, padding):
     tiles(*scheme)
     images = pair(2, 2, 7, 22)
@@ -295,8 +306,7 @@ def with_rubbish(shape, share=0.7):
     return images, valid
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+@SCHEMES
 def test_valid_pixels(tiles, scheme, padding):
     tiles(*scheme)
     images, valid = with_rubbish((2, 2, 8, 21))
@@ -306,8 +316,7 @@ def test_valid_pixels(tiles, scheme, padding):
             assert not gradient[~valid.expand_as(gradient)].any()
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+@SCHEMES
 def test_levels_of_valid_pixels(tiles, scheme, padding):
     tiles(*scheme)
     images, valid = with_rubbish((2, 2, 15, 35))
@@ -318,8 +327,7 @@ def test_levels_of_valid_pixels(tiles, scheme, padding):
             assert not gradient[~valid.expand_as(gradient)].any()
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("scheme", [FUSED, MAPS])
+@SCHEMES
 def test_the_map_of_valid_pixels(tiles, scheme, padding):
     tiles(*scheme)
     images, valid = with_rubbish((2, 2, 8, 21))

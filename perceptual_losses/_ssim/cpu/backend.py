@@ -179,8 +179,9 @@ def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The product of the levels' means, and its derivatives by them.
 
     Returns:
-        The similarity of each plane ``(N, C)``, and the derivatives ``(levels, N, C)`` of the
-        requested value; for a mix one row more, the derivative by the mean ``|x - y|``.
+        The similarity of each plane ``(N, C)``, and the derivatives ``(levels, N, C)`` of it, in a
+        mix times the structural weight, with one row more: the derivative by the mean ``|x - y|``.
+        The stored gradients have the sign.
     """
     values: Any = means.numpy()
     powers = np.array(request.exponents, values.dtype)[:, None, None]

@@ -204,7 +204,7 @@ class Level:
     ) -> None:
         """Multiplies each plane by its factor and adds the next coarser gradient, in place.
 
-        Autograd does not see it: the plan knows which gradients are used up.
+        Autograd does not see it: its function remembers that the gradients are used up.
         """
         images, factors = self.images(gradient), factors.reshape(-1)
         sent = None

@@ -40,16 +40,15 @@ class Constants(NamedTuple):
         low: the pixel value that counts as zero.
         length: ``L``.
         c1: ``(k1 L)^2``.
-        c2: ``(k2 L)^2``.
-        plane_gradient: the upstream gradient of each plane's mean, which gradients are written
-            times.
+        c2: ``(k2 L)^2``, for population covariances.
+        gradient_scale: the factor of all gradients that are written.
     """
 
     low: Any
     length: Any
     c1: Any
     c2: Any
-    plane_gradient: Any
+    gradient_scale: Any
 
 
 class Variant(NamedTuple):

@@ -76,7 +76,7 @@ def march(
     map_left = side_radius if padding == VALID else 0
     map_bottom, map_right = height - map_top, width - map_left
     zero, one = dtype(0), dtype(1)
-    scale = constants.plane_gradient
+    scale = constants.gradient_scale
     if map_weights is None:
         scale = dtype(scale / ((map_bottom - map_top) * (map_right - map_left)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.

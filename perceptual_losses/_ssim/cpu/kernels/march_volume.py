@@ -47,7 +47,7 @@ def march_volume(
     is_valid = padding == VALID
     map_front, map_top, map_left = radius * is_valid, row_radius * is_valid, side_radius * is_valid
     map_back, map_bottom, map_right = depth - map_front, height - map_top, width - map_left
-    scale = constants.plane_gradient
+    scale = constants.gradient_scale
     if map_weights is None:
         pixels = (map_back - map_front) * (map_bottom - map_top) * (map_right - map_left)
         scale = dtype(scale / pixels)
