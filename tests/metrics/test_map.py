@@ -9,6 +9,9 @@ from torch.autograd import forward_ad
 
 from perceptual_losses import ssim, ssim_map
 
+# On the GPU path tests/gpu/test_definitions.py has these, with tiles that images cross.
+pytestmark = pytest.mark.large
+
 OPTIONS = {
     "plain": {},
     "wide": {"sigma": 2.5, "data_range": (-1, 1)},

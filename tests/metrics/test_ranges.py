@@ -22,6 +22,9 @@ from torch.nn import functional
 
 from perceptual_losses import L1SSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
 
+# On the GPU path tests/gpu/test_definitions.py has these, with tiles that images cross.
+pytestmark = pytest.mark.large
+
 LENGTHS = [0.25, 3.0, 700.0]
 FUNCTIONS = {
     "ssim": lambda x, y, **kw: ssim(x, y, window_size=3, **kw),

@@ -23,6 +23,9 @@ from skimage.metrics import structural_similarity
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
 
+# On the GPU path tests/gpu/test_definitions.py has these, with tiles that images cross.
+pytestmark = pytest.mark.large
+
 # The defaults of scikit-image, and fastMRI's.
 UNIFORM = {"window": "uniform", "window_size": 7, "sample_covariance": True}
 OPTIONS = {
