@@ -202,7 +202,7 @@ class Evaluator:
         return Terms(torch.lerp(l1, structural, self._options.structural_weight), l1, structural)
 
     def _per_image(self, value: Tensor) -> Tensor:
-        """The mean over the channels of each plane's value, which a mix has as a loss already."""
+        """The mean over channels. A mix is a loss already; a similarity may have to become one."""
         value = value.mean(1)
         return 1 - value if self._options.loss and self.request.mix is None else value
 
@@ -256,7 +256,7 @@ def _evaluator(options: Options, types: Any) -> Evaluator:
 
 
 def _types(options: Options) -> tuple[Any, ...]:
-    """The types of all options: True equals 1, and is no number."""
+    """The types of all options, because ``True == 1`` and only 1 is a number."""
     nested = [tuple(map(type, option)) for option in options if isinstance(option, tuple)]
     return (*map(type, options), *nested)
 

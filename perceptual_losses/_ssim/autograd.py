@@ -75,7 +75,7 @@ class _Planned(torch.autograd.Function):
             return *_reference_gradients(x, y, auxiliary, request, grad), *unused
         if ctx.consumed and saved:
             # An earlier backward through the same graph has scaled the saved gradients in place.
-            # What hooks on saved tensors give back may lie otherwise than the plan knows.
+            # Hooks may return saved tensors with other strides, so the plan is made again.
             plan = make_plan(x, y, auxiliary.layouts, request, ctx.backend)
             saved = plan.forward(x, y, auxiliary).saved
         ctx.consumed = True
@@ -154,11 +154,11 @@ class _Observed(torch.autograd.Function):
         auxiliary, _ = _split(flat, lengths)
         means, gradients = _run_level_means(x, y, auxiliary, request, backend)
         if torch.compiler.is_compiling():
-            # torch 2.7 takes elements of a list for others that are named alike in the backward.
+            # torch 2.7 confuses elements of a list with others of the same name in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
         ctx.save_for_backward(x, y, *flat, *gradients)
         ctx.request = request
-        # Lengths, not derived from the levels: torch.compile(dynamic=True) makes these symbols.
+        # Lengths are kept, because dynamic=True turns the number of levels into a symbol.
         ctx.lengths = lengths
         return means
 

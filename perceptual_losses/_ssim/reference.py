@@ -205,9 +205,8 @@ def _correlate(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
 
 
 def _shifted_sum(image: Tensor, window: tuple[float, ...], dim: int) -> Tensor:
-    # Not a convolution: that would be lowered by autocast, by TF32 and by oneDNN's precision
-    # setting, and its backward by whatever they are set to by then. Sums and products are not, on
-    # any device.
+    # Not a convolution, whose precision autocast, TF32 and oneDNN's setting lower, for its backward
+    # as they are set by then. They leave sums and products as they are, on any device.
     size = image.shape[dim] - len(window) + 1
     out = image.narrow(dim, 0, size) * window[0]
     for shift, tap in enumerate(window[1:], start=1):
@@ -222,7 +221,7 @@ class _Correlate(torch.autograd.Function):
 
     @staticmethod
     def forward(image: Tensor, dim: int, *window: float) -> Tensor:
-        # Each tap by itself: of a tuple torch's batched forward mode does not know what to do.
+        # Taps are arguments of their own: torch's batched forward mode does not accept a tuple.
         return _shifted_sum(image, window, dim)
 
     @staticmethod

@@ -100,8 +100,8 @@ class GpuPlan:
         self.request = request
         self._device, self._machine = device, machine_of(device)
         self._premultiplied_by = premultiplied_by(request, x.shape)
-        # A mix of one level has the gradient of L1 in its own, unless both are asked for; else the
-        # backward pass adds it.
+        # A mix of one level stores the gradient of L1 with its own. For several levels, and for the
+        # means of levels, the backward pass adds it.
         in_level = not request.exponents and request.reduction != "levels"
         self._adds_l1 = request.mix is not None and not in_level
         self._auxiliary = auxiliary

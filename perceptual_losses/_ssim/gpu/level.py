@@ -27,7 +27,7 @@ class Total(NamedTuple):
 
     Attributes:
         in_kernel: whether it adds them up; if not, the rest has no meaning.
-        loss: whether the result is 1 less the mean.
+        loss: whether the result is 1 minus the mean.
         totals: the kernels' ``totals``.
         result: the place of the result.
         arrived: the place of the integer that counts the programs.
@@ -309,11 +309,11 @@ def _in_kernel(image: Image) -> Any:
 def _passes(
     down: tuple[float, ...], across: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """The first half of the taps for the pass along rows and for that along columns, each in units
-    of the tap with which a kernel then need not multiply, and the root of both units' product.
+    """Half of the taps for each pass, scaled so that one tap is 1 and needs no product.
 
-    In float32 and yet with a sum of 1: a variance is a difference of two terms, which grow with the
-    window's sum and with its square.
+    The third result undoes the scale: it is the root of both units' product. The taps are rounded
+    to float32 so that the window's sum stays 1, because a variance is a difference that magnifies
+    an error of the sum.
     """
     (*of_rows, centre_across), (*of_columns, centre_down) = (
         window[: len(window) // 2 + 1] for window in (across, down)

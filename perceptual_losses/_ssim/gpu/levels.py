@@ -330,9 +330,12 @@ def backward_launch(
 ) -> Launch:
     """The launch that makes the finest of the levels' gradients the whole one, in place.
 
-    Its tensors are "grad", "derivatives" if the levels are combined, "x" and "y" and "ranges0", if
-    there is one, if the backward pass adds the gradient of L1, "valid0", ... for all levels but the
-    coarsest, if only some pixels are valid, and "level0", "level1", ...
+    Its tensors are:
+
+    * "grad", and "derivatives" if the levels are combined;
+    * "x", "y" and "ranges0", the last if images have their own ranges, for the gradient of L1;
+    * "valid0", ... for all levels but the coarsest, if only some pixels are valid;
+    * "level0", "level1", ...
     """
     fine, *coarse = gradients
     n, c, height, width = fine.shape

@@ -80,8 +80,8 @@ def _sum_down_row(slot_taps, ring, begin, slots, count, out):
 def mirror_columns(window, derivative, at, first, last, width, out):
     """Adds what mirrored columns beside the image send back to the pixels that they show.
 
-    From ``at`` on ``derivative`` begins a radius before column ``first``, at which ``out`` begins;
-    ``last`` ends it.
+    ``out[at]`` is column ``first``, and ``derivative[at]`` the column a radius before it. ``last``
+    is the first column after the end.
     """
     size = window.taps.shape[0]
     radius = size // 2

@@ -1,4 +1,4 @@
-"""SSIM and its derivatives of a row, its mask, and the gradients of pixels."""
+"""A row of the map with its derivatives and weights, and a row of the gradient."""
 
 from ...._runtime.numba_kernels import inlined, kernel, ordered
 from .images import place

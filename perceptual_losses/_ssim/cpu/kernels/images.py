@@ -77,10 +77,7 @@ def _contrasts(a, b, scale, offset_d, half):
 
 @ordered
 def representable(offset, low):
-    """An offset next to this one, whose half plus ``low`` is a number.
-
-    That sum is subtracted from each pixel.
-    """
+    """The offset, rounded so that half of it plus ``low`` is a number: each pixel is less that."""
     return (offset + (low + low)) - (low + low)
 
 

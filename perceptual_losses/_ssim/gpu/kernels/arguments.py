@@ -115,7 +115,7 @@ class Variant(NamedTuple):
         MIXED: whether |x - y| is in the gradients.
         SHARED: whether there is shared memory.
         SUM_IN_KERNEL: whether the last program adds up the sums of all.
-        LOSS: whether the result is 1 less the mean.
+        LOSS: whether the result is 1 minus the mean.
         FAST_RECIPROCAL: whether a reciprocal is PTX's own.
     """
 

@@ -62,7 +62,7 @@ def combine_levels_kernel(
     """The product over the levels of their means' powers, and its derivatives by the means.
 
     ``means`` and ``derivatives`` have a row of ``planes`` for each level. For the ``TOTAL`` of all
-    planes one program writes their mean, or 1 less that for a ``LOSS``. A loss ``MIXED`` with the
+    planes one program writes their mean, or 1 minus that for a ``LOSS``. A loss ``MIXED`` with the
     mean of |x - y|, which is the last row of ``means``, has the factors ``structural`` and ``l1``,
     and the derivatives are its own.
     """

@@ -11,10 +11,10 @@ While a row of scratch memory is read, the next row of pixels and the derivative
 others, so that one barrier a row is enough. Rows of pixels stay there until the gradient is
 complete where they are. Pixels are loaded into registers a row before that.
 
-A position of the map is named by the first row and column of pixels under its window. In the
-gradient of a pixel meet the positions up to a window before it: so the filter with the window
-is its own transpose. For symmetric padding too, if the map is mirrored as the pixels are, which it
-is by itself where mirrored pixels are loaded.
+A position of the map is named by the first row and column of pixels under its window. The gradient
+of a pixel sums the windows that hold it, which begin up to one window before it. So the transposed
+filter is the filter itself. This holds for symmetric padding too, because the map is mirrored as
+the pixels are.
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.

@@ -1,6 +1,6 @@
 """Compensated sums of tiles, and the result of all of them.
 
-Sums are of 1 - S, with the roundings that they lost: a small mean of S, as 1 less that of 1 - S,
+Sums are of 1 - S, with the roundings that they lost: a small mean of S, as 1 minus that of 1 - S,
 would have few digits without, and for identical images it is exactly 1.
 """
 
@@ -106,7 +106,7 @@ def _result(
     LOSS: tl.constexpr,
     MIXED: tl.constexpr,
 ):
-    """The mean of S from tiles' sums of 1 - S, exactly 1 for identical images; or 1 less that, for
+    """The mean of S from tiles' sums of 1 - S, exactly 1 for identical images; or 1 minus that, for
     a ``LOSS``, which may be ``MIXED`` with the mean of |x - y| from ``abs_difference_sums``.
     """
     total, rest = _sum_tiles(sums, totals.tiles, LANES)
