@@ -52,6 +52,10 @@ class Options(NamedTuple):
     as_map: bool = False
 
 
+# The options that make a definition.
+_DEFINING = Options._fields[: Options._fields.index("reduction")]
+
+
 class Terms(NamedTuple):
     """A mix and the two terms that it is made of.
 
@@ -124,6 +128,14 @@ class Evaluator:
 
     def _recorded_value_and_grad(self, x: Tensor, y: Tensor, *extras: Any) -> tuple[Tensor, Tensor]:
         _validation.check_differentiable("x", x)
+        _validation.check_plain_tensor("y", y)
+        tensors = [tensor for tensor in (x, y, *extras) if isinstance(tensor, Tensor)]
+        if not torch.compiler.is_compiling() and (
+            torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, tensors))
+        ):
+            with torch.inference_mode(False):
+                copies = [a.clone() if isinstance(a, Tensor) else a for a in (x, y, *extras)]
+                return self._recorded_value_and_grad(*copies)
         with torch.enable_grad():
             # The call on a leaf leaves the plan that the next call finds.
             leaf = x.detach().requires_grad_()
@@ -184,7 +196,8 @@ class Evaluator:
         auxiliary = _masks.auxiliary_tensors(
             mask, valid, ranges, request, compute_dtype(x, y), options.backend
         )
-        return _Prepared(request, auxiliary, mask, valid, ranges, notice)
+        is_weighted = mask is not None or valid is not None
+        return _Prepared(request, auxiliary, is_weighted, mask, valid, ranges, notice)
 
     def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
         """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
@@ -218,6 +231,7 @@ class _Prepared(NamedTuple):
     Attributes:
         request: the request for these images.
         auxiliary: the tensors beside them.
+        is_weighted: whether the means are weighted ones.
         mask: the weight of each pixel, or ``None``.
         valid: the pixels that exist, or ``None`` for all.
         ranges: the range of each image, or ``None``.
@@ -226,15 +240,11 @@ class _Prepared(NamedTuple):
 
     request: Request
     auxiliary: Auxiliary
+    is_weighted: bool
     mask: Tensor | None
     valid: Tensor | None
     ranges: Tensor | None
     notice: str | None
-
-    @property
-    def is_weighted(self) -> bool:
-        """Whether the means are weighted ones."""
-        return self.mask is not None or self.valid is not None
 
 
 def evaluator(options: Options) -> Evaluator:
@@ -263,8 +273,7 @@ def _types(options: Options) -> tuple[Any, ...]:
 
 def _request(options: Options) -> Request:
     """The request that the options spell, each of them checked."""
-    names = options._fields[: options._fields.index("reduction")]
-    definition = _validation.settings(**{name: getattr(options, name) for name in names})
+    definition = _validation.settings(**{name: getattr(options, name) for name in _DEFINING})
     _validation.check_choice("reduction", options.reduction, _validation.REDUCTIONS)
     _validation.check_choice("backend", options.backend, BACKENDS)
     mix: tuple[float, float] | None = None

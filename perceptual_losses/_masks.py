@@ -41,7 +41,8 @@ def auxiliary_tensors(
     coverage: list[Tensor] = []
     if mask is not None and valid is not None:
         mask = torch.where(valid, mask, 0.0)
-    for level in range(0 if mask is None and valid is None else request.levels):
+    levels = 0 if mask is None and valid is None else max(1, len(request.exponents))
+    for level in range(levels):
         if level > 0 and mask is not None:
             mask = halve(mask) if valid is None else halve_valid(mask, valid)
         if level > 0 and valid is not None:

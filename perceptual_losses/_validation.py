@@ -107,7 +107,9 @@ def _window_sizes(window_size: Any) -> tuple[int, ...]:
         )
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"window_size is {_describe(size)}: pass an odd int, such as 11")
+            raise TypeError(
+                f"window_size is {_describe(size)}: pass an odd int, such as 11, or a tuple of them"
+            )
         if size < 1 or size % 2 == 0:
             raise ValueError(f"window_size={size} is not odd and positive: pass 11, 7 or 5, say")
     return sizes
@@ -118,12 +120,14 @@ def _windows(
 ) -> tuple[tuple[float, ...], ...]:
     """The taps along each axis, or one window for all axes."""
     if window == "uniform":
-        if sigma != DEFAULT_SIGMA:
+        if not isinstance(sigma, Real) or sigma != DEFAULT_SIGMA:
             raise ValueError(
                 f"sigma={sigma} with window='uniform', whose pixels all weigh the same: leave "
                 "sigma out and pass window_size, or pass window='gaussian'"
             )
         return tuple([uniform(size) for size in sizes])
+    if isinstance(sigma, list):
+        raise TypeError("sigma is of type list: pass a number, or a tuple with one for each axis")
     sigmas = sigma if isinstance(sigma, tuple) else (sigma,)
     sigmas = tuple([positive_number("sigma", value) for value in sigmas])
     axes = max(len(sigmas), len(sizes))
@@ -175,6 +179,11 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
 
     Only a CPU's values are looked at: those of a GPU would have to be waited for.
     """
+    if not isinstance(data_range, Tensor):
+        raise TypeError(
+            f"data_range is {_describe(data_range)}: pass a tensor (N,) with the range of each "
+            "image; one range for all is an option, as in SSIMLoss(data_range=255)"
+        )
     check_plain_tensor("data_range", data_range)
     shape = tuple(data_range.shape)
     if shape != (x.shape[0],):
@@ -187,7 +196,7 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
             f"data_range is on {data_range.device} and x on {x.device}: pass both on one device, "
             "data_range.to(x.device)"
         )
-    ranges: Tensor = data_range.detach().to(compute_dtype(x, y))
+    ranges: Tensor = _kept(data_range.detach()).to(compute_dtype(x, y))
     if _host_readable(ranges):
         limits = torch.finfo(ranges.dtype)
         # Their squares are in the formulas, times those of k1 and k2.
@@ -325,7 +334,7 @@ def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
     shape = _check_broadcasts("mask", mask, x, "weight")
     if _host_readable(mask) and not (mask >= 0).all():
         raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
-    weights: Tensor = mask.detach().to(compute_dtype(x, y)).expand(shape)
+    weights: Tensor = _kept(mask.detach()).to(compute_dtype(x, y)).expand(shape)
     return weights
 
 
@@ -337,7 +346,7 @@ def valid_pixels(valid: Any, x: Tensor) -> Tensor:
             f"valid is {valid.dtype}: pass booleans, such as valid > 0 or depth.isfinite(); "
             "weights are passed as mask"
         )
-    pixels: Tensor = valid.expand(shape)
+    pixels: Tensor = _kept(valid).expand(shape)
     return pixels
 
 
@@ -362,6 +371,13 @@ def _check_broadcasts(name: str, values: Any, x: Tensor, kind: str) -> tuple[int
     return shape
 
 
+def _kept(values: Tensor) -> Tensor:
+    """Values that autograd may keep: a copy of those that were made in inference mode."""
+    if torch.compiler.is_compiling() or not values.is_inference():
+        return values
+    return values.clone()
+
+
 def _host_readable(values: Tensor) -> bool:
     """Whether values can be read without waiting for a GPU, and outside any tracing."""
     return (
@@ -384,7 +400,7 @@ def check_total(total: Tensor) -> None:
             f"{others} of the batch, which is not positive and finite: weights count at the "
             "centres of windows, so with padding='valid' those near the border do not (at each "
             "level of MS-SSIM); "
-            "leave such images out, or pass padding='symmetric'"
+            "leave such images out, or, if only their border has weight, pass padding='symmetric'"
         )
 
 

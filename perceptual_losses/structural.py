@@ -110,6 +110,9 @@ class StructuralLoss(nn.Module):
         return checked
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weights" and isinstance(value, list):
+            # A list could change later without being set.
+            value = tuple(value)
         super().__setattr__(name, value)
         if name in self.__dataclass_fields__:
             # The next call checks the new options.

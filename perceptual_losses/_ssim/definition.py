@@ -90,8 +90,9 @@ class Request(NamedTuple):
 
 def replaced(record: Record, **changes: Any) -> Record:
     """A named tuple with fields changed. Older releases of torch.compile trace no `_replace`."""
-    fields: Any = record
-    return type(record)(*[changes.get(name, getattr(fields, name)) for name in fields._fields])
+    kind: Any = type(record)
+    replacement: Record = kind(*[changes.get(name, getattr(record, name)) for name in kind._fields])
+    return replacement
 
 
 def reduce_planes(request: Request, similarity: Tensor, distance: Tensor | None) -> Tensor:

@@ -27,8 +27,10 @@ def halve(image: Tensor) -> Tensor:
             image = (image.index_select(dim, first) + image.index_select(dim, second)) / 2
         return image
     pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
+    # Torch refuses windows larger than a volume.
+    window = [1 if side == 1 else 2 for side in image.shape[2:]]
     # The window over an odd edge is divided by the pixels it holds: the same as repeating the edge.
-    return pool(image, 2, ceil_mode=True)
+    return pool(image, window, ceil_mode=True)
 
 
 def halve_any(valid: Tensor) -> Tensor:

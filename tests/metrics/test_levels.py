@@ -265,3 +265,21 @@ def test_the_product_of_nan(product, normalize):
     means = torch.full((3, 1, 1), 0.5)
     means[1] = float("nan")
     assert product(means, (0.2, 0.3, 0.5), normalize).isnan()
+
+
+@pytest.mark.volumes
+@pytest.mark.parametrize("depth", [1, 3])
+def test_volumes_become_one_slice_thick(backend, depth):
+    """A window of one slice fits into every level, and a single slice is its own mean."""
+    x, y = torch.rand(2, 1, 2, depth, 24, 25, generator=torch.Generator().manual_seed(0)).double()
+    options = {"window_size": (1, 3, 3), "weights": (0.3, 0.3, 0.4), "backend": backend}
+    planes = [image[0].numpy() for image in (x, y)]
+    exact = np.mean(
+        [
+            definition.ms_ssim(a, b, (0.3, 0.3, 0.4), window_size=(1, 3, 3))
+            for a, b in zip(*planes, strict=True)
+        ]
+    )
+    assert ms_ssim(x, y, **options).item() == pytest.approx(exact, abs=1e-12)
+    valid = torch.ones(depth, 24, 25, dtype=torch.bool)
+    assert ms_ssim(x, y, valid=valid, **options).item() == pytest.approx(exact, abs=1e-12)

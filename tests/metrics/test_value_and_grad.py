@@ -142,3 +142,34 @@ def test_it_warns_as_the_loss_does(backend):
         with pytest.warns(UserWarning, match="fit 3 of 5") as caught:
             loss.value_and_grad(x, y)
         assert caught[0].filename == __file__
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", LOSSES)
+def test_in_inference_mode(backend, name):
+    loss, (x, y) = LOSSES[name](backend=backend), pair(2, 1, 12, 13)
+    mask, valid = torch.rand(12, 13), torch.ones(12, 13, dtype=torch.bool)
+    for extras in ({}, {"mask": mask, "valid": valid, "data_range": torch.tensor([1.0, 2.0])}):
+        expected = loss.value_and_grad(x, y, **extras)
+        with torch.inference_mode():
+            images = x.clone(), y.clone()
+            inside = copy.deepcopy(loss).value_and_grad(*images, **extras)
+        outside = copy.deepcopy(loss).value_and_grad(*images, **extras)
+        for got in (inside, outside):
+            assert torch.equal(got[0], expected[0])
+            assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.large
+def test_what_inference_mode_made_serves_in_training(backend):
+    loss, (x, y) = SSIMLoss(window_size=3, backend=backend), pair(2, 1, 12, 13)
+    with torch.inference_mode():
+        extras = {
+            "mask": torch.full((12, 13), 0.5),
+            "valid": torch.ones(12, 13, dtype=torch.bool),
+            "data_range": torch.ones(2),
+        }
+    value = loss(x.requires_grad_(), y, **extras)
+    value.backward()
+    assert value.item() == pytest.approx(loss(x, y).item(), rel=1e-6)
+    assert x.grad.abs().max() > 0

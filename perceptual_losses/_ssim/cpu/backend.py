@@ -138,7 +138,7 @@ class CpuPlan:
     def _map(self, x: Tensor, y: Tensor, auxiliary: Auxiliary) -> Tensor:
         """The similarity of each window."""
         level = self._without_gradient
-        similarity = x.new_empty(level.map_shape)
+        similarity = level.new_map()
         beside = _beside(auxiliary, 0)._replace(map_out=plane_array(similarity))
         level.march(level.images(x, y), (), beside)
         if auxiliary.valid:

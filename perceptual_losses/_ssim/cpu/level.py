@@ -134,6 +134,10 @@ class Level:
             images.append(self._kernels.Image(flat, starts, strides[-2], strides[-1]))
         return images
 
+    def new_map(self) -> Tensor:
+        """Memory for the map, in the dtype of the computation."""
+        return self._memory.new_empty(self.map_shape)
+
     def march(
         self, images: Sequence[Any], gradients: Sequence[Tensor], beside: Beside = NOTHING
     ) -> tuple[Any, Any]:
