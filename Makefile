@@ -25,6 +25,9 @@ endef
 # one that works.
 test test-oldest test-newest: export OMP_WAIT_POLICY = PASSIVE
 
+# Few files are shared out better test by test.
+test-oldest: PYTEST = -m pytest -n 2 --dist worksteal
+
 # TESTS="tests/pytorch/test_compile.py ..." runs only those.
 TESTS ?=
 

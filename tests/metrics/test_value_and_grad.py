@@ -45,25 +45,25 @@ def assert_the_same(loss, x, y, mask=None):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_same_as_with_autograd(backend, name, reduction, masked):
-    x, y = pair(2, 3, 9, 11)
+def test_the_same_as_with_autograd(backend, sized, name, reduction, masked):
+    x, y = pair(2, sized(3, 1), 9, 11)
     mask = torch.rand(9, 11, generator=torch.Generator().manual_seed(1)) if masked else None
     assert_the_same(LOSSES[name](reduction=reduction, backend=backend), x, y, mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["ssim", "l1_ms_ssim"])
-def test_other_dtypes(backend, name, dtype):
+def test_other_dtypes(backend, sized, name, dtype):
     if backend == "triton" and dtype == torch.float64:
         with pytest.raises(ValueError, match="float64"):
             LOSSES[name](backend=backend).value_and_grad(*pair(1, 1, 9, 11, dtype=dtype))
         return
-    assert_the_same(LOSSES[name](backend=backend), *pair(2, 3, 9, 11, dtype=dtype))
+    assert_the_same(LOSSES[name](backend=backend), *pair(2, sized(3, 1), 9, 11, dtype=dtype))
 
 
 @pytest.mark.parametrize("name", ["ssim", "l1_ms_ssim"])
-def test_layouts(backend, name):
-    x, y = pair(2, 3, 9, 12)
+def test_layouts(backend, sized, name):
+    x, y = pair(2, sized(3, 1), 9, 12)
     loss = LOSSES[name](backend=backend)
     assert_the_same(loss, x.to(memory_format=torch.channels_last), y)
     assert_the_same(loss, x.transpose(2, 3), y.transpose(2, 3).contiguous())
@@ -78,8 +78,8 @@ def test_volumes(backend, name):
 
 
 @pytest.mark.parametrize("name", ["ssim", "l1_ms_ssim"])
-def test_nothing_is_recorded(backend, name):
-    x, y = pair(2, 3, 9, 11)
+def test_nothing_is_recorded(backend, sized, name):
+    x, y = pair(2, sized(3, 1), 9, 11)
     loss = LOSSES[name](backend=backend)
     expected = loss.value_and_grad(x, y)
     weight = torch.ones(1, requires_grad=True)
