@@ -75,13 +75,9 @@ CASES = {
     "mix": (less(L1SSIMLoss), (2, 1, 14, 300), {"padding": "zeros"}, False),
     "valid": (of_valid(ssim), (2, 1, 17, 44), {"padding": "zeros"}, True),
     "valid-levels": (of_valid(ms_ssim), (1, 1, 40, 63), LEVELS, False),
-    "valid-33": (of_valid(ssim), (1, 1, 34, 45), {"window_size": 33}, False),
-    "valid-map": (of_valid(of_map), (1, 2, 15, 34), {"padding": "symmetric"}, False),
     "map": (of_map, (2, 2, 15, 45), {}, False),
-    "map-33": (of_map, (1, 1, 34, 45), {"window_size": 33}, False),
     "ranges": (of_ranges(ms_ssim), (3, 1, 33, 46), LEVELS, False),
     "wide": (ssim, (1, 1, 15, 130), {"window_size": (3, 7), "sigma": (0.5, 3.0)}, False),
-    "tall": (ssim, (2, 1, 15, 40), {"window_size": (7, 1), "padding": "symmetric"}, False),
     "mix-33": (less(L1SSIMLoss), (1, 1, 34, 45), {"window_size": 33}, False),
 }
 LAYOUTS = {
