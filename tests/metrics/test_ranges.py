@@ -234,7 +234,7 @@ def test_numbers_in_other_containers_are_refused(backend):
             refuses(TypeError, text, function, x, y, data_range=given, backend=backend)
     for name in LOSSES:
         loss = LOSSES[name](backend=backend)
-        text = "data_range is of type list: pass a torch.Tensor"
+        text = "data_range is of type list: pass a tensor (N,)"
         refuses(TypeError, text, loss, x, y, data_range=[1.0, 2.0])
         refuses(TypeError, "data_range is 255 (int)", loss, x, y, data_range=255)
         refuses(TypeError, "data_range is of type tuple", loss, x, y, data_range=(0, 1))

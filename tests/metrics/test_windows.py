@@ -30,12 +30,11 @@ pytestmark = pytest.mark.large
 UNIFORM = {"window": "uniform", "window_size": 7, "sample_covariance": True}
 OPTIONS = {
     "uniform": UNIFORM,
-    "population": {"window": "uniform", "window_size": 5},
-    "unbiased": {"window_size": 5, "sigma": 0.8, "sample_covariance": True},
-    "rows": {"window_size": (1, 5)},
-    "columns": {"window_size": (5, 1), "sample_covariance": True},
+    "population": {"window": "uniform", "window_size": 3},
+    "unbiased": {"window_size": 3, "sigma": 0.8, "sample_covariance": True},
+    "columns": {"window_size": (3, 1), "sample_covariance": True},
     "by_axis": {"window_size": (3, 7), "sigma": (0.6, 2.0)},
-    "sigmas": {"window_size": 5, "sigma": (0.6, 2.0), "sample_covariance": True},
+    "sigmas": {"window_size": 3, "sigma": (0.6, 2.0), "sample_covariance": True},
     "box": {"window": "uniform", "window_size": (3, 5), "sample_covariance": True},
 }
 
@@ -94,7 +93,7 @@ def test_maps_are_those_of_brute_force(precision, assert_within_budget, name, pa
 
 
 @every_loss
-@few("window", ["uniform", "columns", "by_axis"], ["uniform", "by_axis"])
+@few("window", ["columns", "by_axis"], ["by_axis"])
 def test_gradients_are_the_references(backend, precision, sized, name, window):
     """Whose derivatives are those of its values, as `test_derivatives` shows."""
     x, y = pair(2, sized(3, 1), 14, 17, dtype=precision.dtype)
