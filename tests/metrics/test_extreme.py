@@ -74,7 +74,7 @@ def test_half_of_an_image_far_away(backend, side, offset):
     """The half that is there counts as it would by itself, the other as dissimilar."""
     x, y = half_far(side, offset)
     exact = ssim(x.double(), y.double(), backend="reference").item()
-    assert abs(exact) < 0.02
+    assert abs(exact) < 0.05
     assert abs(ssim(x, y, backend=backend).item() - exact) < 1e-4
     values = ssim_map(x, y, backend=backend)
     near = ssim_map(x[..., : side // 2], y[..., : side // 2], backend=backend)
