@@ -49,8 +49,8 @@ def sum_down(window, slot_taps, ring, begin, count, upper, lower):
 
 
 @kernel
-def moments_down(window, slot_taps, ring, count, apart, moments):
-    """Sums of two rows for each of the four moments.
+def moments_down(window, slot_taps, ring, row, count, apart, moments):
+    """Sums of rows ``row`` and ``row + 1`` of the map for each of the four moments.
 
     Unless ``apart`` is ``None``, each row's sums are its own: where a row that one window does not
     hold is NaN, `sum_down` would spoil the window by multiplying it by zero.
@@ -61,19 +61,20 @@ def moments_down(window, slot_taps, ring, count, apart, moments):
         if apart is None:
             sum_down(window, slot_taps, ring, m * slots, count, upper, lower)
         else:
-            _sum_down_row(slot_taps[0], ring, m * slots, slots, count, upper)
-            _sum_down_row(slot_taps[1], ring, m * slots, slots, count, lower)
+            first = row - len(window.extent) // 2
+            _sum_down_row(window, ring, m * slots, first, count, upper)
+            _sum_down_row(window, ring, m * slots, first + 1, count, lower)
 
 
 @kernel
-def _sum_down_row(slot_taps, ring, begin, slots, count, out):
+def _sum_down_row(window, ring, begin, first, count, out):
+    """Sums of the rows of a ring from ``first`` on."""
+    slots = len(window.extent) + 1
     for j in range(count):
-        out[j] = out.dtype.type(0)
-    for k in range(slots):
-        tap = slot_taps[k]
-        if tap != 0:
-            for j in range(count):
-                out[j] += tap * ring[begin + k, j]
+        total = window.taps[0] * ring[begin + first % slots, j]
+        for k in range(1, len(window.extent)):
+            total += window.taps[k] * ring[begin + (first + k) % slots, j]
+        out[j] = total
 
 
 @kernel

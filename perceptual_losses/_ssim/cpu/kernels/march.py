@@ -161,7 +161,7 @@ def march(
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
                     add_taps(down, row + i, row - size, row + slots, one, slot_taps[i])
-                moments_down(down, slot_taps, ring, length, map_out, moments)
+                moments_down(down, slot_taps, ring, row, length, map_out, moments)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + halo):

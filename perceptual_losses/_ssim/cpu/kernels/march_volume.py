@@ -115,7 +115,7 @@ def march_volume(
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
                     add_taps(through, z + i, z - size, z + slots, one, slot_taps[i])
-                moments_down(through, slot_taps, ring, area, map_out, moments)
+                moments_down(through, slot_taps, ring, z, area, map_out, moments)
             for k in range(2):
                 here = z + k
                 if here >= min(map_back, back + halo):
