@@ -15,6 +15,7 @@ from ._ssim import (
     halve_any,
     halve_valid,
     inverse_coverage,
+    num_levels,
 )
 
 
@@ -41,7 +42,7 @@ def auxiliary_tensors(
     coverage: list[Tensor] = []
     if mask is not None and valid is not None:
         mask = torch.where(valid, mask, 0.0)
-    levels = 0 if mask is None and valid is None else max(1, len(request.exponents))
+    levels = 0 if mask is None and valid is None else num_levels(request)
     for level in range(levels):
         if level > 0 and mask is not None:
             mask = halve(mask) if valid is None else halve_valid(mask, valid)
@@ -65,7 +66,7 @@ def weighted_distance(
     if valid is not None:
         distance = torch.where(valid, distance, 0.0)
         weights = valid.to(dtype) if mask is None else torch.where(valid, mask, 0.0)
-    assert weights is not None
+    assert weights is not None  # Only calls with one of the two come here.
     distance = distance.mean(1, keepdim=True)
     total = weights.flatten(1).sum(1)
     _validation.check_total(total)
@@ -82,7 +83,7 @@ def _normalized(
     With a mask these are its own, zero where pixels are not valid.
     """
     pixels = valid if mask is None else mask
-    assert pixels is not None
+    assert pixels is not None  # Only levels with one of the two come here.
     weights = centres(pixels, request.definition).to(dtype)
     total = weights.sum(tuple(range(1, weights.dim())), keepdim=True)
     _validation.check_total(total)

@@ -110,9 +110,6 @@ class StructuralLoss(nn.Module):
         return checked
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weights" and isinstance(value, list):
-            # A list could change later without being set.
-            value = tuple(value)
         super().__setattr__(name, value)
         if name in self.__dataclass_fields__:
             # The next call checks the new options.
@@ -134,6 +131,11 @@ class MultiScaleLoss(StructuralLoss):
         super().__post_init__()
         self.weights = tuple(map(float, self.weights))
         self._checked_evaluator()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A list could change later without being set.
+        value = tuple(value) if name == "weights" and isinstance(value, list) else value
+        super().__setattr__(name, value)
 
 
 class SSIMLoss(StructuralLoss):

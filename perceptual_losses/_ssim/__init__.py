@@ -4,7 +4,7 @@
 them and remembers, `autograd` gives them their gradient. Backends never import each other.
 """
 
-from .backend import NO_AUXILIARY, Auxiliary
+from .backend import Auxiliary
 from .definition import (
     Definition,
     Request,
@@ -12,7 +12,7 @@ from .definition import (
     compute_dtype,
     for_axes,
     gaussian,
-    reduce_planes,
+    num_levels,
     replaced,
     uniform,
 )
@@ -22,7 +22,6 @@ from .reference import combine
 
 __all__ = [
     "BACKENDS",
-    "NO_AUXILIARY",
     "Auxiliary",
     "Definition",
     "Plans",
@@ -39,7 +38,7 @@ __all__ = [
     "halve_any",
     "halve_valid",
     "inverse_coverage",
-    "reduce_planes",
+    "num_levels",
     "replaced",
     "uniform",
 ]

@@ -16,9 +16,16 @@ from torch import Tensor
 
 from .._runtime.tracing import batched, readable
 from . import reference
-from .backend import NO_AUXILIARY, Auxiliary, Backend, Plan, gradient_memory, layout_of
+from .backend import NO_AUXILIARY, Auxiliary, Backend, Plan, flat, gradient_memory, layout_of
 from .cpu import backend as cpu
-from .definition import Definition, Request, compute_dtype, plane_gradient
+from .definition import (
+    Definition,
+    Request,
+    centres,
+    compute_dtype,
+    num_levels,
+    plane_gradient,
+)
 from .gpu import backend as gpu
 from .pyramid import halved_shape, upsample_adjoint, upsample_adjoint_valid
 
@@ -58,7 +65,7 @@ class _Planned(torch.autograd.Function):
             ctx.save_for_backward(x, y, *saved)
         else:
             ctx.lengths = _lengths(auxiliary)
-            ctx.save_for_backward(x, y, *_flat(auxiliary), *saved)
+            ctx.save_for_backward(x, y, *flat(auxiliary), *saved)
         ctx.plan, ctx.backend = plan, backend
         ctx.consumed = False
         return value
@@ -104,14 +111,10 @@ def _lengths(auxiliary: Auxiliary) -> tuple[int, ...]:
     return tuple([len(tensors) for tensors in auxiliary])
 
 
-def _flat(auxiliary: Auxiliary) -> list[Tensor]:
-    return [tensor for tensors in auxiliary for tensor in tensors]
-
-
 def _split(
     tensors: Sequence[Tensor], lengths: tuple[int, ...]
 ) -> tuple[Auxiliary, Sequence[Tensor]]:
-    """The auxiliary tensors that `_flat` put first, and the tensors after them."""
+    """The auxiliary tensors that `flat` put first, and the tensors after them."""
     groups = []
     for length in lengths:
         groups.append(tensors[:length])
@@ -129,8 +132,7 @@ def observed_value(
     is_map = request.reduction == "map"
     if request.gradients:
         apply: Any = _ObservedMap.apply if is_map else _Observed.apply
-        flat = _flat(auxiliary)
-        value: Tensor = apply(x, y, request, backend, _lengths(auxiliary), *flat)
+        value: Tensor = apply(x, y, request, backend, _lengths(auxiliary), *flat(auxiliary))
     elif is_map:
         value = _run_map(x, y, auxiliary, request, backend)
     else:
@@ -149,14 +151,14 @@ class _Observed(torch.autograd.Function):
         request: Request,
         backend: str,
         lengths: tuple[int, ...],
-        *flat: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
-        auxiliary, _ = _split(flat, lengths)
+        auxiliary, _ = _split(tensors, lengths)
         means, gradients = _run_level_means(x, y, auxiliary, request, backend)
         if torch.compiler.is_compiling():
             # torch 2.7 confuses elements of a list with others of the same name in the backward.
             gradients = [gradient.view_as(gradient) for gradient in gradients]
-        ctx.save_for_backward(x, y, *flat, *gradients)
+        ctx.save_for_backward(x, y, *tensors, *gradients)
         ctx.request = request
         # Lengths are kept, because dynamic=True turns the number of levels into a symbol.
         ctx.lengths = lengths
@@ -196,17 +198,17 @@ class _ObservedMap(torch.autograd.Function):
         request: Request,
         backend: str,
         lengths: tuple[int, ...],
-        *flat: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, y, *flat)
+        ctx.save_for_backward(x, y, *tensors)
         ctx.request, ctx.backend, ctx.lengths = request, backend, lengths
-        return _run_map(x, y, _split(flat, lengths)[0], request, backend)
+        return _run_map(x, y, _split(tensors, lengths)[0], request, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         request: Request = ctx.request
-        x, y, *flat = ctx.saved_tensors
-        auxiliary, _ = _split(flat, ctx.lengths)
+        x, y, *tensors = ctx.saved_tensors
+        auxiliary, _ = _split(tensors, ctx.lengths)
         unused = (None,) * (5 - request.gradients + sum(ctx.lengths))
         compiling = torch.compiler.is_compiling()
         if not compiling and (torch.is_grad_enabled() or batched(grad)):
@@ -226,13 +228,17 @@ def _flattened(
     return (x, y, *map(list, auxiliary), taps, [len(window) for window in windows], *others)
 
 
-def _definition(taps: Sequence[float], window_sizes: Sequence[int], others: Any) -> Definition:
-    """The definition that `_flattened` took apart."""
+def _unflattened(
+    arguments: tuple[Any, ...],
+) -> tuple[Tensor, Tensor, Auxiliary, Definition, tuple[Any, ...]]:
+    """The images, tensors and definition that `_flattened` took apart, and the arguments after."""
+    x, y, *tensors, taps, window_sizes, low, length, c1, c2, padding = arguments[:13]
     windows, begin = [], 0
     for size in window_sizes:
         windows.append(tuple(taps[begin : begin + size]))
         begin += size
-    return Definition(tuple(windows), *others)
+    definition = Definition(tuple(windows), low, length, c1, c2, padding)
+    return x, y, Auxiliary(*tensors), definition, arguments[13:]
 
 
 def _run_level_means(
@@ -240,7 +246,7 @@ def _run_level_means(
 ) -> tuple[Tensor, list[Tensor]]:
     out: tuple[Tensor, list[Tensor]] = torch.ops.perceptual_losses.ssim_level_means(
         *_flattened(x, y, auxiliary, request.definition),
-        *(max(1, len(request.exponents)), request.mix is not None, request.gradients, backend),
+        *(num_levels(request), request.mix is not None, request.gradients, backend),
     )
     return out
 
@@ -294,20 +300,16 @@ def _reference_gradients(
 
 
 def _level_means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
-    x, y, *tensors, taps, sizes, low, length, c1, c2, padding = arguments[:13]
-    levels, l1, gradients, backend = arguments[13:]
-    definition = _definition(taps, sizes, (low, length, c1, c2, padding))
+    x, y, auxiliary, definition, (levels, l1, gradients, backend) = _unflattened(arguments)
     exponents, mix = (1.0,) * levels if levels > 1 else (), (1.0, 1.0) if l1 else None
     request = Request(definition, exponents, None, mix, "levels", gradients)
-    auxiliary = Auxiliary(*tensors)
     plan = make_plan(x, y, auxiliary.layouts, request, backend)
     value, saved = plan.forward(x, y, auxiliary)
     return value, list(saved)
 
 
 def _fake_level_means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
-    x, y = arguments[:2]
-    levels, l1, gradients, backend = arguments[13:]
+    x, y, _, _, (levels, l1, gradients, backend) = _unflattened(arguments)
     saved = []
     for image in (x, y)[:gradients]:
         saved.append(gradient_memory(image))
@@ -318,34 +320,26 @@ def _fake_level_means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 def _map(*arguments: Any) -> Tensor:
-    x, y, *tensors, taps, sizes, low, length, c1, c2, padding, backend = arguments
-    definition = _definition(taps, sizes, (low, length, c1, c2, padding))
-    request, auxiliary = Request(definition, reduction="map"), Auxiliary(*tensors)
-    plan = make_plan(x, y, auxiliary.layouts, request, backend)
-    value: Tensor = plan.forward(x, y, auxiliary).value
-    return value
+    x, y, auxiliary, definition, (backend,) = _unflattened(arguments)
+    plan = make_plan(x, y, auxiliary.layouts, Request(definition, reduction="map"), backend)
+    return plan.forward(x, y, auxiliary).value
 
 
 def _fake_map(*arguments: Any) -> Tensor:
-    x, y, *_, sizes, _, _, _, _, padding, _ = arguments
-    sides: list[int] = list(x.shape[2:])
-    if padding == "valid":
-        sides = [side - size + 1 for side, size in zip(sides, sizes, strict=True)]
-    value: Tensor = x.new_empty([*x.shape[:2], *sides], dtype=compute_dtype(x, y))
-    return value
+    x, y, _, definition, _ = _unflattened(arguments)
+    return x.new_empty(centres(x, definition).shape, dtype=compute_dtype(x, y))
 
 
 def _map_gradients(*arguments: Any) -> list[Tensor]:
-    x, y, *tensors, taps, sizes, low, length, c1, c2, padding = arguments[:13]
-    grad, gradients, backend = arguments[13:]
-    definition = _definition(taps, sizes, (low, length, c1, c2, padding))
-    request, auxiliary = Request(definition, (), None, None, "map", gradients), Auxiliary(*tensors)
+    x, y, auxiliary, definition, (grad, gradients, backend) = _unflattened(arguments)
+    request = Request(definition, reduction="map", gradients=gradients)
     plan = make_plan(x, y, auxiliary.layouts, request, backend)
     return list(plan.backward((), grad.resolve_neg(), x, y, auxiliary))
 
 
 def _fake_map_gradients(*arguments: Any) -> list[Tensor]:
-    return [gradient_memory(image) for image in arguments[: arguments[14]]]
+    x, y, _, _, (_, gradients, _) = _unflattened(arguments)
+    return [gradient_memory(image) for image in (x, y)[:gradients]]
 
 
 # By name and not by device: in Triton's interpreter CPU tensors have two backends.

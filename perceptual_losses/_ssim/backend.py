@@ -64,6 +64,11 @@ class Auxiliary(NamedTuple):
 NO_AUXILIARY = Auxiliary()
 
 
+def flat(auxiliary: Auxiliary) -> list[Any]:
+    """All of the tensors, one after the other."""
+    return [tensor for tensors in auxiliary for tensor in tensors]
+
+
 class Forward(NamedTuple):
     """The result of a forward pass.
 
@@ -126,9 +131,7 @@ class Plan(Protocol):
 class Backend(Protocol):
     """A way to run the computation; `reference` defines it. ``cpu`` and ``gpu`` are the two."""
 
-    def unsupported(
-        self, x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request
-    ) -> str | None:
+    def unsupported(self, x: Tensor, y: Tensor, request: Request) -> str | None:
         """The reason why the backend is not meant for this call, or ``None``."""
         ...
 

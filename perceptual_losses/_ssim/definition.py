@@ -82,10 +82,10 @@ class Request(NamedTuple):
     reduction: str = "mean"
     gradients: int = 0
 
-    @property
-    def levels(self) -> int:
-        """The number of levels of the pyramid."""
-        return max(1, len(self.exponents))
+
+def num_levels(request: Request) -> int:
+    """The number of levels of the pyramid. A property would not trace in older torch.compile."""
+    return max(1, len(request.exponents))
 
 
 def replaced(record: Record, **changes: Any) -> Record:

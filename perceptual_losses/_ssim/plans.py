@@ -19,7 +19,7 @@ from .._runtime.tracing import active_transform, observed
 from .._runtime.warnings import warn
 from . import autograd, reference
 from .autograd import BACKENDS as FAST
-from .backend import NO_AUXILIARY, Auxiliary, Plan
+from .backend import NO_AUXILIARY, Auxiliary, Plan, flat
 from .cpu import backend as cpu
 from .definition import Definition, Request, compute_dtype, replaced
 
@@ -113,13 +113,13 @@ def evaluate(
     notice: str | None = None,
 ) -> Tensor:
     """The requested value for images that have been checked; keeps the plan for the next call."""
-    name = choose_backend(x, y, auxiliary, request, backend)
+    name = choose_backend(x, y, request, backend)
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)
     x, y = computable(x, y, name)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
-    if observed(x, y, *(tensor for tensors in auxiliary for tensor in tensors)):
+    if observed(x, y, *flat(auxiliary)):
         if swapped:
             x, y = y, x
         return autograd.observed_value(x, y, auxiliary, request, name)
@@ -186,9 +186,7 @@ def _num_gradients(x: Tensor, y: Tensor) -> tuple[int, bool]:
     return x.requires_grad + y.requires_grad, y.requires_grad and not x.requires_grad
 
 
-def choose_backend(
-    x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str
-) -> str:
+def choose_backend(x: Tensor, y: Tensor, request: Request, backend: str) -> str:
     """The name of the backend that computes the value. Only this function decides."""
     if not torch.compiler.is_compiling() and sys.is_finalizing():
         raise RuntimeError(
@@ -200,7 +198,7 @@ def choose_backend(
         name = _FOR_DEVICE.get(x.device.type, "reference")
     if name == "reference":
         return name
-    unsupported = FAST[name].unsupported(x, y, auxiliary, request)
+    unsupported = FAST[name].unsupported(x, y, request)
     transform = active_transform()
     if transform is not None:
         unsupported = f"{transform} is active, and its gradient is made for autograd"

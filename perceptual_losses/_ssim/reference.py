@@ -30,7 +30,15 @@ from torch import Tensor
 
 from .._runtime.tracing import exporting
 from .backend import Auxiliary
-from .definition import FLOOR, Definition, Request, centres, compute_dtype, reduce_planes
+from .definition import (
+    FLOOR,
+    Definition,
+    Request,
+    centres,
+    compute_dtype,
+    num_levels,
+    reduce_planes,
+)
 from .pyramid import halve, halve_valid
 
 
@@ -55,7 +63,7 @@ def level_means(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) ->
         distance = (x - y).abs().flatten(2).mean(2)
         last_row = [distance / auxiliary.ranges[0][:, None] if auxiliary.ranges else distance]
     means = []
-    levels = max(1, len(request.exponents))
+    levels = num_levels(request)
     for level in range(levels):
         luminance, contrast_structure = _factors(x, y, auxiliary, level, request.definition)
         last = level == levels - 1

@@ -76,10 +76,10 @@ def failing(backend, seed, examples):
 
     try:
         run()
-    except Exception:
+    except Exception:  # Whatever a call raises is a finding; `run` has recorded it.
         if not found:  # Hypothesis's own.
             raise
-        # A call's, recorded above: the last to run is the smallest.
+        # The last call to run is the smallest.
         return tally, found[-1]
     return tally, None
 

@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import pytorch_msssim
 import torch
 from metric_steps import PADDINGS, every_padding, few, step
 
@@ -80,6 +81,40 @@ def test_half_of_an_image_far_away(backend, side, offset):
     near = ssim_map(x[..., : side // 2], y[..., : side // 2], backend=backend)
     torch.testing.assert_close(values[..., : near.shape[-1]], near, rtol=0, atol=1e-4)
     assert values[..., side // 2 :].abs().max() < 1e-3
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("path", ["reference", "numba"])
+def test_the_limits_are_those_of_the_documentation(path):
+    """An improvement of them is to be written there: docs/numerics.md."""
+
+    def error(function, x, y):
+        return abs(function(x, y, backend=path) - function(x.double(), y.double())).item()
+
+    y = noise(192, 1)
+    x = 0.7 * y + 0.3 * noise(192, 0)
+    above = torch.zeros_like(x)
+    above[..., 96:] = 1e4
+    assert 0.02 < error(ms_ssim, x + above, y) < 0.2
+    assert 0.2 < error(ssim, x + above / 10, y + above / 10) < 0.4
+    functions = (
+        functools.partial(ssim, backend=path),
+        functools.partial(pytorch_msssim.ssim, data_range=1.0),
+    )
+    for scale, stated in ((10, 4e-6), (100, 6e-5), (1000, 8e-4)):
+        loud = scale * torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
+        exact = gradient(ssim, loud.double(), y.double())
+        ours, theirs = (
+            ((gradient(function, loud, y) - exact).norm() / exact.norm()).item()
+            for function in functions
+        )
+        assert 0.5 < ours / stated < 1.5
+        assert 10 < ours / theirs < 30
+
+
+def gradient(function, x, y):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x, y), x)[0].double()
 
 
 @every_wild

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+import torchmetrics
 from metric_steps import (
     LOSSES,
     PADDINGS,
@@ -66,6 +67,29 @@ def test_the_default_of_scikit_image_in_a_corner(precision, assert_within_budget
     x, y = (torch.from_numpy(image)[None, None].to(precision.dtype) for image in corner)
     function = functools.partial(ssim, x, y, data_range=255, **UNIFORM)
     assert_within_budget(function, default_of_scikit_image(*corner), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "theirs"),
+    [
+        ({"window": "uniform", "window_size": 7}, {"gaussian_kernel": False, "kernel_size": 7}),
+        (
+            {"window": "uniform", "window_size": (3, 5)},
+            {"gaussian_kernel": False, "kernel_size": (3, 5)},
+        ),
+        ({"window_size": (9, 11), "sigma": (1.0, 1.5)}, {"sigma": (1.0, 1.5)}),
+    ],
+)
+def test_windows_are_those_of_torchmetrics(backend, options, theirs):
+    """On the windows inside the image: its mean includes a reflected border."""
+    x, y = pair(1, 2, 24, 27)
+    _, whole = torchmetrics.functional.image.structural_similarity_index_measure(
+        x, y, data_range=1.0, return_full_image=True, **theirs
+    )
+    values = ssim_map(x, y, backend=backend, **options)
+    top, left = ((whole.shape[k] - values.shape[k]) // 2 for k in (2, 3))
+    inside = whole[..., top : top + values.shape[2], left : left + values.shape[3]]
+    torch.testing.assert_close(values, inside, rtol=0, atol=1e-6)
 
 
 def test_one_window_by_hand(precision, assert_within_budget):

@@ -548,7 +548,7 @@ class On:
 
 
 def choose(image, request, path):
-    return _ssim.choose_backend(image, image, _ssim.NO_AUXILIARY, request, path)
+    return _ssim.choose_backend(image, image, request, path)
 
 
 @pytest.mark.parametrize("device", ["mps", "meta", "hpu"])

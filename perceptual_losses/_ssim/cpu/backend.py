@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..._runtime import numba_installed
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
-from ..definition import FLOOR, Request, centres, reduce_planes
+from ..definition import FLOOR, Request, centres, num_levels, reduce_planes
 from ..pyramid import halved_shape
 from .level import NOTHING, Beside, Level, Pair, plane_array
 
 
-def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> str | None:
+def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
     """The reason why the backend is not meant for this call, or ``None``."""
     return None if x.device.type == "cpu" else f"the images are on {x.device} and it runs on CPUs"
 
@@ -52,7 +52,7 @@ class CpuPlan:
         # A mix of one level has the gradient of L1 in its own; else the backward pass adds it.
         mix = None if request.exponents or request.reduction == "levels" else request.mix
         shapes = [tuple(shape)]
-        while len(shapes) < request.levels:
+        while len(shapes) < num_levels(request):
             shapes.append(tuple(halved_shape(shapes[-1])))
         self._levels = [
             Level(each, request, self._dtype, contrast=j < len(shapes) - 1, mix=mix)
@@ -106,7 +106,7 @@ class CpuPlan:
         """Scales the saved gradients in place and adds up those of the levels."""
         request, levels, usual = self.request, self._levels, self._premultiplied_by
         if request.reduction == "map":
-            assert grad is not None
+            assert grad is not None  # A map stores no gradient: ``None`` has no meaning for it.
             return self._map_gradients(grad, x, y, auxiliary)
         upstream = usual if grad is None else grad.numpy()
         if request.exponents and request.reduction != "levels":

@@ -10,8 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, layout_of, premultiplied_by
-from ..definition import Request
+from ..backend import (
+    NO_AUXILIARY,
+    Auxiliary,
+    Forward,
+    Layout,
+    flat,
+    layout_of,
+    premultiplied_by,
+)
+from ..definition import Request, num_levels
 from . import levels
 from .launch import Launches, in_rows
 from .map import MapPlan
@@ -21,7 +29,7 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 OLDEST_TRITON = (3, 6)
 
 
-def unsupported(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> str | None:
+def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
     """The reason why the backend is not meant for this call, or ``None``."""
     if x.device.type not in ("cuda", "xpu") and not (x.device.type == "cpu" and _interpreted()):
         return f"the images are on {x.device} and it runs on GPUs"
@@ -110,7 +118,7 @@ class GpuPlan:
         inputs = ["x", "y", *levels.auxiliary_names(auxiliary)]
         saved = ["derivatives"] if self._combined else []
         for name in "xy"[: request.gradients]:
-            saved += [f"of_{name}{j}" for j in range(request.levels)]
+            saved += [f"of_{name}{j}" for j in range(num_levels(request))]
         value = "value" if self._combined else "means"
         self._forward = Launches(launches, device, inputs, [value, *saved])
         self._backward: dict[tuple[object, ...], Launches] = {}
@@ -121,7 +129,7 @@ class GpuPlan:
         if auxiliary is NO_AUXILIARY:
             value, *saved = self._forward(x, y)
         else:
-            value, *saved = self._forward(x, y, *(a for tensors in auxiliary for a in tensors))
+            value, *saved = self._forward(x, y, *flat(auxiliary))
         return Forward(value, saved)
 
     def backward(

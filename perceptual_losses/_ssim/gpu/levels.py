@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..backend import Auxiliary, Layout, gradient_memory
-from ..definition import FLOOR, Request, plane_gradient
+from ..definition import FLOOR, Request, num_levels, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
 from .level import (
@@ -51,9 +51,11 @@ def forward_launches(
     """
     images = [[Image(Buffer(name), *a[1:]) for name, a in (("x", x), ("y", y))]]
     launches = []
-    while len(images) < request.levels:
+    while len(images) < num_levels(request):
         valid = beside(len(images) - 1, auxiliary).valid
-        halving, halves = _halving(images[-1], valid, len(images), request.levels - len(images))
+        halving, halves = _halving(
+            images[-1], valid, len(images), num_levels(request) - len(images)
+        )
         launches.append(halving)
         images += halves
     shapes = tuple(a.shape for a, _ in images)
@@ -100,7 +102,7 @@ def _plan_levels(
     padding = request.definition.padding
     work = Workload(shapes, window, padding, request.gradients, weighted=weighted)
     plans: list[Plan] = []
-    for j in range(request.levels):
+    for j in range(num_levels(request)):
         # One launch adds up the sums of all levels, or none does.
         later = not per_level and (request.reduction != "none" or request.mix is not None)
         later = later or any(plan.first.sums > 1 for plan in plans[:1])
@@ -234,7 +236,7 @@ def _level(
     sums: _Sums,
 ) -> Level:
     """The computation of a level, and the places of all that it reads and writes."""
-    coarsest = request.levels - 1
+    coarsest = num_levels(request) - 1
     gradients = [
         gradient_of(f"of_{name}{j}", name, layout, images[j][0].shape if j else None)
         for name, layout in list(zip("xy", layouts, strict=True))[: request.gradients]
@@ -251,7 +253,9 @@ def _level(
         beside=beside(j, auxiliary),
         gradients=[gradient for gradient, _ in gradients],
         sums=Buffer(sums.memory.name, j * offset),
-        abs_difference_sums=Buffer(sums.memory.name, request.levels * offset) if distance else None,
+        abs_difference_sums=Buffer(sums.memory.name, num_levels(request) * offset)
+        if distance
+        else None,
         pitch=sums.pitch,
         weight_total=sums.weight_totals[j] if sums.are_means else 0.0,
         gradient_scale=structural * plane_gradient(images[0][0].shape) / sums.weight_totals[j],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, layout_of
+from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, flat, layout_of
 from ..definition import Request
 from .launch import Allocation, Buffer, Image, Launch, Launches
 from .level import Level, level_launches, map_shape, no_total, window_size
@@ -35,7 +35,7 @@ class MapPlan:
 
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Launches the kernel that writes the map."""
-        (value,) = self._forward(x, y, *_flat(auxiliary))
+        (value,) = self._forward(x, y, *flat(auxiliary))
         return Forward(value, ())
 
     def backward(
@@ -47,7 +47,7 @@ class MapPlan:
         auxiliary: Auxiliary = NO_AUXILIARY,
     ) -> list[Tensor]:
         """Launches the kernels of the gradients: each value of the map has its own upstream one."""
-        assert grad is not None
+        assert grad is not None  # A map stores no gradient: ``None`` has no meaning for it.
         key = (grad.stride(), grad.data_ptr() & 15)
         launches = self._backward.get(key)
         if launches is None:
@@ -55,7 +55,7 @@ class MapPlan:
             outputs = [f"of_{name}" for name in "xy"[: self.request.gradients]]
             launches = Launches(planned, self._device, self._inputs(["grad"]), outputs)
             self._backward[key] = launches
-        return launches(x, y, grad, *_flat(auxiliary))
+        return launches(x, y, grad, *flat(auxiliary))
 
     def _inputs(self, more: list[str]) -> list[str]:
         return ["x", "y", *more, *auxiliary_names(self._auxiliary)]
@@ -93,7 +93,3 @@ class MapPlan:
             is_map=True,
         )
         return level_launches(level, plan_level(work, self._machine), settings, self._machine)
-
-
-def _flat(auxiliary: Auxiliary) -> list[Tensor]:
-    return [tensor for tensors in auxiliary for tensor in tensors]

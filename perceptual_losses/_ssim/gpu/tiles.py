@@ -214,7 +214,7 @@ class Plan(NamedTuple):
     def first(self) -> Cover:
         """The programs that write the sums."""
         cover = self.fused or self.value
-        assert cover is not None
+        assert cover is not None  # `plan_level` gives each level one of the two.
         return cover
 
     @property
