@@ -152,6 +152,9 @@ def test_weights_are_the_losss_own():
     loss = MSSSIMLoss(weights=weights)
     weights.append(1.0)
     assert loss.weights == (0.5, 0.5)
+    loss.weights = weights
+    weights[0] = 9.0
+    assert loss.weights == (0.5, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
