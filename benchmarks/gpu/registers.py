@@ -25,9 +25,9 @@ from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
-CAPABILITIES = {80: 108, 90: 132}
-"""Compute capabilities, with the multiprocessors of the largest GPU of each: an A100, an H200."""
-SHAPE, SMALL = (8, 3, 1080, 1920), (64, 3, 64, 64)
+CAPABILITIES = {75: 40, 80: 108, 90: 132}
+"""Compute capabilities, with the multiprocessors of a GPU of each: a T4, an A100, an H200."""
+SHAPE, SMALL, VOLUME = (8, 3, 1080, 1920), (64, 3, 64, 64), (4, 1, 128, 128, 128)
 
 
 class Case(NamedTuple):
@@ -78,7 +78,7 @@ class Case(NamedTuple):
     @property
     def request(self) -> Request:
         """The request that takes these kernels."""
-        windows = (gaussian(self.window_size, 1.5),) * 2
+        windows = (gaussian(self.window_size, 1.5),) * (len(self.shape) - 2)
         definition = Definition(windows, 0.0, 1.0, 1e-4, 9e-4, self.padding)
         exponents = (1.0,) * self.levels if self.levels > 1 else ()
         mix = None if self.l1 == "no" else (0.2, 0.8)
@@ -89,16 +89,16 @@ class Case(NamedTuple):
     @property
     def auxiliary(self) -> Auxiliary:
         """The tensors beside the images."""
-        n, _, height, width = self.shape
+        n, _, *sides = self.shape
         lost = self.window_size - 1 if self.padding == "valid" else 0
         valid = self.other == "valid"
         weights, exists, coverage = [], [], []
         for _ in range(self.levels):
-            of_map = torch.empty(n, 1, height - lost, width - lost, device="meta")
+            of_map = torch.empty(n, 1, *[side - lost for side in sides], device="meta")
             weights += [of_map] * (self.weighted or valid)
             coverage += [of_map] * valid
-            exists += [torch.empty(n, 1, height, width, dtype=torch.bool, device="meta")] * valid
-            height, width = (height + 1) // 2, (width + 1) // 2
+            exists += [torch.empty(n, 1, *sides, dtype=torch.bool, device="meta")] * valid
+            sides = [(side + 1) // 2 for side in sides]
         ranges = [torch.empty(n, device="meta")] * (self.other == "ranges")
         return Auxiliary(weights, ranges, exists, coverage)
 
@@ -132,6 +132,18 @@ CASES = (
     ),
     *(Case(11, gradients, levels=5, other="valid") for gradients in (0, 1)),
     *(Case(size, gradients, shape=SMALL) for size in (11, 21, 33) for gradients in (0, 1)),
+    *(Case(size, gradients, shape=VOLUME) for size in (11, 21, 33) for gradients in (0, 1, 2)),
+    *(
+        Case(size, 2, padding, True, shape=VOLUME)
+        for size, padding in ((11, "zeros"), (11, "symmetric"), (21, "symmetric"), (33, "zeros"))
+    ),
+    *(Case(size, 1, "zeros", dtype=torch.bfloat16, shape=VOLUME) for size in (11, 33)),
+    *(Case(size, 1, l1="mixed", shape=VOLUME) for size in (11, 21)),
+    *(
+        Case(11, gradients, padding, shape=VOLUME, other=other)
+        for other in ("map", "ranges", "valid")
+        for gradients, padding in ((0, "valid"), (2, "symmetric"))
+    ),
 )
 
 
@@ -181,8 +193,9 @@ def recording(capability: int, architecture: str | None = None) -> Iterator[list
 
 def launched(case: Case, capability: int, architecture: str | None = None) -> dict[str, Launch]:
     """The launches of a forward pass, or of a map's backward pass, by kernel."""
-    layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    x = torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=layout)
+    x = torch.empty(case.shape, dtype=case.dtype, device="meta")
+    if case.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     layout, auxiliary = layout_of(x), case.auxiliary
     with recording(capability, architecture) as launches:
         plan = gpu.plan(layout, layout, auxiliary.layouts, case.request, x.device)
@@ -282,7 +295,10 @@ def _dump(path: str, option: str) -> str:
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
 
 
-KERNELS = "fused_kernel", "value_kernel", "gradient_kernel"
+KERNELS = (
+    *("fused_kernel", "value_kernel"),
+    *("plane_moments_kernel", "depth_kernel", "gradient_kernel"),
+)
 HEADER = (
     *("kernel", "window", "gradients", "padding", "mask", "L1", "other", "images"),
     *("threads", "columns"),
@@ -347,6 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         tables[capability] = [
             row(case, launch, figures(compiled(launch, capability)))
             for case in tqdm(CASES, desc=f"sm_{capability}")
+            # Devices before 8.0 have no bfloat16.
+            if capability >= 80 or case.dtype != torch.bfloat16
             for name, launch in launched(case, capability).items()
             if name in (("coarse_levels_kernel",) if case.levels > 1 else KERNELS)
         ]

@@ -35,8 +35,6 @@ def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
         return f"the images are on {x.device} and it runs on GPUs"
     if torch.float64 in (x.dtype, y.dtype):
         return "it computes in float32, and the images are float64"
-    if x.dim() != 4:
-        return "it takes images (N, C, H, W), and these are volumes"
     sizes = [len(window) for window in request.definition.windows]
     if max(sizes) > LARGEST_WINDOW:
         return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"

@@ -51,7 +51,8 @@ class Image(NamedTuple):
 
         It is told of a number whether it is 1, and whether 16 divides it.
         """
-        return self.aligned and self.strides[3] == 1 and not any(s % 16 for s in self.strides[:3])
+        *others, step = self.strides
+        return self.aligned and step == 1 and not any(stride % 16 for stride in others)
 
 
 class Allocation(NamedTuple):
@@ -363,9 +364,11 @@ def in_rows(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 def strides_in_rows(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of `in_rows`."""
-    _, channels, height, width = shape
-    pitch = 16 * ceil_div(width, 16)
-    return channels * height * pitch, height * pitch, pitch, 1
+    *others, width = shape
+    strides = [1, 16 * ceil_div(width, 16)]
+    for side in reversed(others[1:]):
+        strides.append(strides[-1] * side)
+    return tuple(reversed(strides))
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..backend import Auxiliary, Layout, gradient_memory
-from ..definition import FLOOR, Request, num_levels, plane_gradient
+from ..definition import FLOOR, Definition, Request, num_levels, plane_gradient
 from ..pyramid import halved_shape
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
 from .level import (
@@ -23,6 +23,7 @@ from .level import (
     window_size,
 )
 from .tiles import Machine, Plan, Workload, ceil_div, plan_level
+from .volume import VolumePlan, plan_volume, volume_launches
 
 # Rows and columns of a program that adds up levels, and of one that halves: from each halving of
 # its rows comes a level.
@@ -65,19 +66,35 @@ def forward_launches(
     levels = [_level(j, images, (x, y), auxiliary, request, sums) for j in range(len(plans))]
     # The coarsest is first, for the halves to be gone where the gradients are large.
     definition = request.definition
-    if len(levels) > 1 and plans[0].is_single:
-        launches.append(coarse_levels_launch(levels[1:], plans[1:], definition, machine))
+    coarse = [plan for plan in plans[1:] if isinstance(plan, Plan) and plan.is_single]
+    if coarse:
+        launches.append(coarse_levels_launch(levels[1:], coarse, definition, machine))
         levels, plans = levels[:1], plans[:1]
     for level, plan in zip(reversed(levels), reversed(plans), strict=True):
-        launches += level_launches(level, plan, definition, machine)
+        launches += launches_of_level(level, plan, definition, machine)
     if sums.in_kernel:
-        launches[-1].allocations += sums.means, Counter("arrived")
         launches[-1].frees += sums.memory.name, "arrived"
     elif not sums.are_means:
         launches.append(sums.reduce_launch())
     if _is_combined(request):
         launches.append(combine_launch(sums.shape, request))
     return launches
+
+
+def plan_of_level(work: Workload, definition: Definition, machine: Machine) -> Plan | VolumePlan:
+    """Chooses the programs of a level of images or volumes."""
+    if len(definition.windows) == 3:
+        return plan_volume(work, definition, machine)
+    return plan_level(work, machine)
+
+
+def launches_of_level(
+    level: Level, plan: Plan | VolumePlan, definition: Definition, machine: Machine
+) -> list[Launch]:
+    """The launches that write a level's gradients and its programs' sums, or its map."""
+    if isinstance(plan, VolumePlan):
+        return volume_launches(level, plan, definition, machine)
+    return level_launches(level, plan, definition, machine)
 
 
 def auxiliary_names(auxiliary: Auxiliary) -> list[str]:
@@ -96,19 +113,19 @@ def _is_combined(request: Request) -> bool:
 
 def _plan_levels(
     machine: Machine, shapes: tuple[tuple[int, ...], ...], weighted: bool, request: Request
-) -> list[Plan]:
+) -> list[Plan | VolumePlan]:
     per_level = _is_combined(request) or request.reduction == "levels"
     window = window_size(request.definition)
     padding = request.definition.padding
     work = Workload(shapes, window, padding, request.gradients, weighted=weighted)
-    plans: list[Plan] = []
+    plans: list[Plan | VolumePlan] = []
     for j in range(num_levels(request)):
         # One launch adds up the sums of all levels, or none does.
         later = not per_level and (request.reduction != "none" or request.mix is not None)
-        later = later or any(plan.first.sums > 1 for plan in plans[:1])
+        later = later or any(plan.sums > 1 for plan in plans[:1])
         abs_difference = request.mix is not None and j == 0
         work = work._replace(level=j, abs_difference=abs_difference, summed_later=later)
-        plans.append(plan_level(work, machine))
+        plans.append(plan_of_level(work, request.definition, machine))
     return plans
 
 
@@ -140,7 +157,7 @@ class _Sums(NamedTuple):
     @classmethod
     def of(
         cls,
-        plans: list[Plan],
+        plans: list[Plan | VolumePlan],
         shapes: tuple[tuple[int, ...], ...],
         weighted: bool,
         request: Request,
@@ -150,9 +167,9 @@ class _Sums(NamedTuple):
         distance = request.mix is not None
         per_level = _is_combined(request) or request.reduction == "levels"
         sizes = [map_shape(shape, request.definition)[2:] for shape in shapes]
-        totals = [1.0 if weighted else float(height * width) for height, width in sizes]
+        totals = [1.0 if weighted else float(math.prod(size)) for size in sizes]
         pixels = float(math.prod(sides))
-        counts = [plan.first.sums for plan in plans] + [plans[0].first.sums] * distance
+        counts = [plan.sums for plan in plans] + [plans[0].sums] * distance
         return cls(
             planes=n * c,
             pixels=pixels,
@@ -179,6 +196,13 @@ class _Sums(NamedTuple):
     def means(self) -> Allocation:
         """The memory of the result."""
         return Allocation("means", self.shape if self.reduction == "none" else ())
+
+    @property
+    def allocations(self) -> tuple[Allocation | Counter, ...]:
+        """The memory of the sums, and of the result if the launch that has all adds them up."""
+        if self.in_kernel:
+            return self.memory, self.means, Counter("arrived")
+        return (self.memory,)
 
     @property
     def memory(self) -> Allocation:
@@ -262,7 +286,7 @@ def _level(
         abs_difference_scale=l1 / all_planes if sums.mix is not None else None,
         contrast_only=j < coarsest,
         total=sums.total,
-        allocations=(*(new for _, new in gradients), *[sums.memory] * (j == coarsest)),
+        allocations=(*(new for _, new in gradients), *(sums.allocations if j == coarsest else ())),
         frees=(name,) if is_last else (),
     )
 
@@ -297,8 +321,8 @@ def _halving(
     images: list[Image], valid: Image | None, first: int, levels: int
 ) -> tuple[Launch, list[list[Image]]]:
     """Both images at half the size, at half of that and so on, as far as one launch goes."""
-    n, c, height, width = shape = images[0].shape
-    levels = min(levels, HALVED_ROWS.bit_length() - 1)
+    n, c, *depth, height, width = shape = images[0].shape
+    levels = 1 if depth else min(levels, HALVED_ROWS.bit_length() - 1)
     at, halves = Buffer(f"halves{first}"), []
     for _ in range(levels):
         shape = tuple(halved_shape(shape))
@@ -307,13 +331,15 @@ def _halving(
         halves.append(pair)
         at = at.shifted(2 * shape[0] * strides[0])
     strips, bands = ceil_div(width, HALVED_COLUMNS), ceil_div(height, HALVED_ROWS)
+    depth = depth or [1]
+    programs = n * c * ceil_div(depth[0], 2) * strips * bands
     x, y = images
     step = Launch(
-        *(load_kernels().downsample_kernel, n * c * strips * bands, 4, x.address, y.address),
+        *(load_kernels().downsample_kernel, programs, 4, x.address, y.address),
         *(tuple(a.address for a, _ in halves), tuple(b.address for _, b in halves)),
-        *(tuple(a.strides[2] for a, _ in halves), x.strides, y.strides),
+        *(tuple(a.strides[-2] for a, _ in halves), x.strides, y.strides),
         (valid.address, valid.strides) if valid else (),
-        *(strips, bands, c, height, width),
+        *(strips, bands, *depth, c, height, width),
         ROWS=HALVED_ROWS,
         LANES=HALVED_COLUMNS,
         ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
@@ -342,25 +368,26 @@ def backward_launch(
     * "level0", "level1", ...
     """
     fine, *coarse = gradients
-    n, c, height, width = fine.shape
+    n, c, *depths, height, width = fine.shape
+    depth = math.prod(depths)
     strips = ceil_div(width, COLUMNS)
     # No more programs than keep the multiprocessors busy: most have nothing to do.
-    bands = min(
-        ceil_div(height, ROWS), ceil_div(ACCUMULATING * machine.multiprocessors, n * c * strips)
-    )
+    busy = ceil_div(ACCUMULATING * machine.multiprocessors, n * c * depth * strips)
+    bands = min(ceil_div(height, ROWS), busy)
     rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
     bands = ceil_div(height, rows)
     names = ("x", "y", *["ranges0"] * len(auxiliary.ranges)) if images else ()
     levels = [beside(j, auxiliary).valid for j in range(len(coarse))]
     valid = [level for level in levels if level is not None]
     return Launch(
-        *(load_kernels().accumulate_levels_kernel, n * c * strips * bands, 4, Buffer("level0")),
+        *(load_kernels().accumulate_levels_kernel, n * c * depth * strips * bands, 4),
+        Buffer("level0"),
         tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
-        *(tuple(level.strides[2] for level in coarse) or (0,), Buffer("grad")),
+        *(tuple(level.strides[-2] for level in coarse) or (0,), Buffer("grad")),
         *(Buffer("derivatives" if combined else "grad"), tuple(map(Buffer, names))),
         *(fine.strides, (0, 0, 0, *grad.strides)[-3:], tuple(image.strides for image in images)),
         *(tuple(level.address for level in valid), tuple(level.strides for level in valid)),
-        *(strips, bands, rows, n * c, c, height, width, premultiplied_by),
+        *(strips, bands, rows, n * c, depth, c, height, width, premultiplied_by),
         COARSE=len(coarse),
         PRODUCT=combined,
         ROWS=ROWS,

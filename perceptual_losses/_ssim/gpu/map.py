@@ -10,9 +10,9 @@ from torch import Tensor
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, flat, layout_of
 from ..definition import Request
 from .launch import Allocation, Buffer, Image, Launch, Launches
-from .level import Level, level_launches, map_shape, no_total, window_size
-from .levels import auxiliary_names, beside, gradient_of
-from .tiles import Machine, Workload, plan_level
+from .level import Level, map_shape, no_total, window_size
+from .levels import auxiliary_names, beside, gradient_of, launches_of_level, plan_of_level
+from .tiles import Machine, Workload
 
 
 class MapPlan:
@@ -92,4 +92,5 @@ class MapPlan:
             frees=(),
             is_map=True,
         )
-        return level_launches(level, plan_level(work, self._machine), settings, self._machine)
+        plan = plan_of_level(work, settings, self._machine)
+        return launches_of_level(level, plan, settings, self._machine)

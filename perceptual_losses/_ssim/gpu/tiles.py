@@ -50,7 +50,7 @@ class KernelTiles(NamedTuple):
         fused: tiles of `fused_kernel`; without one, `value_kernel` and `gradient_kernel` share the
             work.
         value: tiles of `value_kernel` for all else, with as many columns each.
-        gradient: tiles of `gradient_kernel`, where there is none of `fused_kernel`.
+        gradient: tiles of `gradient_kernel`, for volumes and where there is none of `fused_kernel`.
     """
 
     plain_value: tuple[Tile, ...]
@@ -76,7 +76,7 @@ TILES: dict[str | None, dict[int, KernelTiles]] = {
                 Tile(128, 2, 1, 8, 0.98, store_after_read=True),
             ),
             value=(Tile(32, 2, 1, 10),),
-            gradient=(),
+            gradient=(Tile(32, 2, 1, 8),),
         ),
         21: KernelTiles(
             plain_value=(
@@ -85,7 +85,7 @@ TILES: dict[str | None, dict[int, KernelTiles]] = {
             ),
             fused=(Tile(64, 1, 1, 8), Tile(128, 1, 1, 8, 1.02)),
             value=(Tile(32, 2, 1, 8),),
-            gradient=(),
+            gradient=(Tile(32, 2, 1, 8),),
         ),
         33: KernelTiles(
             plain_value=(Tile(32, 1, 1, 8, store_after_read=True),),
@@ -211,6 +211,11 @@ class Plan(NamedTuple):
     pitch: int = 0
 
     @property
+    def sums(self) -> int:
+        """Sums of each plane."""
+        return self.first.sums
+
+    @property
     def first(self) -> Cover:
         """The programs that write the sums."""
         cover = self.fused or self.value
@@ -266,28 +271,31 @@ def plan_level(work: Workload, machine: Machine) -> Plan:
 
 
 def _plan_value(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
+    plain = work.padding == "valid" and not (work.weighted or work.abs_difference or work.is_map)
+    possible = tiles.plain_value if plain else tiles.value
+    return Plan(0, value=_cover(possible, _map_traversal(possible, work), work, machine))
+
+
+def _map_traversal(tiles: tuple[Tile, ...], work: Workload) -> Traversal:
+    """The way of programs that compute rows of the map."""
     down, across = (size - 1 for size in work.window)
     radius = across // 2
     valid = work.padding == "valid"
-    plain = valid and not (work.weighted or work.abs_difference or work.is_map)
     # Positions before the image have their centre in it, and the kernel begins with columns of a
     # whole thread.
-    columns = tiles.value[0].columns
+    columns = tiles[0].columns
     before = 0 if valid else columns * ceil_div(radius, columns)
     extra_columns = -across if valid else before - radius
     if work.abs_difference:
         # A position for each column of pixels, if beside the map.
         extra_columns = before
-    traversal = Traversal(
+    return Traversal(
         warm_up_rows=down,
         extra_rows=-down if valid and not work.abs_difference else 0,
         extra_columns=extra_columns,
         spans_strips=True,
         one_launch_for_levels=True,
         summed_later=work.summed_later,
-    )
-    return Plan(
-        0, value=_cover(tiles.plain_value if plain else tiles.value, traversal, work, machine)
     )
 
 
@@ -307,21 +315,51 @@ def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
 
 
 def _plan_maps(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
-    down, across = (size - 1 for size in work.window)
-    traversal = Traversal(
-        warm_up_rows=down,
-        extra_rows=down,
-        extra_columns=across,
-        spans_strips=True,
-        summed_later=work.summed_later,
-    )
+    traversal = _extended_traversal(tiles.value, work)
     value = _cover(tiles.value, traversal, work, machine)
-    gradient = _cover(tiles.gradient, Traversal(warm_up_rows=down), work, machine)
+    gradient = _cover(tiles.gradient, Traversal(warm_up_rows=work.window[0] - 1), work, machine)
     # Room for what the last threads of a row write and read beyond it.
+    across = work.window[1] - 1
     written = value.strips * value.tile.width
     read = gradient.strips * gradient.tile.width + across + 4
     pitch = 16 * ceil_div(max(written, read), 16)
     return Plan(work.gradients, value=value, gradient=gradient, pitch=pitch)
+
+
+def _extended_traversal(tiles: tuple[Tile, ...], work: Workload) -> Traversal:
+    """The way of programs that compute all positions whose windows hold a pixel."""
+    down, across = (size - 1 for size in work.window)
+    columns = tiles[0].columns
+    return Traversal(
+        warm_up_rows=down,
+        extra_rows=down,
+        extra_columns=columns * ceil_div(across, columns),
+        spans_strips=True,
+        summed_later=work.summed_later,
+    )
+
+
+def plan_planes(
+    work: Workload, shape: tuple[int, int, int, int], machine: Machine
+) -> tuple[Cover, Cover]:
+    """Chooses the programs of planes of this shape, for their moments and for their gradients."""
+    sizes = TILES.get(machine.architecture, TILES[None])
+    tiles = sizes[min(size for size in sizes if size >= max(work.window))]
+    work = work._replace(shapes=(shape,), level=0)
+    possible = tiles.value
+    if max(work.window) > 21:
+        # The compiler gives programs of one warp fewer registers than these windows take.
+        possible = tuple(tile._replace(lanes=2 * tile.lanes) for tile in possible)
+    if work.gradients and work.padding == "symmetric":
+        moments = _extended_traversal(possible, work)
+    else:
+        moments = _map_traversal(possible, work)
+    moments = moments._replace(spans_strips=False, one_launch_for_levels=False)
+    gradient = Traversal(warm_up_rows=work.window[0] - 1)
+    return (
+        _cover(possible, moments, work, machine),
+        _cover(tiles.gradient, gradient, work, machine),
+    )
 
 
 def _cover(

@@ -2,7 +2,8 @@
 
 `fused` computes a value and its gradients in one launch. For windows whose sums do not fit into the
 registers `value` writes maps of derivatives and `gradient` filters them; a value without a gradient
-takes `value` only. `levels` has the images of MS-SSIM's levels and all coarser levels in one
+takes `value` only. Volumes take `plane_moments` within their planes, `depth` through them, and
+`gradient`. `levels` has the images of MS-SSIM's levels and all coarser levels in one
 launch, `combine` the product of the levels' means and the sum of their gradients, and `sums` the
 kernel that adds up the tiles.
 """
@@ -24,9 +25,11 @@ from .arguments import (
     Window,
 )
 from .combine import accumulate_levels_kernel, combine_levels_kernel
+from .depth import depth_kernel
 from .fused import fused_kernel
 from .gradient import gradient_kernel
 from .levels import coarse_levels_kernel, downsample_kernel
+from .plane_moments import plane_moments_kernel
 from .sums import reduce_tiles_kernel
 from .value import value_kernel
 
@@ -48,9 +51,11 @@ __all__ = [
     "accumulate_levels_kernel",
     "coarse_levels_kernel",
     "combine_levels_kernel",
+    "depth_kernel",
     "downsample_kernel",
     "fused_kernel",
     "gradient_kernel",
+    "plane_moments_kernel",
     "reduce_tiles_kernel",
     "value_kernel",
 ]

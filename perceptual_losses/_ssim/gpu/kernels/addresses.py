@@ -42,10 +42,27 @@ def width_hint(width, K: tl.constexpr):
 
 @triton.jit
 def plane_of(image, plane, channels):
-    """The image from a plane's first pixel on."""
+    """The image from a plane's first pixel on, or the volume from its first."""
     n, c = plane // channels, plane % channels
     strides = image.strides
     return Image(image.address + n.to(tl.int64) * strides[0] + c.to(tl.int64) * strides[1], strides)
+
+
+@triton.jit
+def slice_of(volume, z):
+    """A plane of a volume, as an image."""
+    strides = volume.strides
+    address = volume.address + z.to(tl.int64) * strides[2]
+    return Image(address, (strides[0], strides[1], strides[3], strides[4]))
+
+
+@triton.jit
+def plane_at(image, plane, z, channels):
+    """`plane_of` an image, or plane ``z`` of a volume as an image."""
+    image = plane_of(image, plane, channels)
+    if len(image.strides) == 5:
+        image = slice_of(image, z)
+    return image
 
 
 @triton.jit
@@ -120,6 +137,12 @@ def tile_columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
 def map_begin(taps, padding):
     """Pixels before an image under the first window of its map that has so many taps."""
     return 0 if padding == VALID.value else taps // 2
+
+
+@triton.jit
+def map_address(maps, plane, k):
+    """Address of one of a plane's maps."""
+    return maps.address + (plane.to(tl.int64) * maps.count + k) * maps.size
 
 
 @triton.jit

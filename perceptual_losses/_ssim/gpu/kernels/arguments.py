@@ -23,7 +23,7 @@ class Image(NamedTuple):
 
     Attributes:
         address: address of its first pixel; in a kernel, of the first pixel of a plane.
-        strides: strides of ``(N, C, H, W)``.
+        strides: strides of ``(N, C, H, W)``, or of ``(N, C, D, H, W)``.
     """
 
     address: Any
@@ -67,10 +67,14 @@ class Maps(NamedTuple):
     Attributes:
         address: address of the first value.
         pitch: values from one row to the next.
+        size: values from one map of a plane to the next.
+        count: number of the maps of a plane.
     """
 
     address: Any
     pitch: Any
+    size: Any
+    count: Any
 
 
 class Totals(NamedTuple):
@@ -174,6 +178,7 @@ class Region(NamedTuple):
         coverage: reciprocals of the windows' weights over valid pixels, or nothing.
         size: height and width of the images.
         map_size: height and width of the map.
+        centre: rows and columns from a position of the map to the centre of its window.
         offsets: local offsets.
         constants: numbers of the formulas.
     """
@@ -185,6 +190,7 @@ class Region(NamedTuple):
     coverage: Any
     size: Any
     map_size: Any
+    centre: Any
     offsets: Any
     constants: Any
 

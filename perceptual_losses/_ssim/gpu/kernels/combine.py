@@ -1,12 +1,12 @@
 """Kernels that combine MS-SSIM's levels: the product of their means, the sum of their gradients."""
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
-# ruff: noqa: N803, RUF005
+# ruff: noqa: N803, N806, RUF005
 
 import triton
 import triton.language as tl
 
-from .addresses import plane_of, tile_of
+from .addresses import plane_at, tile_of
 from .arguments import COLUMNS_PER_ACCESS, FLOOR, RELU, SIMPLE, Image
 
 
@@ -132,18 +132,29 @@ def _exists(valid, row, column, inside):
 
 
 @triton.jit
-def _valid_share(valid, row, column, size, inside):
-    """The share of valid pixels among the 2x2 of a row and column of the next level."""
+def _valid_share(valid, plane, channels, at, size, inside):
+    """The share of valid pixels among the 2x2 (2x2x2) of a place of the next level: its plane, row
+    and column.
+    """
     share = tl.zeros(inside.shape, tl.float32)
-    for k in tl.static_range(4):
-        # An odd last row or column counts twice.
-        down = tl.minimum(2 * row + k // 2, size[0] - 1)
-        across = tl.minimum(2 * column + k % 2, size[1] - 1)
-        share += 0.25 * _exists(valid, down, across, inside).to(tl.float32)
+    PLANES: tl.constexpr = len(valid.strides) - 3
+    for i in tl.static_range(PLANES):
+        # An odd last plane, row or column counts twice.
+        z = tl.minimum(2 * at[0] + i, size[0] - 1)
+        image = plane_at(valid, plane, z, channels)
+        for k in tl.static_range(4):
+            down = tl.minimum(2 * at[1] + k // 2, size[1] - 1)
+            across = tl.minimum(2 * at[2] + k % 2, size[2] - 1)
+            exists = _exists(image, down, across, inside).to(tl.float32)
+            share += 0.25 / PLANES * exists
     return share
 
 
-@triton.jit(do_not_specialize=["strips", "bands", "rows", "planes", "channels", "height", "width"])
+@triton.jit(
+    do_not_specialize=[
+        *("strips", "bands", "rows", "planes", "depth", "channels", "height", "width"),
+    ]
+)
 def accumulate_levels_kernel(
     gradient,
     coarse,
@@ -160,6 +171,7 @@ def accumulate_levels_kernel(
     bands,
     rows,
     planes,
+    depth,
     channels,
     height,
     width,
@@ -179,18 +191,23 @@ def accumulate_levels_kernel(
     added, nothing is read or written.
 
     A pixel gets a quarter of the value above it, half of it at an odd edge and all of it in an odd
-    corner, at each level on the way; if only some pixels are ``valid``, of all levels but the
-    coarsest, these get equal parts of all, and the others nothing. ``coarse`` are the gradients of
+    corner, at each level on the way; a voxel of a volume with its ``depth`` alike. If only some
+    pixels are ``valid``, of all levels but the coarsest, these get equal parts of all, and the
+    others nothing. ``coarse`` are the gradients of
     the coarser levels, with rows of the lengths ``pitches``. For a ``PRODUCT`` of the means
     ``upstream`` is the gradient of that, to be multiplied with its ``derivatives`` by the means.
     With ``ABS_DIFFERENCE`` the mean of |x - y| is the last of them, and ``images`` are both images;
     for ``RANGED`` ones, in whose units |x - y| is then, the ranges follow.
     """
+    VOLUMES: tl.constexpr = len(strides) == 5
     width = width // COLUMNS_PER_ACCESS * COLUMNS_PER_ACCESS if ALIGNED_WIDTH else width
-    strip, band, plane = tile_of(tl.program_id(0), strips, bands)
+    strip, band, place = tile_of(tl.program_id(0), strips, bands)
+    plane, z = place // depth, place % depth
     n, c = plane // channels, plane % channels
     upstream += n.to(tl.int64) * upstream_strides[1] + c.to(tl.int64) * upstream_strides[2]
-    gradient = plane_of(Image(gradient, strides), plane, channels).address
+    gradient = plane_at(Image(gradient, strides), plane, z, channels)
+    strides = gradient.strides
+    gradient = gradient.address
     stride = upstream_strides[0]
     finest = _upstream(upstream, stride, derivatives, planes, plane, 0, PRODUCT)
     factor, factors = finest / premultiplied_by, ()
@@ -201,12 +218,11 @@ def accumulate_levels_kernel(
     bottom = tl.minimum(top + rows, height)
     if ABS_DIFFERENCE:
         at_pixel = _upstream(upstream, stride, derivatives, planes, plane, COARSE + 1, PRODUCT)
-        at_pixel /= 1.0 * height * width
+        at_pixel /= 1.0 * depth * height * width
         if RANGED:
             at_pixel /= tl.load(images[2] + n)
-        x_strides, y_strides = image_strides
-        x = plane_of(Image(images[0], x_strides), plane, channels).address
-        y = plane_of(Image(images[1], y_strides), plane, channels).address
+        x = plane_at(Image(images[0], image_strides[0]), plane, z, channels)
+        y = plane_at(Image(images[1], image_strides[1]), plane, z, channels)
     elif COARSE == 0:
         bottom = tl.where(finest == premultiplied_by, top, bottom)
     column = strip * LANES + tl.arange(0, LANES)[None, :]
@@ -216,32 +232,39 @@ def accumulate_levels_kernel(
         address = gradient + row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
         total = factor * tl.load(address, mask=inside, other=0).to(tl.float32)
         if ABS_DIFFERENCE:
-            a = x + row.to(tl.int64) * x_strides[2] + column.to(tl.int64) * x_strides[3]
-            b = y + row.to(tl.int64) * y_strides[2] + column.to(tl.int64) * y_strides[3]
+            a = x.address + row.to(tl.int64) * x.strides[2] + column.to(tl.int64) * x.strides[3]
+            b = y.address + row.to(tl.int64) * y.strides[2] + column.to(tl.int64) * y.strides[3]
             difference = tl.load(a, mask=inside, other=0).to(tl.float32)
             difference -= tl.load(b, mask=inside, other=0).to(tl.float32)
             total += at_pixel * tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
         down = tl.full((ROWS, 1), 1.0, tl.float32)
         across = tl.full((1, LANES), 1.0, tl.float32)
         coarse_row, coarse_column, coarse_height, coarse_width = row, column, height, width
+        coarse_z, coarse_depth = z, depth
         shares = tl.full((ROWS, LANES), 1.0, tl.float32)
         for j in tl.static_range(COARSE):
             if len(valid) > 0:
-                finer = plane_of(Image(valid[j], valid_strides[j]), plane, channels)
-                size = coarse_height, coarse_width
-                shares /= _valid_share(finer, coarse_row // 2, coarse_column // 2, size, inside)
+                finer = Image(valid[j], valid_strides[j])
+                at = coarse_z // 2, coarse_row // 2, coarse_column // 2
+                size = coarse_depth, coarse_height, coarse_width
+                shares /= _valid_share(finer, plane, channels, at, size, inside)
             last_row = (coarse_height % 2 == 1) & (coarse_row == coarse_height - 1)
             last_column = (coarse_width % 2 == 1) & (coarse_column == coarse_width - 1)
             down *= tl.where(last_row, 1.0, 0.5)
             across *= tl.where(last_column, 1.0, 0.5)
+            if VOLUMES:
+                # The one plane of an image is an odd last one.
+                last_plane = (coarse_depth % 2 == 1) & (coarse_z == coarse_depth - 1)
+                down *= tl.where(last_plane, 1.0, 0.5)
+            coarse_z, coarse_depth = coarse_z // 2, (coarse_depth + 1) // 2
             coarse_row, coarse_column = coarse_row // 2, coarse_column // 2
             coarse_height, coarse_width = (coarse_height + 1) // 2, (coarse_width + 1) // 2
-            offset = plane.to(tl.int64) * coarse_height + coarse_row
+            offset = (plane.to(tl.int64) * coarse_depth + coarse_z) * coarse_height + coarse_row
             offset = offset * pitches[j] + coarse_column
             added = factors[j] * tl.load(coarse[j] + offset, mask=inside, other=0)
             total += added * (down * across * shares)
         if len(valid) > 0:
-            own = plane_of(Image(valid[0], valid_strides[0]), plane, channels)
+            own = plane_at(Image(valid[0], valid_strides[0]), plane, z, channels)
             total = tl.where(_exists(own, row, column, inside), total, 0.0)
         tl.store(address, total.to(gradient.dtype.element_ty), mask=inside)
         top += ROWS

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import scratch
-from .addresses import is_inside, map_begin, mirrored
+from .addresses import is_inside, mirrored
 from .arguments import SYMMETRIC
 
 
@@ -158,8 +158,7 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
         deficit = a - b * (2 * a - 1)
     if K.PARTIAL and K.MAP:
         # A position without a valid centre has no part in it.
-        down = row + K.DOWN // 2 - map_begin(K.DOWN, K.PADDING)
-        across = column + K.ACROSS // 2 - map_begin(K.ACROSS, K.PADDING)
+        down, across = row + region.centre[0], column + region.centre[1]
         exists = _at_position(region.valid, down, across, inside, K)
         deficit = tl.where(exists, deficit, 0.0)
         coverage = tl.where(exists, coverage, 0.0)
@@ -178,19 +177,18 @@ def _derivatives(region, d, t, e_dd, e_tt, row, column, K: tl.constexpr):
 
 
 @triton.jit
-def row_of_map(region, moments, deficits, counted, row, left, K: tl.constexpr):
-    """A row of the map from complete moments.
+def row_of_map(region, moments, deficits, counted, row, column, K: tl.constexpr):
+    """A row of the map from complete moments; ``column`` is each thread's first.
 
     Returns:
         Each column's sum of half of 1 - S, with this row where ``counted``; and the derivatives of
-        each column: M (M_t for two gradients), V_d, V_t and then M_d; or for a map S.
+        each column: M (M_t for two gradients), V_d, V_t and then M_d; or without a gradient S.
     """
-    first = tl.arange(0, K.LANES) * K.COLUMNS
     sums, all_s, all_m, all_v_d, all_v_t, all_m_d = (), (), (), (), (), ()
     for e in tl.static_range(K.COLUMNS):
         deficit, m_d, m_t, v_d, v_t = _derivatives(
             *(region, moments[0][e * K.DOWN], moments[2][e * K.DOWN]),
-            *(moments[1][e * K.DOWN], moments[3][e * K.DOWN], row, left + first + e, K),
+            *(moments[1][e * K.DOWN], moments[3][e * K.DOWN], row, column + e, K),
         )
         inside = counted & (row >= 0) & (row < region.map_size[0])
         sums = sums + (tl.where(inside, deficits[e] + deficit, deficits[e]),)
@@ -199,7 +197,13 @@ def row_of_map(region, moments, deficits, counted, row, left, K: tl.constexpr):
         all_s = all_s + (s,)
         all_m = all_m + (m_t if K.GRADIENTS == 2 else m_t + m_d,)
         all_v_d, all_v_t, all_m_d = all_v_d + (v_d,), all_v_t + (v_t,), all_m_d + (m_d,)
-    return sums, (all_s,) if K.MAP and K.GRADIENTS == 0 else (all_m, all_v_d, all_v_t, all_m_d)
+    if K.GRADIENTS == 2:
+        values = (all_m, all_v_d, all_v_t, all_m_d)
+    elif K.GRADIENTS == 1:
+        values = (all_m, all_v_d, all_v_t)
+    else:
+        values = (all_s,)
+    return sums, values
 
 
 @triton.jit

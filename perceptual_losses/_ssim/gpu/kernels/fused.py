@@ -109,7 +109,8 @@ def fused_kernel(
     window = Window(across, down)
     columns = tl.minimum(OWN, size[1] - left)
     offsets = local_offsets(x, y, valid, top, left, bottom - top, columns, constants, K)
-    region = Region(x, y, weight, valid, coverage, size, map_size, offsets, constants)
+    centre = K.DOWN // 2 - MAP_TOP, K.ACROSS // 2 - MAP_LEFT
+    region = Region(x, y, weight, valid, coverage, size, map_size, centre, offsets, constants)
 
     first = tl.arange(0, K.LANES) * K.COLUMNS
     local = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
@@ -182,7 +183,7 @@ def fused_kernel(
             counted = ((here >= top) | (band == 0)) & (here < bottom)
             deficits, maps = row_of_map(
                 *(region, moments, deficits, counted),
-                *(here + MAP_TOP, left - HALO + MAP_LEFT, K),
+                *(here + MAP_TOP, left - HALO + MAP_LEFT + first, K),
             )
             for k in tl.static_range(MAPS):
                 scratch.write(memory + other_slot, DERIVATIVES + k * K.PITCH, maps[k], first, K)

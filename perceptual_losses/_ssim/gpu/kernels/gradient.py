@@ -1,4 +1,4 @@
-"""The kernel that filters maps of derivatives: the gradients of large windows."""
+"""The kernel that filters maps of derivatives: the gradients of large windows, and of volumes."""
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
 # ruff: noqa: N803, N806, RUF005
@@ -7,13 +7,35 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import auxiliary_of, constants_of, plane_of, tile_of, width_hint
-from .arguments import Window
+from .addresses import (
+    auxiliary_of,
+    constants_of,
+    map_address,
+    map_begin,
+    plane_at,
+    plane_of,
+    slice_of,
+    tile_of,
+    width_hint,
+)
+from .arguments import SYMMETRIC, Window
 from .formulas import add_row, contrasts, gradients_of
-from .pixels import load_columns, local_offsets, store_columns, valid_columns, where_valid
+from .pixels import (
+    load_columns,
+    local_offsets,
+    store_columns,
+    valid_columns,
+    volume_offsets,
+    where_valid,
+)
 
 
-@triton.jit(do_not_specialize=["strips", "bands", "rows", "channels", "height", "width"])
+@triton.jit(
+    do_not_specialize=[
+        *("first_volume", "planes", "depth", "strips", "bands", "rows"),
+        *("channels", "height", "width"),
+    ]
+)
 def gradient_kernel(
     x,
     y,
@@ -22,6 +44,9 @@ def gradient_kernel(
     x_gradient,
     y_gradient,
     maps,
+    first_volume,
+    planes,
+    depth,
     strips,
     bands,
     rows,
@@ -35,32 +60,47 @@ def gradient_kernel(
     abs_difference_scale,
     K: tl.constexpr,
 ):
-    """The gradients of a tile from the maps that `value_kernel` wrote."""
+    """The gradients of a tile from the maps that `value_kernel` wrote, or `depth_kernel`.
+
+    An image's map has all positions whose windows hold a pixel. A volume's has them in each row,
+    from the first to its last derivative, and zeros follow. Where the padding mirrors nothing, it
+    has the rows of derivatives and a row of zeros. The maps are those of the volumes from
+    ``first_volume`` on, with so many ``planes`` each.
+    """
+    VOLUMES: tl.constexpr = len(x.strides) == 5
     COLUMNS: tl.constexpr = K.COLUMNS
     ABOVE: tl.constexpr = K.DOWN - 1
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     width = width_hint(width, K)
     window = Window(across, down)
-    strip, band, plane = tile_of(tl.program_id(0), strips, bands)
+    strip, band, place = tile_of(tl.program_id(0), strips, bands)
     top = band * rows
     bottom = tl.minimum(top + rows, height)
+    volume, z = place // depth, place % depth
+    plane = first_volume + volume
     x, y = plane_of(x, plane, channels), plane_of(y, plane, channels)
-    x_gradient = plane_of(x_gradient, plane, channels)
-    y_gradient = plane_of(y_gradient, plane, channels)
+    x_gradient = plane_at(x_gradient, plane, z, channels)
+    y_gradient = plane_at(y_gradient, plane, z, channels)
     constants = constants_of(constants, auxiliary, plane, channels, K)
     if K.RANGED:
         abs_difference_scale /= constants.length
     valid = auxiliary_of(auxiliary, auxiliary_strides, plane, channels, K)[1]
-    offsets = local_offsets(x, y, valid, 0, 0, height, width, constants, K)
+    if VOLUMES:
+        offsets = volume_offsets(x, y, valid, (depth, height, width), constants, K)
+        x, y = slice_of(x, z), slice_of(y, z)
+        if K.PARTIAL:
+            valid = slice_of(valid, z)
+    else:
+        offsets = local_offsets(x, y, valid, 0, 0, height, width, constants, K)
 
     first = strip * (K.LANES * K.COLUMNS) + tl.arange(0, K.LANES) * K.COLUMNS
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
-    map_size = (height + ABOVE).to(tl.int64) * maps.pitch
     none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     filtered = (none,) * MAPS
+    map_plane = volume * planes + z
+    map_rows = height + 2 * map_begin(K.DOWN, K.PADDING) - ABOVE
     # One loop, as in `value_kernel`.
     row = top - ABOVE
-    map_row = maps.address + plane * MAPS * map_size + (row + ABOVE).to(tl.int64) * maps.pitch
     x_row = x.address + row.to(tl.int64) * x.strides[2]
     y_row = y.address + row.to(tl.int64) * y.strides[2]
     x_gradient_row = x_gradient.address + row.to(tl.int64) * x_gradient.strides[2]
@@ -68,8 +108,14 @@ def gradient_kernel(
     while row < bottom:
         for _ in tl.static_range(K.ROWS_PER_ITERATION):
             updated = ()
+            line = row + ABOVE
+            if VOLUMES and K.PADDING != SYMMETRIC:
+                # Beside the rows of derivatives is the row of zeros behind them.
+                line = row + map_begin(K.DOWN, K.PADDING)
+                line = tl.where((line >= 0) & (line < map_rows), line, map_rows)
             for k in tl.static_range(MAPS):
-                windows = scratch.window_addresses(map_row + k * map_size, first, K)
+                address = map_address(maps, map_plane, k) + line.to(tl.int64) * maps.pitch
+                windows = scratch.window_addresses(address, first, K)
                 values = scratch.read_memory(windows, K.ACROSS, K)
                 updated = updated + (add_row(filtered[k], values, window, K),)
             filtered = updated
@@ -89,7 +135,6 @@ def gradient_kernel(
             if K.GRADIENTS == 2:
                 store_columns(y_gradient_row, y_gradient.strides[3], column, to_y, inside, K)
             row += 1
-            map_row += maps.pitch
             x_row, y_row = x_row + x.strides[2], y_row + y.strides[2]
             x_gradient_row += x_gradient.strides[2]
             y_gradient_row += y_gradient.strides[2]

@@ -8,13 +8,33 @@ launch.
 import triton
 import triton.language as tl
 
-from .addresses import map_begin, plane_of, tile_of
+from .addresses import map_begin, plane_at, tile_of
 from .arguments import COLUMNS_PER_ACCESS, Constants, Image, Maps
 from .fused import fused_kernel
 from .value import columns_before, value_kernel
 
 
-@triton.jit(do_not_specialize=["strips", "bands", "channels", "height", "width"])
+@triton.jit
+def _load_tile(image, plane, z, at, inside, channels):
+    """Pixels of an image, or of plane ``z`` of a volume, at rows and columns."""
+    image = plane_at(image, plane, z, channels)
+    address = image.address + at[0] * image.strides[2] + at[1] * image.strides[3]
+    return tl.load(address, mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def _load_pair(x, y, valid, plane, z, at, inside, channels):
+    """`_load_tile` of both images, zero where not valid; and where they are, as a number."""
+    a = _load_tile(x, plane, z, at, inside, channels)
+    b = _load_tile(y, plane, z, at, inside, channels)
+    exists = tl.full(inside.shape, 1.0, tl.float32)
+    if len(valid) > 0:
+        exists = _load_tile(Image(valid[0], valid[1]), plane, z, at, inside, channels)
+        a, b = tl.where(exists > 0, a, 0.0), tl.where(exists > 0, b, 0.0)
+    return a, b, exists
+
+
+@triton.jit(do_not_specialize=["strips", "bands", "depth", "channels", "height", "width"])
 def downsample_kernel(
     x,
     y,
@@ -26,6 +46,7 @@ def downsample_kernel(
     valid,
     strips,
     bands,
+    depth,
     channels,
     height,
     width,
@@ -33,7 +54,8 @@ def downsample_kernel(
     LANES: tl.constexpr,
     ALIGNED_WIDTH: tl.constexpr,
 ):
-    """Repeated 2x2 means of both images, an odd last row or column counting twice.
+    """Repeated 2x2 means of both images, an odd last row or column counting twice; of volumes of a
+    ``depth`` 2x2x2 means, once.
 
     ``x_halves`` and ``y_halves`` are the images of the levels that a tile gives, ``pitches`` the
     lengths of their rows. With ``valid`` pixels, an image's address and strides, they are the means
@@ -44,18 +66,14 @@ def downsample_kernel(
     row = (band * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     column = (strip * LANES + tl.arange(0, LANES)[None, :]).to(tl.int64)
     inside = (row < height) & (column < width)
-    a = plane_of(Image(x, x_strides), plane, channels).address
-    b = plane_of(Image(y, y_strides), plane, channels).address
-    a += row * x_strides[2] + column * x_strides[3]
-    b += row * y_strides[2] + column * y_strides[3]
-    a = tl.load(a, mask=inside, other=0).to(tl.float32)
-    b = tl.load(b, mask=inside, other=0).to(tl.float32)
-    exists = tl.full((ROWS, LANES), 1.0, tl.float32)
-    if len(valid) > 0:
-        address = plane_of(Image(valid[0], valid[1]), plane, channels).address
-        address += row * valid[1][2] + column * valid[1][3]
-        exists = tl.load(address, mask=inside, other=0).to(tl.float32)
-        a, b = tl.where(exists > 0, a, 0.0), tl.where(exists > 0, b, 0.0)
+    x, y, planes = Image(x, x_strides), Image(y, y_strides), (depth + 1) // 2
+    volume, z = plane // planes, 2 * (plane % planes)
+    at = row, column
+    a, b, exists = _load_pair(x, y, valid, volume, z, at, inside, channels)
+    if len(x_strides) == 5:
+        z = tl.minimum(z + 1, depth - 1)
+        next_a, next_b, also_exists = _load_pair(x, y, valid, volume, z, at, inside, channels)
+        a, b, exists = 0.5 * (a + next_a), 0.5 * (b + next_b), 0.5 * (exists + also_exists)
     for j in tl.static_range(len(pitches)):
         top, left = band * (ROWS >> j), strip * (LANES >> j)
         a = _halve(a, top, left, height, width, ROWS >> j, LANES >> j)
@@ -194,7 +212,7 @@ def coarse_levels_kernel(
         # One more where programs end in a strip that others begin in.
         parts += (strip_height % rows > 0).to(tl.int32)
         value_kernel(
-            *(x, y, own, own_strides, Maps(x.address, 0), memory, place, place, place, place),
+            *(x, y, own, own_strides, Maps(x.address, 0, 0, 1), memory, place, place, place, place),
             *(sums_stride, weight_total, first_program, strips, parts, rows),
             *(planes * strips * strip_height, -MAP_TOP, strip_height - MAP_TOP),
             *(channels, height, width, across, down, constants, (), K),

@@ -20,12 +20,38 @@ def local_offsets(x, y, valid, top, left, rows, columns, constants, K: tl.conste
     would move their offset so far that their variances cancel. NaN and infinity do not count, to
     stay in the windows that hold them.
     """
-    root, low = constants.root, constants.low
     sample = tl.arange(0, 64)
     row = (top + sample // 8 * rows // 8).to(tl.int64)
     column = (left + sample % 8 * columns // 8).to(tl.int64)
-    a = tl.load(x.address + row * x.strides[2] + column * x.strides[3]).to(tl.float32)
-    b = tl.load(y.address + row * y.strides[2] + column * y.strides[3]).to(tl.float32)
+    a = tl.load(x.address + row * x.strides[2] + column * x.strides[3])
+    b = tl.load(y.address + row * y.strides[2] + column * y.strides[3])
+    exists = True
+    if K.PARTIAL:
+        exists = tl.load(valid.address + row * valid.strides[2] + column * valid.strides[3])
+    return _offsets_of(a, b, exists, constants, K)
+
+
+@triton.jit
+def volume_offsets(x, y, valid, size, constants, K: tl.constexpr):
+    """`local_offsets` of a whole volume: ``size`` is its depth, height and width."""
+    sample = tl.arange(0, 64)
+    z = (sample // 16 * size[0] // 4).to(tl.int64)
+    row = (sample // 4 % 4 * size[1] // 4).to(tl.int64)
+    column = (sample % 4 * size[2] // 4).to(tl.int64)
+    a = tl.load(x.address + z * x.strides[2] + row * x.strides[3] + column * x.strides[4])
+    b = tl.load(y.address + z * y.strides[2] + row * y.strides[3] + column * y.strides[4])
+    exists = True
+    if K.PARTIAL:
+        place = z * valid.strides[2] + row * valid.strides[3] + column * valid.strides[4]
+        exists = tl.load(valid.address + place)
+    return _offsets_of(a, b, exists, constants, K)
+
+
+@triton.jit
+def _offsets_of(a, b, exists, constants, K: tl.constexpr):
+    """`local_offsets` from so many pixels of both images, where they exist."""
+    root, low = constants.root, constants.low
+    a, b = a.to(tl.float32), b.to(tl.float32)
     total = a + b - 2 * low
     relative_d, relative_t = (a - b) / constants.length, total / constants.length
     weight = 1 / (1 + relative_d * relative_d + relative_t * relative_t)
@@ -33,7 +59,6 @@ def local_offsets(x, y, valid, top, left, rows, columns, constants, K: tl.conste
     # Neither where a value is not finite.
     known = weights > 0
     if K.PARTIAL:
-        exists = tl.load(valid.address + row * valid.strides[2] + column * valid.strides[3])
         known = known & exists[:, None]
     values, weights = tl.where(known, values, 0.0), tl.where(known, weights, 0.0)
     offset = tl.sum(weights * values, 0) / tl.sum(weights, 0)

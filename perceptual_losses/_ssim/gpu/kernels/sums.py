@@ -55,13 +55,25 @@ def store_sum(columns, address, last, factor, weight_total, DEFICIT: tl.constexp
     for e in tl.static_range(1, len(columns)):
         total, rest = _add(total, rest, columns[e], tl.zeros_like(total))
     total, rest = tl.reduce((total, rest), 0, _add)
-    total, rest = factor * total, factor * rest
+    if weight_total == 0 and last is not None:
+        tl.store(address + 2, 0.0, mask=last)
+        tl.store(address + 3, 0.0, mask=last)
+    _store(factor * total, factor * rest, address, weight_total, DEFICIT)
+
+
+@triton.jit
+def store_sum_of_tiles(tiles, count, address, weight_total, K: tl.constexpr):
+    """`store_sum` for the sum of so many tiles' sums, which are not of 1 - S."""
+    total, rest = _sum_tiles(tiles, count, K.LANES)
+    _store(total, rest, address, weight_total, False)
+
+
+@triton.jit
+def _store(total, rest, address, weight_total, DEFICIT: tl.constexpr):
+    """Writes a sum and the roundings that it lost, or the mean."""
     if weight_total == 0:
         tl.store(address, total)
         tl.store(address + 1, rest)
-        if last is not None:
-            tl.store(address + 2, 0.0, mask=last)
-            tl.store(address + 3, 0.0, mask=last)
     else:
         tl.store(address, _mean(total, rest, weight_total, DEFICIT))
 

@@ -12,7 +12,15 @@ import triton
 import triton.language as tl
 
 from . import scratch, sums
-from .addresses import auxiliary_of, constants_of, map_begin, plane_of, segment, width_hint
+from .addresses import (
+    auxiliary_of,
+    constants_of,
+    map_address,
+    map_begin,
+    plane_of,
+    segment,
+    width_hint,
+)
 from .arguments import Region, Window
 from .formulas import add_moments, row_of_map
 from .pixels import advance, first_row, local_offsets
@@ -25,15 +33,13 @@ def columns_before(offset, columns):
 
 
 @triton.jit
-def _store_map(maps, plane, at, columns, counted, map_size):
-    """Writes a row of the map where ``counted``, in the row and from each thread's first column on
-    that ``at`` has.
+def store_row(address, first, columns, begin, end, counted):
+    """Writes a row of a map where ``counted``, from each thread's first column on: the columns from
+    ``begin`` on and before ``end``.
     """
-    row, first = at
-    line = plane * map_size[0].to(tl.int64) + row
     for e in tl.static_range(len(columns)):
-        inside = counted & (first + e >= 0) & (first + e < map_size[1])
-        tl.store(maps.address + line * maps.pitch + (first + e), columns[e], mask=inside)
+        inside = counted & (first + e >= begin) & (first + e < end)
+        tl.store(address + (first + e), columns[e], mask=inside)
 
 
 @triton.jit(
@@ -88,7 +94,6 @@ def value_kernel(
     MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
     # Without a gradient as few columns before the image as the map has.
     BEFORE: tl.constexpr = HALO if K.GRADIENTS > 0 else columns_before(MAP_LEFT, K.COLUMNS)
-    MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
     size = height, width_hint(width, K)
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH
     memory = scratch.allocate(memory, 2 * PIXEL_ROW, K.SHARED)
@@ -111,7 +116,10 @@ def value_kernel(
         own_constants = constants_of(constants, auxiliary, plane, channels, K)
         # The same for the whole plane, because programs filter each other's derivatives.
         offsets = local_offsets(x, y, valid, 0, 0, size[0], size[1], own_constants, K)
-        region = Region(x, y, weight, valid, coverage, size, map_size, offsets, own_constants)
+        centre = K.DOWN // 2 - MAP_TOP, K.ACROSS // 2 - MAP_LEFT
+        region = Region(
+            x, y, weight, valid, coverage, size, map_size, centre, offsets, own_constants
+        )
         left = strip * (K.LANES * K.COLUMNS) - BEFORE
         own = top + MAP_TOP, bottom + MAP_TOP
         moments = (none, none, none, none)
@@ -136,19 +144,19 @@ def value_kernel(
                 # Rows before the first complete one too: a branch around this takes moves of all
                 # sums.
                 counted = (here >= top) & (here < bottom)
-                deficits, derivatives = row_of_map(
-                    region, moments, deficits, counted, here + MAP_TOP, left + MAP_LEFT, K
+                column = left + MAP_LEFT + first
+                deficits, values = row_of_map(
+                    region, moments, deficits, counted, here + MAP_TOP, column, K
                 )
                 if K.GRADIENTS > 0:
-                    map_row = plane * MAPS * strip_height.to(tl.int64) + (here - map_top)
-                    target = maps.address + map_row * maps.pitch + (left + BEFORE + local)
-                    for k in tl.static_range(MAPS):
-                        values = scratch.join_columns(derivatives[k])
-                        step = k * strip_height.to(tl.int64) * maps.pitch
-                        tl.store(target + step, values, mask=counted)
+                    line = (here - map_top).to(tl.int64) * maps.pitch
+                    for k in tl.static_range(len(values)):
+                        target = map_address(maps, plane, k) + line + (left + BEFORE + local)
+                        tl.store(target, scratch.join_columns(values[k]), mask=counted)
                 elif K.MAP:
-                    at = here + MAP_TOP, left + MAP_LEFT + first
-                    _store_map(maps, plane, at, derivatives[0], counted, map_size)
+                    row = (here + MAP_TOP).to(tl.int64)
+                    address = map_address(maps, plane, 0) + row * maps.pitch
+                    store_row(address, column, values[0], 0, map_size[1], counted)
                 if K.STORE_AFTER_READ:
                     abs_differences, pixels = advance(
                         *(region, pixels, abs_differences, memory + other_slot),
@@ -158,8 +166,8 @@ def value_kernel(
                 here += 1
         last = (bottom == map_bottom) & (part + 1 < parts)
         if not K.MAP:
-            column = left + MAP_LEFT
-            deficits = sums.select_columns(deficits, first, -column, map_size[1] - column)
+            begin = left + MAP_LEFT
+            deficits = sums.select_columns(deficits, first, -begin, map_size[1] - begin)
             sums.store_sum(deficits, tile_sums + place, last, 2.0, weight_total, True)
         if K.ABS_DIFFERENCE:
             pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * height * size[1])

@@ -1,0 +1,223 @@
+"""The kernel that goes through the planes of volumes, for their values and their derivatives.
+
+It has one thread for each column of positions, with everything in registers: the sums of moments in
+flight and those of the derivatives. So threads exchange nothing. The derivatives that it has
+filtered lie over the first maps then, behind the plane that it reads.
+"""
+
+# Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
+# ruff: noqa: N803, N806, RUF005
+
+import triton
+import triton.language as tl
+
+from . import sums
+from .addresses import (
+    auxiliary_of,
+    constants_of,
+    map_address,
+    map_begin,
+    mirrored,
+    plane_of,
+    slice_of,
+)
+from .arguments import SYMMETRIC, ZEROS, Region, Window
+from .formulas import add_row, contrasts, row_of_map
+from .pixels import volume_offsets
+from .plane_moments import first_position, margin
+
+# The most sums of moments and of derivatives that fit into the registers together.
+MOST_SUMS = tl.constexpr(150)
+
+
+@triton.jit
+def _load_planes(source, size, z, planes, inside, outside, K: tl.constexpr):
+    """The maps of a plane: zero where not ``inside``, and for a plane beside the volume the values
+    of ``outside`` if the padding has any.
+    """
+    within = (z >= 0) & (z < planes)
+    values = ()
+    for k in tl.static_range(len(outside)):
+        value = tl.load(source + k * size, mask=inside & within, other=0)
+        if K.PADDING == ZEROS:
+            value = tl.where(within, value, outside[k])
+        values = values + ((value,),)
+    return values
+
+
+@triton.jit
+def _add_planes(all_sums, values, window, K: tl.constexpr):
+    """Adds a plane's values to the sums in flight of each of its maps."""
+    updated = ()
+    for k in tl.static_range(len(all_sums)):
+        updated = updated + (add_row(all_sums[k], values[k], window, K),)
+    return updated
+
+
+@triton.jit
+def _store_planes(target, size, values, inside):
+    """Writes the first value that a thread has of each map."""
+    for k in tl.static_range(len(values)):
+        tl.store(target + k * size, values[k][0], mask=inside)
+
+
+@triton.jit
+def _region_at(region, row, m, centre, inside, K: tl.constexpr):
+    """A plane ``m`` of the map, and the rows of its positions: -1 where it is beside the map."""
+    x, y, weight, valid, coverage, size, map_size, in_plane, offsets, constants = region
+    if K.WEIGHTED:
+        weight = slice_of(weight, m)
+    if K.PARTIAL:
+        valid, coverage = slice_of(valid, m + centre), slice_of(coverage, m)
+    at = Region(x, y, weight, valid, coverage, size, map_size, in_plane, offsets, constants)
+    return at, tl.where(inside, row, -1)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("sums_stride", "first_volume", "tiles", "plane_tiles", "planes", "depth"),
+        *("channels", "height", "width", "weight_total"),
+    ],
+    do_not_specialize_on_alignment=[
+        *("tile_sums", "abs_difference_sums", "plane_sums", "result", "arrived"),
+    ],
+)
+def depth_kernel(
+    all_x,
+    all_y,
+    auxiliary,
+    auxiliary_strides,
+    maps,
+    similarity_map,
+    tile_sums,
+    abs_difference_sums,
+    plane_sums,
+    result,
+    arrived,
+    sums_stride,
+    first_volume,
+    tiles,
+    plane_tiles,
+    planes,
+    depth,
+    channels,
+    height,
+    width,
+    across,
+    down,
+    through,
+    constants,
+    plane_total,
+    weight_total,
+    totals,
+    K: tl.constexpr,
+):
+    """The sum of 1 - S over columns of positions, and the derivatives filtered along the depth; or
+    S.
+
+    The variant's ``DOWN`` is the depth of the window. A volume has ``tiles`` programs, each of
+    which adds up a part of its ``plane_tiles`` sums of |x - y| too.
+    """
+    ABOVE: tl.constexpr = K.DOWN - 1
+    FRONT: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    ROWS: tl.constexpr = 2 * len(down) - 1
+    COLUMNS: tl.constexpr = 2 * len(across) - 1
+    MAP_TOP: tl.constexpr = map_begin(ROWS, K.PADDING)
+    MAP_LEFT: tl.constexpr = map_begin(COLUMNS, K.PADDING)
+    MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
+    TOGETHER: tl.constexpr = K.GRADIENTS > 0 and (4 + MAPS) * K.DOWN <= MOST_SUMS
+    tile, place = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    volume = first_volume + place
+    map_size = height + 2 * MAP_TOP - (ROWS - 1), width + 2 * MAP_LEFT - (COLUMNS - 1)
+    map_depth = depth + 2 * FRONT - ABOVE
+    x, y = plane_of(all_x, volume, channels), plane_of(all_y, volume, channels)
+    weight, valid, coverage = auxiliary_of(auxiliary, auxiliary_strides, volume, channels, K)
+    constants = constants_of(constants, auxiliary, volume, channels, K)
+    offsets = volume_offsets(x, y, valid, (depth, height, width), constants, K)
+    d, t = contrasts(constants.low, constants.low, constants.root, offsets, False)
+    outside = plane_total * d, plane_total * (d * d), plane_total * t, plane_total * (t * t)
+    centre = ROWS // 2 - MAP_TOP, COLUMNS // 2 - MAP_LEFT
+    volume_region = Region(
+        x, y, weight, valid, coverage, (height, width), map_size, centre, offsets, constants
+    )
+    # A map begins with mirror images of positions, or each of its rows with zeros.
+    UP: tl.constexpr = first_position(ROWS, K.PADDING, K.GRADIENTS) - MAP_TOP
+    BEFORE: tl.constexpr = first_position(COLUMNS, K.PADDING, K.GRADIENTS) - MAP_LEFT
+    MARGIN: tl.constexpr = margin(COLUMNS, K.PADDING, K.GRADIENTS)
+    position = tile * K.LANES + tl.arange(0, K.LANES)
+    in_memory = position < maps.size
+    row, column = position // maps.pitch - UP, position % maps.pitch - BEFORE - MARGIN
+    inside = (row >= 0) & (row < map_size[0]) & (column >= 0) & (column < map_size[1])
+    known = inside
+    if UP + BEFORE > 0:
+        known = (row < map_size[0] + UP) & (column < map_size[1] + BEFORE)
+    # Positions are named by the first plane under their window. The first plane of the maps is
+    # ``before`` the volume where mirror images are there.
+    before = (planes - depth) // 2
+    begin = tl.minimum(-before, -FRONT)
+    end = depth if K.GRADIENTS > 0 else map_depth - FRONT
+    step = maps.count * maps.size.to(tl.int64)
+    base = map_address(maps, place * planes, 0) + position
+    source = base + (begin + before) * step
+    window = Window((1,), through)
+    none = (sums.zeros(K),) * K.DOWN
+    moments = (none, none, none, none)
+    deficits = (sums.zeros(K),)
+    filtered = (none,) * MAPS
+    # The plane that is loaded next; the one before it is on its way.
+    ahead = begin + before
+    values = _load_planes(source, maps.size, ahead, planes, known, outside, K)
+    for _ in range(ABOVE):
+        ahead, source = ahead + 1, source + step
+        moments = _add_planes(moments, values, window, K)
+        values = _load_planes(source, maps.size, ahead, planes, known, outside, K)
+    z = begin
+    while z < end:
+        ahead, source = ahead + 1, source + step
+        moments = _add_planes(moments, values, window, K)
+        values = _load_planes(source, maps.size, ahead, planes, known, outside, K)
+        m = z + FRONT
+        in_map = (m >= 0) & (m < map_depth)
+        within = in_map
+        if K.PADDING == SYMMETRIC:
+            m, within = mirrored(m, map_depth), z < end
+        region, at = _region_at(volume_region, row, m, K.DOWN // 2 - FRONT, within, K)
+        counted = inside & in_map
+        deficits, derivatives = row_of_map(region, moments, deficits, counted, at, column, K)
+        if TOGETHER:
+            filtered = _add_planes(filtered, derivatives, window, K)
+            _store_planes(base + z * step, maps.size, filtered, in_memory & (z >= 0))
+        elif K.GRADIENTS > 0:
+            target = base + (z - begin) * step
+            _store_planes(target, maps.size, derivatives, in_memory & within)
+        elif K.MAP:
+            line = ((volume.to(tl.int64) * map_depth + m) * map_size[0] + row) * map_size[1]
+            tl.store(similarity_map + (line + column), derivatives[0][0], mask=counted)
+        z += 1
+    if K.GRADIENTS > 0 and not TOGETHER:
+        # A march of its own, over what each thread has written itself.
+        filtered = (none,) * MAPS
+        z = begin
+        last = end if K.PADDING == SYMMETRIC else map_depth - FRONT
+        while z < end:
+            unfiltered = ()
+            for k in tl.static_range(MAPS):
+                address = base + (z - begin) * step + k * maps.size
+                value = tl.load(address, mask=in_memory & (z < last), other=0)
+                unfiltered = unfiltered + ((value,),)
+            filtered = _add_planes(filtered, unfiltered, window, K)
+            _store_planes(base + z * step, maps.size, filtered, in_memory & (z >= 0))
+            z += 1
+    sum_place = volume.to(tl.int64) * sums_stride + 2 * tile
+    if not K.MAP:
+        sums.store_sum(deficits, tile_sums + sum_place, None, 2.0, weight_total, True)
+    if K.ABS_DIFFERENCE:
+        share = tl.cdiv(plane_tiles, tiles)
+        own = tl.minimum(share, tl.maximum(plane_tiles - tile * share, 0))
+        first_sum = place.to(tl.int64) * plane_tiles + tile * share
+        pixel_total = tl.where(weight_total == 0, 0.0, 1.0 * depth * height * width)
+        sums.store_sum_of_tiles(
+            plane_sums + 2 * first_sum, own, abs_difference_sums + sum_place, pixel_total, K
+        )
+    if K.SUM_IN_KERNEL:
+        sums.sum_in_last_program(tile_sums, abs_difference_sums, result, arrived, totals, K)

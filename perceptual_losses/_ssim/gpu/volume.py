@@ -1,0 +1,244 @@
+"""The programs of a level of volumes, and its launches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..definition import Definition
+from .launch import Allocation, Buffer, Launch
+from .level import (
+    Level,
+    auxiliary_arguments,
+    in_kernel,
+    load_kernels,
+    map_shape,
+    parts_of,
+    scratch_memory,
+    variant_of,
+    window_size,
+)
+from .tiles import Cover, Machine, Tile, Workload, ceil_div, plan_planes
+
+# Threads of a program that goes through the planes, each with a column of positions.
+DEPTH_TILE = Tile(64, 1, 1, 8)
+# The maps of a plane: four moments, or as many derivatives at most.
+MAPS = 4
+# Volumes are computed together as long as their maps fit into this many bytes of second-level
+# cache.
+CACHED_BYTES = 2**25
+
+
+class VolumePlan(NamedTuple):
+    """The programs that compute a level of volumes.
+
+    Attributes:
+        gradients: the number of gradients.
+        moments: programs of `plane_moments_kernel` for each plane.
+        gradient: programs of `gradient_kernel` for each plane, or ``None``.
+        planes: planes of each volume that have maps.
+        tiles: programs of `depth_kernel` for each volume.
+        pitch: values of a row of the maps.
+        size: values of a map.
+        together: volumes that are computed together.
+        at_once: whether these are all.
+    """
+
+    gradients: int
+    moments: Cover
+    gradient: Cover | None
+    planes: int
+    tiles: int
+    pitch: int
+    size: int
+    together: int
+    at_once: bool
+
+    @property
+    def sums(self) -> int:
+        """Sums of each volume."""
+        return self.tiles
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one launch has all sums."""
+        return self.at_once
+
+
+def plan_volume(work: Workload, settings: Definition, machine: Machine) -> VolumePlan:
+    """Chooses the programs of each kernel."""
+    n, c, depth, height, width = work.shapes[work.level]
+    window = len(settings.windows[0])
+    planes = depth
+    if work.padding == "symmetric":
+        # Mirror images under the windows of all positions. A gradient needs positions that are
+        # mirror images too.
+        planes += 2 * (window - 1 if work.gradients else window // 2)
+    pitch, size = _map_size(work, map_shape(work.shapes[work.level], settings)[3:])
+    cached = max(1, CACHED_BYTES // (4 * MAPS * planes * size))
+    together = min(n * c, cached)
+    moments, gradient = (
+        plan_planes(work, (together * of_one, 1, height, width), machine)
+        for of_one in (planes, depth)
+    )
+    return VolumePlan(
+        gradients=work.gradients,
+        moments=moments[0],
+        gradient=gradient[1] if work.gradients else None,
+        planes=planes,
+        tiles=ceil_div(size, DEPTH_TILE.lanes),
+        pitch=pitch,
+        size=size,
+        together=together,
+        at_once=together == n * c,
+    )
+
+
+def _map_size(work: Workload, map_sides: tuple[int, ...]) -> tuple[int, int]:
+    """The values of a row of a map that has so many rows and columns, and of all of it."""
+    (rows, columns), (down, across) = map_sides, work.window
+    zeros = 0
+    if work.gradients and work.padding == "symmetric":
+        # Mirror images of positions, around the map.
+        rows, columns = rows + 2 * (down // 2), columns + 2 * (across // 2)
+    elif work.gradients:
+        # Before each row, which ends with those of the next one. A row of them is last.
+        zeros = across - 1 if work.padding == "valid" else across // 2
+        rows, columns = rows + 1, columns + zeros
+    pitch = 16 * ceil_div(columns, 16)
+    return pitch, rows * pitch + 16 * ceil_div(zeros, 16)
+
+
+def volume_launches(
+    level: Level, plan: VolumePlan, settings: Definition, machine: Machine
+) -> list[Launch]:
+    """The launches that write a level's gradients and its programs' sums, or its map."""
+    n, c, depth, _, _ = level.images[0].shape
+    launches = []
+    for first in range(0, n * c, plan.together):
+        volumes = min(plan.together, n * c - first)
+        launches.append(_moments(level, plan, first, volumes, settings, machine))
+        launches.append(_through(level, plan, first, volumes, settings, machine))
+        if plan.gradient is not None:
+            launches.append(_gradient(level, plan, first, volumes * depth, settings, machine))
+    size = plan.together * plan.planes * MAPS * plan.size
+    if plan.gradient is not None:
+        # Room for what the last threads of the last row read beyond it.
+        across = window_size(settings)[1] - 1
+        size += plan.gradient.strips * plan.gradient.tile.width + across + 4
+    new = [*level.allocations, Allocation(_maps(level).name, (size,))]
+    frees = [*level.frees, _maps(level).name]
+    if level.abs_difference_sums is not None:
+        sums = plan.together * plan.planes * plan.moments.sums
+        new.append(Allocation(_PLANE_SUMS.name, (2 * sums,)))
+        frees.append(_PLANE_SUMS.name)
+    launches[0].allocations = (*new, *launches[0].allocations)
+    launches[-1].frees += tuple(frees)
+    return launches
+
+
+_PLANE_SUMS = Buffer("plane_sums")
+
+
+def _maps(level: Level) -> Buffer:
+    return Buffer(f"maps{level.number}")
+
+
+def _moments(
+    level: Level,
+    plan: VolumePlan,
+    first: int,
+    volumes: int,
+    settings: Definition,
+    machine: Machine,
+) -> Launch:
+    x, y, _, _ = map(in_kernel, level.arguments)
+    _, c, depth, height, width = level.images[0].shape
+    cover, (window, constants) = plan.moments, parts_of(level, settings)
+    programs = volumes * plan.planes * cover.sums
+    down, across = window_size(settings)
+    top = 0 if settings.padding == "valid" else -(down // 2)
+    if plan.gradients and settings.padding == "symmetric":
+        top = 1 - down
+    memory, allocated = scratch_memory(machine, level, programs * 4 * cover.pitch(across))
+    summed = level.abs_difference_sums is not None
+    kernels = load_kernels()
+    return Launch(
+        *(kernels.plane_moments_kernel, programs, cover.tile.program_warps),
+        *(
+            x,
+            y,
+            *auxiliary_arguments([level]),
+            kernels.Maps(_maps(level), plan.pitch, plan.size, MAPS),
+        ),
+        *(memory, _PLANE_SUMS if summed else x.address),
+        *(first, plan.planes, depth, cover.strips, cover.parts, cover.rows),
+        *(top, top + cover.height, c, height, width, *window.in_plane, constants),
+        K=variant_of(level, plan.gradients, cover, settings, machine, STORE_AFTER_READ=False),
+        allocations=tuple(allocated),
+        frees=tuple(allocation.name for allocation in allocated),
+    )
+
+
+def _through(
+    level: Level,
+    plan: VolumePlan,
+    first: int,
+    volumes: int,
+    settings: Definition,
+    machine: Machine,
+) -> Launch:
+    x, y, _, _ = map(in_kernel, level.arguments)
+    _, c, depth, height, width = level.images[0].shape
+    window, constants = parts_of(level, settings)
+    kernels, total = load_kernels(), level.total
+    distance = level.abs_difference_sums
+    cover = plan.moments._replace(tile=DEPTH_TILE)
+    is_map = level.is_map and not plan.gradients
+    return Launch(
+        *(kernels.depth_kernel, volumes * plan.tiles, DEPTH_TILE.program_warps),
+        *(
+            x,
+            y,
+            *auxiliary_arguments([level]),
+            kernels.Maps(_maps(level), plan.pitch, plan.size, MAPS),
+        ),
+        *(Buffer("map") if is_map else x.address, level.sums, distance or level.sums),
+        *(x.address if distance is None else _PLANE_SUMS, total.result, total.arrived),
+        *(level.pitch, first, plan.tiles, plan.planes * plan.moments.sums, plan.planes),
+        *(depth, c, height, width, *window.in_plane, window.through, constants),
+        *(window.plane_total, level.weight_total, total.totals),
+        K=variant_of(
+            *(level, plan.gradients, cover, settings, machine),
+            DOWN=len(settings.windows[0]),
+            ACROSS=1,
+            FAST_RECIPROCAL=machine.shared,
+        ),
+    )
+
+
+def _gradient(
+    level: Level,
+    plan: VolumePlan,
+    first: int,
+    planes: int,
+    settings: Definition,
+    machine: Machine,
+) -> Launch:
+    x, y, x_gradient, y_gradient = map(in_kernel, level.arguments)
+    _, c, depth, height, width = level.images[0].shape
+    window, constants = parts_of(level, settings)
+    cover = plan.gradient
+    assert cover is not None  # Only plans with gradients come here.
+    kernels = load_kernels()
+    return Launch(
+        *(kernels.gradient_kernel, planes * cover.sums, cover.tile.program_warps),
+        *(x, y, *auxiliary_arguments([level]), x_gradient, y_gradient),
+        kernels.Maps(_maps(level), plan.pitch, plan.size, MAPS),
+        *(first, plan.planes, depth, cover.strips, cover.parts, cover.rows, c, height, width),
+        *(*window.in_plane, constants),
+        *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
+        K=variant_of(
+            *(level, plan.gradients, cover, settings, machine),
+            MIXED=level.abs_difference_scale is not None,
+        ),
+    )
