@@ -30,13 +30,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "host"
 PAGE = ROOT / "docs" / "benchmarks" / "host.md"
 
 SHAPE = (1, 3, 64, 64)
+VOLUME = (1, 1, 16, 32, 32)
 
 FLOOR = "floor"
 
 LOSSES = {
-    "SSIM": SSIMLoss(),
-    "L1-SSIM": L1SSIMLoss(),
-    "MS-SSIM, 3 levels": MSSSIMLoss(levels=3),
+    "SSIM": (SSIMLoss(), SHAPE),
+    "L1-SSIM": (L1SSIMLoss(), SHAPE),
+    "MS-SSIM, 3 levels": (MSSSIMLoss(levels=3), SHAPE),
+    "SSIM of a volume": (SSIMLoss(), VOLUME),
 }
 
 Call = Callable[[], Any]
@@ -72,20 +74,22 @@ class _Floor(torch.autograd.Function):
 
 def calls() -> dict[str, Call]:
     """The measured calls by their names: the floor, and for each loss all that it does."""
-    plain, y = (torch.rand(SHAPE, device="cuda") for _ in "xy")
-    x = plain.clone().requires_grad_()
+    images = {
+        shape: tuple(torch.rand(shape, device="cuda") for _ in "xy") for shape in (SHAPE, VOLUME)
+    }
 
-    def step(function: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    def step(function: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]) -> Call:
+        x, y = images[shape][0].clone().requires_grad_(), images[shape][1]
         return lambda: torch.autograd.grad(function(x, y), x)
 
-    def value(function: Callable[[Tensor, Tensor], Tensor]) -> Call:
-        return lambda: function(plain, y)
+    def value(function: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]) -> Call:
+        return lambda: function(*images[shape])
 
-    found = {FLOOR: step(_Floor.apply)}
-    for name, loss in LOSSES.items():
-        found[f"{name}: loss and backward"] = step(loss)
-        found[f"{name}: `value_and_grad`"] = value(loss.value_and_grad)
-        found[f"{name}: value"] = value(loss)
+    found = {FLOOR: step(_Floor.apply, SHAPE)}
+    for name, (loss, shape) in LOSSES.items():
+        found[f"{name}: loss and backward"] = step(loss, shape)
+        found[f"{name}: `value_and_grad`"] = value(loss.value_and_grad, shape)
+        found[f"{name}: value"] = value(loss, shape)
     return found
 
 
@@ -190,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processor = processor_name()
         result = {
             "environment": {**environment("cpu"), "device": processor},
-            "method": {**how._asdict(), "shape": SHAPE},
+            "method": {**how._asdict(), "shape": SHAPE, "volume": VOLUME},
             "rows": rows,
         }
         path = options.out or RESULTS / f"{slug(processor)}.json"

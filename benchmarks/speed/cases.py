@@ -127,7 +127,13 @@ DEFINITION_IMAGES = {
 }
 """Sizes of which `IMAGES` has the Gaussian window."""
 MIXES = ((64, 3, 64, 64), (1, 3, 1080, 1920))
-VOLUMES = ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128))
+VOLUMES = {
+    "cpu": ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128), (4, 1, 128, 128, 128)),
+    "cuda": (
+        *((1, 1, 32, 64, 64), (1, 1, 64, 128, 128)),
+        *((4, 1, 128, 128, 128), (1, 1, 256, 256, 256)),
+    ),
+}
 
 
 def _cases(device: str) -> tuple[Case, ...]:
@@ -139,7 +145,11 @@ def _cases(device: str) -> tuple[Case, ...]:
             for shape, backward in itertools.product(shapes, [False, True])
         ),
         *(Case("L1-SSIM", shape, backward=True) for shape in MIXES),
-        *itertools.starmap(Case, itertools.product(["SSIM"], VOLUMES, [False, True])),
+        *itertools.starmap(Case, itertools.product(["SSIM"], VOLUMES[device], [False, True])),
+        *(
+            Case("MS-SSIM", VOLUMES[device][1], backward, THREE_WEIGHTS)
+            for backward in (False, True)
+        ),
         Case("VGG", (4, 3, 224, 224), backward=True),
         Case("LPIPS", (4, 3, 224, 224), backward=True),
         *(

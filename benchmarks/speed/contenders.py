@@ -264,6 +264,26 @@ def _torchmetrics(case: Case, device: str) -> Call:
 
 
 @_mixed
+def _monai(case: Case, device: str) -> Call:
+    from monai import losses, metrics
+
+    options = {"spatial_dims": len(case.shape) - 2}
+    if case.metric == "SSIM":
+        loss = losses.SSIMLoss(**options)
+        return Call(lambda x, y: 1 - loss(x, y), text(losses.SSIMLoss, options), loss=loss)
+    call = function_call(
+        metrics.regression.compute_ms_ssim, **options, **_weights("weights", case), data_range=1.0
+    )
+    deviations = ["mean over channels before the powers"] * (case.shape[1] > 1)
+    deviations += ["drops odd rows and columns"] * case.odd_levels
+    return call._replace(
+        similarity=lambda x, y: call.similarity(x, y).mean(),
+        settings=f"{call.settings}.mean()",
+        deviation="; ".join(deviations),
+    )
+
+
+@_mixed
 def _frame_analytics(case: Case, device: str) -> Call:
     import frame_analytics
 
@@ -276,9 +296,10 @@ def _frame_analytics(case: Case, device: str) -> Call:
 
 @_mixed
 def _fused_ssim(case: Case, device: str) -> Call:
-    from fused_ssim import fused_ssim
+    import fused_ssim
 
-    return _splatting(fused_ssim, case)
+    is_volume = len(case.shape) == 5
+    return _splatting(fused_ssim.fused_ssim3d if is_volume else fused_ssim.fused_ssim, case)
 
 
 @_mixed
@@ -291,8 +312,6 @@ def _fussim(case: Case, device: str) -> Call:
 def _splatting(function: Callable[..., Tensor], case: Case) -> Call:
     if case.metric == "MS-SSIM":
         raise NotImplementedError("has no MS-SSIM")
-    if len(case.shape) == 5:
-        raise NotImplementedError("has no volumes")
     return function_call(function, padding="valid", train=case.backward)
 
 
@@ -321,6 +340,7 @@ CONTENDERS = (
     Contender("piqa", "piqa", _piqa),
     Contender("kornia", "kornia", _kornia),
     Contender("torchmetrics", "torchmetrics", _torchmetrics),
+    Contender("MONAI", "monai", _monai),
     Contender("frame-analytics", "frame-analytics", _frame_analytics),
     Contender("fused-ssim", "fused-ssim", _fused_ssim, ("cuda",)),
     Contender("fussim", "fussim", _fussim, ("cuda",)),

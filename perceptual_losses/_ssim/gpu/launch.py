@@ -155,8 +155,8 @@ class Launches:
             arguments[_STREAM] = stream
             for index, number, offset in step.buffers:
                 arguments[index] = addresses[number] + offset
-            for index, number, offset, strides in step.images:
-                arguments[index] = addresses[number] + offset, strides
+            for index, number, offset, others in step.images:
+                arguments[index] = (addresses[number] + offset, *others)
             for index, buffers in step.groups:
                 arguments[index] = tuple([addresses[n] + offset for n, offset in buffers])
             step.run(*arguments)
@@ -206,8 +206,8 @@ class Launches:
             elif isinstance(argument, tuple) and argument and isinstance(argument[-1], Buffer):
                 bound.groups.append((index, list(map(self._place, argument))))
             elif isinstance(argument, tuple) and argument and isinstance(argument[0], Buffer):
-                address, strides = argument
-                bound.images.append((index, *self._place(address), strides))
+                address, *others = argument
+                bound.images.append((index, *self._place(address), others))
         return bound
 
     def _place(self, buffer: Buffer) -> tuple[int, int]:
@@ -244,7 +244,7 @@ class _Bound(NamedTuple):
         allocators: the functions that allocate its memory.
         template: the arguments of ``run``, in which the rest is filled in.
         buffers: the index of an address among them, the number of its tensor, and an offset.
-        images: the same for an image's address, with the strides that follow it.
+        images: the same for an image's address, or that of maps, with what follows it.
         groups: the index of a tuple of addresses, and for each a number and an offset.
         run: Triton's launcher.
         frees: the numbers of the tensors that no later launch needs.

@@ -33,6 +33,7 @@ REGISTERS = {"%p": np.dtype(bool), "%rs": np.dtype("u2"), "%rd": np.dtype("u8")}
 COMPARISONS = {
     **{"eq": operator.eq, "lt": operator.lt, "le": operator.le},
     **{"gt": operator.gt, "ge": operator.ge, "ne": lambda a, b: (a < b) | (a > b)},
+    "nan": lambda a, b: np.isnan(a) | np.isnan(b),
     # True of NaN too.
     **{"neu": operator.ne, "leu": lambda a, b: ~(a > b), "ltu": lambda a, b: ~(a >= b)},
     **{"gtu": lambda a, b: ~(a <= b), "geu": lambda a, b: ~(a < b)},

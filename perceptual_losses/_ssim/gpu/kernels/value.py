@@ -149,9 +149,9 @@ def value_kernel(
                     region, moments, deficits, counted, here + MAP_TOP, column, K
                 )
                 if K.GRADIENTS > 0:
-                    line = (here - map_top).to(tl.int64) * maps.pitch
+                    offset = (here - map_top).to(tl.int64) * maps.pitch
                     for k in tl.static_range(len(values)):
-                        target = map_address(maps, plane, k) + line + (left + BEFORE + local)
+                        target = map_address(maps, plane, k) + offset + (left + BEFORE + local)
                         tl.store(target, scratch.join_columns(values[k]), mask=counted)
                 elif K.MAP:
                     row = (here + MAP_TOP).to(tl.int64)
