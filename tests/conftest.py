@@ -13,9 +13,10 @@ from backends import BACKENDS, INTERPRETED, INTERPRETER
 from perceptual_losses import _evaluator
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.gpu import volume as gpu_volume
 
-# The backend refuses float64 and volumes. The others take the interpreter minutes.
-NOT_INTERPRETED = ("float64", "volumes", "training", "large")
+# The backend refuses float64. The others take the interpreter minutes.
+NOT_INTERPRETED = ("float64", "training", "large")
 
 if INTERPRETED:
     import interpreter  # noqa: F401
@@ -54,6 +55,7 @@ def _wide_tiles() -> Iterator[None]:
         of_kernels = gpu_tiles.KernelTiles(tiles, tiles, tiles, tiles)
         patch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
         patch.setattr(gpu_tiles, "MIN_ROWS", 256)
+        patch.setattr(gpu_volume, "DEPTH_TILE", gpu_tiles.Tile(1024, 1, 1, 8))
         patch.setattr(gpu_levels, "ROWS", 64)
         patch.setattr(gpu_levels, "TILES", 4)
         _evaluator._evaluator.cache_clear()

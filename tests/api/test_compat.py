@@ -13,7 +13,7 @@ import torch
 
 from perceptual_losses import ms_ssim, ssim, ssim_map
 from perceptual_losses.compat import pytorch_msssim as ours
-from perceptual_losses.compat.fused_ssim import fused_ssim
+from perceptual_losses.compat.fused_ssim import fused_ssim, fused_ssim3d
 
 NAMES = ["ssim", "ms_ssim", "SSIM", "MS_SSIM"]
 
@@ -285,6 +285,43 @@ def test_fused_ssim_is_the_zero_padded_mean(pair):
     parameters = inspect.signature(fused_ssim).parameters.values()
     assert [p.name for p in parameters] == ["img1", "img2", "padding", "train"]
     assert [p.default for p in parameters][2:] == ["same", True]
+
+
+def zero_padded(x, y):
+    """The map of SSIM with an 11-voxel window in zeros, as its paper has it."""
+    taps = torch.exp(-torch.arange(-5, 6, dtype=x.dtype).square() / (2 * 1.5**2))
+    taps = taps / taps.sum()
+    window = torch.einsum("i,j,k->ijk", taps, taps, taps)[None, None]
+
+    def mean(volume):
+        return torch.nn.functional.conv3d(volume, window, padding=5)
+
+    mu_x, mu_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mu_x**2, mean(y * y) - mu_y**2
+    covariance = mean(x * y) - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + 1e-4) / (mu_x**2 + mu_y**2 + 1e-4)
+    return luminance * (2 * covariance + 9e-4) / (var_x + var_y + 9e-4)
+
+
+def test_fused_ssim3d_has_zeros_around_and_constants_of_one():
+    x, y = torch.rand(2, 1, 1, 13, 12, 14, generator=torch.Generator().manual_seed(0)).double()
+    values = zero_padded(x, y)
+    for padding, expected in (("same", values), ("valid", values[..., 5:-5, 5:-5, 5:-5])):
+        assert abs(fused_ssim3d(x, y, padding) - expected.mean()) < 1e-12
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(fused_ssim3d(x, y), x)
+    (expected,) = torch.autograd.grad(zero_padded(x, y).mean(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-14)
+    assert not fused_ssim3d(x, y, train=False).requires_grad
+    assert inspect.signature(fused_ssim3d) == inspect.signature(fused_ssim)
+    with pytest.raises(
+        ValueError, match=r"\(1, 1, 13, 12, 14\): pass images .*or call fused_ssim3d"
+    ):
+        fused_ssim(x, y)
+    with pytest.raises(ValueError, match="pass volumes .*, or call fused_ssim for these"):
+        fused_ssim3d(x[0], y[0])
+    with pytest.raises(ValueError, match="padding='zeros' is unknown"):
+        fused_ssim3d(x, y, "zeros")
 
 
 def test_fused_ssim_without_training(pair):

@@ -164,6 +164,7 @@ def test_layouts(case, layout, gradients):
         (kernel, tile)
         for kernel, tiles in gpu_tiles.TILES[None][11]._asdict().items()
         for tile in tiles
+        if kernel != "gradient"
     ],
     ids=lambda part: "x".join(map(str, part[:2])) if isinstance(part, tuple) else None,
 )

@@ -28,7 +28,7 @@ class Paths(TorchDispatchMode):
 @pytest.mark.parametrize("loss", [SSIMLoss(), MSSSIMLoss(levels=2)])
 def test_auto_takes_the_kernels(monkeypatch, loss, device):
     """Images without memory are enough to see the path that is taken."""
-    monkeypatch.setattr(gpu, "_too_old", lambda device: None)
+    monkeypatch.setattr(gpu, "_capability", lambda device: (7, 5))
     with FakeTensorMode():
         x, y = (torch.empty(2, 3, 64, 64, device=device) for _ in range(2))
         with Paths() as paths:
@@ -42,8 +42,8 @@ def test_auto_takes_the_kernels(monkeypatch, loss, device):
 
 
 def test_auto_on_an_old_gpu(monkeypatch):
-    old = "cuda:0 has compute capability 7.5, not 8.0"
-    monkeypatch.setattr(gpu, "_too_old", lambda device: old)
+    old = "cuda:0 has compute capability 7.0, and 7.5 is the oldest it runs on"
+    monkeypatch.setattr(gpu, "_capability", lambda device: (7, 0))
     plans._warn_of_fallback.cache_clear()
     with FakeTensorMode():
         x = torch.empty(2, 3, 64, 64, device="cuda")
@@ -52,3 +52,15 @@ def test_auto_on_an_old_gpu(monkeypatch):
         with pytest.raises(ValueError, match=f"backend='triton' cannot run: {old}"):
             SSIMLoss(backend="triton")(x, x)
     plans._warn_of_fallback.cache_clear()
+
+
+def test_no_bfloat16_on_an_old_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "_capability", lambda device: (7, 5))
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 64, 64, device="cuda", dtype=torch.bfloat16)
+        message = "cannot run: cuda:0 has no bfloat16: pass float16 or float32 images"
+        with pytest.raises(ValueError, match=message):
+            SSIMLoss(backend="triton")(x, x)
+        with Paths() as paths:
+            assert SSIMLoss()(x, x).device.type == "cuda"
+        assert paths.taken == []

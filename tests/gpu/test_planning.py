@@ -1,5 +1,6 @@
 """The plans of launches: taps, tiles, and the programs that share them."""
 
+import functools
 import itertools
 import json
 import math
@@ -15,8 +16,8 @@ from benchmarks.gpu import tune
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Layout, layout_of
 from perceptual_losses._ssim.definition import gaussian, uniform
 from perceptual_losses._ssim.gpu import launch as gpu_launch
-from perceptual_losses._ssim.gpu import level as gpu_level
 from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import taps
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.pyramid import halved_shape
 
@@ -24,15 +25,15 @@ pytestmark = needs_triton
 
 
 @hypothesis.given(
-    taps=st.integers(1, 16).map(lambda radius: 2 * radius + 1), sigma=st.floats(0.3, 1e9)
+    size=st.integers(1, 16).map(lambda radius: 2 * radius + 1), sigma=st.floats(0.3, 1e9)
 )
-def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
-    window = gaussian(taps, sigma)
-    across, down, root = gpu_level._passes(window, window)
+def test_taps_in_float32_have_a_sum_of_one(size, sigma):
+    window = gaussian(size, sigma)
+    across, down, root = taps.passes_of((window, window))[:3]
     arrays = [np.array((*half, *half[-2::-1])) for half in (across, down)]
     assert all((array == np.float32(array)).all() for array in (*arrays, root))
     # Of three taps there are few roundings to choose from.
-    assert abs(root * root * arrays[0].sum() * arrays[1].sum() - 1) < (3e-8 if taps == 3 else 2e-8)
+    assert abs(root * root * arrays[0].sum() * arrays[1].sum() - 1) < (3e-8 if size == 3 else 2e-8)
     passed = root * root * np.outer(arrays[1], arrays[0])
     assert np.abs(passed - np.outer(window, window)).max() < 2e-7
     # A tap that is next to nothing stays that, under a pixel of 1e30 too.
@@ -41,29 +42,32 @@ def test_taps_in_float32_have_a_sum_of_one(taps, sigma):
 
 
 @hypothesis.given(
-    windows=st.tuples(
-        *[
-            st.one_of(
-                st.integers(0, 16).map(lambda radius: uniform(2 * radius + 1)),
-                st.builds(
-                    lambda radius, sigma: gaussian(2 * radius + 1, sigma),
-                    st.integers(0, 16),
-                    st.floats(0.3, 1e9),
-                ),
-            )
-        ]
-        * 2
+    windows=st.lists(
+        st.one_of(
+            st.integers(0, 16).map(lambda radius: uniform(2 * radius + 1)),
+            st.builds(
+                lambda radius, sigma: gaussian(2 * radius + 1, sigma),
+                st.integers(0, 16),
+                st.floats(0.3, 1e9),
+            ),
+        ),
+        min_size=2,
+        max_size=3,
     )
 )
 def test_taps_by_axis_have_a_sum_of_one(windows):
-    across, down, root = gpu_level._passes(*windows)
-    arrays = [np.array((*half, *half[-2::-1])) for half in (down, across)]
-    assert all((array == np.float32(array)).all() for array in (*arrays, root))
-    passed = root * root * np.outer(*arrays)
+    passes = taps.passes_of(windows)
+    halves = [passes.through] * (len(windows) == 3) + [passes.down, passes.across]
+    arrays = [np.array((*half, *half[-2::-1])) for half in halves]
+    assert all((array == np.float32(array)).all() for array in (*arrays, passes.root))
+    outer = functools.partial(functools.reduce, np.multiply.outer)
+    passed = passes.root**2 * outer(arrays)
     # Where three taps are all there are, few roundings can be chosen.
     few = max(map(len, windows)) == 3
     assert abs(passed.sum() - 1) < (6e-8 if few else 3e-8)
-    assert np.abs(passed - np.outer(*windows)).max() < 2e-7
+    assert np.abs(passed - outer(windows)).max() < 2e-7
+    if len(windows) == 3:
+        assert passes.plane_total == pytest.approx(outer(arrays[1:]).sum(), rel=1e-7)
 
 
 @pytest.mark.parametrize(

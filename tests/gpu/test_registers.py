@@ -50,6 +50,9 @@ SHIPPED = [
     (Case(11, 0, "symmetric", True, levels=5), ["coarse_levels_kernel", "value_kernel"]),
 ]
 
+# Those of the devices that the tiles are chosen for; older ones are tested with fewer cases.
+CAPABILITIES = 80, 90
+
 
 def judge_compiled(capability, case, launches, name):
     import triton
@@ -83,7 +86,7 @@ def judge_compiled(capability, case, launches, name):
     assert found.barriers == (0 if name == "gradient_kernel" else rows)
 
 
-@pytest.mark.parametrize("capability", registers.CAPABILITIES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("case", "kernels"), SHIPPED, ids=lambda part: "-".join(map(str, part)))
 def test_compiles_without_spills(capability, case, kernels):
     launches = registers.launched(case, capability)
@@ -95,7 +98,7 @@ def test_compiles_without_spills(capability, case, kernels):
         judge_compiled(capability, case, launches, name)
 
 
-@pytest.mark.parametrize("capability", registers.CAPABILITIES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
     ("window", "kernel", "tile"),
     [
@@ -115,7 +118,7 @@ def test_every_tile_compiles_without_spills(monkeypatch, capability, window, ker
         "plain_value": Case(window, 0),
         "fused": Case(window, 2, "symmetric", True, torch.bfloat16),
         "value": Case(window, 0, "symmetric", True),
-        "gradient": Case(window, 2, "symmetric", True),
+        "gradient": Case(window, 2, "symmetric", True, shape=registers.VOLUME),
     }[kernel]
     launches = registers.launched(case, capability)
     judge_compiled(capability, case, launches, f"{kernel.removeprefix('plain_')}_kernel")
@@ -155,7 +158,7 @@ def test_compiles_where_there_is_no_shared_memory(case):
         assert found.shared < registers.figures(registers.compiled(own[name], 90)).shared
 
 
-@pytest.mark.parametrize("capability", registers.CAPABILITIES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_small_kernels_compile(capability):
     x = torch.empty(8, 3, 270, 480, dtype=torch.bfloat16, device="meta")
     with registers.recording(capability) as launches:

@@ -27,6 +27,7 @@ from .tiles import LARGEST_WINDOW, Machine
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 OLDEST_TRITON = (3, 6)
+OLDEST_CAPABILITY = (7, 5)
 
 
 def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
@@ -35,6 +36,10 @@ def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
         return f"the images are on {x.device} and it runs on GPUs"
     if torch.float64 in (x.dtype, y.dtype):
         return "it computes in float32, and the images are float64"
+    if torch.bfloat16 in (x.dtype, y.dtype) and not torch.compiler.is_compiling():
+        capability = _capability(x.device)
+        if capability is not None and capability < (8, 0):
+            return f"{x.device} has no bfloat16: pass float16 or float32 images"
     sizes = [len(window) for window in request.definition.windows]
     if max(sizes) > LARGEST_WINDOW:
         return f"its windows have at most {LARGEST_WINDOW} pixels, not {max(sizes)}"
@@ -69,12 +74,20 @@ def _broken() -> str | None:
     return None
 
 
-@functools.cache
 def _too_old(device: torch.device) -> str | None:
+    capability = _capability(device)
+    if capability is None or capability >= OLDEST_CAPABILITY:
+        return None
+    major, minor = capability
+    return f"{device} has compute capability {major}.{minor}, and 7.5 is the oldest it runs on"
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of one of NVIDIA's GPUs."""
     if device.type != "cuda" or torch.version.hip is not None:
         return None
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"{device} has compute capability {major}.{minor}, not 8.0"
+    return torch.cuda.get_device_capability(device)
 
 
 def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:

@@ -350,12 +350,16 @@ def in_kernel(image: Image) -> Any:
     return load_kernels().Image(image.address, image.strides)
 
 
-def scratch_memory(machine: Machine, level: Level, size: int) -> tuple[Buffer, list[Allocation]]:
-    """Scratch memory of so many values, where programs have no shared memory."""
+def scratch_memory(
+    machine: Machine, level: Level, size: int, launch: int = 0
+) -> tuple[Buffer, list[Allocation]]:
+    """Scratch memory of so many values, where programs have no shared memory: that of one of a
+    level's launches.
+    """
     if machine.shared:
         # An address that is no other case for the compiler.
         return level.images[0].address, []
-    name = f"scratch{level.number}"
+    name = f"scratch{level.number}_{launch}"
     return Buffer(name), [Allocation(name, (size,))]
 
 

@@ -159,7 +159,7 @@ def _moments(
     top = 0 if settings.padding == "valid" else -(down // 2)
     if plan.gradients and settings.padding == "symmetric":
         top = 1 - down
-    memory, allocated = scratch_memory(machine, level, programs * 4 * cover.pitch(across))
+    memory, allocated = scratch_memory(machine, level, programs * 4 * cover.pitch(across), first)
     summed = level.abs_difference_sums is not None
     kernels = load_kernels()
     return Launch(

@@ -31,6 +31,9 @@ def test_a_short_measurement(tmp_path, monkeypatch):
         "MS-SSIM, 3 levels: loss and backward": 7,
         "MS-SSIM, 3 levels: `value_and_grad`": 6,
         "MS-SSIM, 3 levels: value": 4,
+        "SSIM of a volume: loss and backward": 5,
+        "SSIM of a volume: `value_and_grad`": 3,
+        "SSIM of a volume: value": 2,
     }
     rows = {row["call"]: row for row in result["rows"]}
     assert rows["floor"]["ratio"] == 1

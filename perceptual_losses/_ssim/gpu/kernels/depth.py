@@ -156,7 +156,8 @@ def depth_kernel(
     before = (planes - depth) // 2
     begin = tl.minimum(-before, -FRONT)
     end = depth if K.GRADIENTS > 0 else map_depth - FRONT
-    step = maps.count * maps.size.to(tl.int64)
+    size = maps.size.to(tl.int64)
+    step = maps.count * size
     base = map_address(maps, place * planes, 0) + position
     source = base + (begin + before) * step
     window = Window((1,), through)
@@ -166,16 +167,16 @@ def depth_kernel(
     filtered = (none,) * MAPS
     # The plane that is loaded next; the one before it is on its way.
     ahead = begin + before
-    values = _load_planes(source, maps.size, ahead, planes, known, outside, K)
+    values = _load_planes(source, size, ahead, planes, known, outside, K)
     for _ in range(ABOVE):
         ahead, source = ahead + 1, source + step
         moments = _add_planes(moments, values, window, K)
-        values = _load_planes(source, maps.size, ahead, planes, known, outside, K)
+        values = _load_planes(source, size, ahead, planes, known, outside, K)
     z = begin
     while z < end:
         ahead, source = ahead + 1, source + step
         moments = _add_planes(moments, values, window, K)
-        values = _load_planes(source, maps.size, ahead, planes, known, outside, K)
+        values = _load_planes(source, size, ahead, planes, known, outside, K)
         m = z + FRONT
         in_map = (m >= 0) & (m < map_depth)
         within = in_map
@@ -186,10 +187,10 @@ def depth_kernel(
         deficits, derivatives = row_of_map(region, moments, deficits, counted, at, column, K)
         if TOGETHER:
             filtered = _add_planes(filtered, derivatives, window, K)
-            _store_planes(base + z * step, maps.size, filtered, in_memory & (z >= 0))
+            _store_planes(base + z * step, size, filtered, in_memory & (z >= 0))
         elif K.GRADIENTS > 0:
             target = base + (z - begin) * step
-            _store_planes(target, maps.size, derivatives, in_memory & within)
+            _store_planes(target, size, derivatives, in_memory & within)
         elif K.MAP:
             line = ((volume.to(tl.int64) * map_depth + m) * map_size[0] + row) * map_size[1]
             tl.store(similarity_map + (line + column), derivatives[0][0], mask=counted)
@@ -202,11 +203,11 @@ def depth_kernel(
         while z < end:
             unfiltered = ()
             for k in tl.static_range(MAPS):
-                address = base + (z - begin) * step + k * maps.size
+                address = base + (z - begin) * step + k * size
                 value = tl.load(address, mask=in_memory & (z < last), other=0)
                 unfiltered = unfiltered + ((value,),)
             filtered = _add_planes(filtered, unfiltered, window, K)
-            _store_planes(base + z * step, maps.size, filtered, in_memory & (z >= 0))
+            _store_planes(base + z * step, size, filtered, in_memory & (z >= 0))
             z += 1
     sum_place = volume.to(tl.int64) * sums_stride + 2 * tile
     if not K.MAP:

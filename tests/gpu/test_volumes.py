@@ -1,0 +1,292 @@
+"""The kernels for volumes: in Triton's interpreter, compiled for the emulator, and planned."""
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+
+import pytest
+import torch
+from kernel_steps import needs_triton, pair
+
+from benchmarks.gpu import registers
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim, ssim_map
+from perceptual_losses._ssim.backend import NO_AUXILIARY, Layout
+from perceptual_losses._ssim.definition import Definition, Request, gaussian
+from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.gpu import volume as gpu_volume
+
+pytestmark = needs_triton
+
+compiles = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is switched on"
+)
+
+EVERYTHING = {"mask", "valid", "ranges"}
+BY_AXIS = {"window_size": (3, 5, 7), "sigma": (0.6, 1.0, 2.0)}
+DEEP = {"window_size": (23, 3, 1), "sigma": (4.0, 1.0, 1.0)}
+LEVELS = {"window_size": 3, "weights": (0.2, 0.3, 0.5)}
+TWO_LEVELS = {"window_size": 3, "weights": (0.4, 0.6)}
+
+# The loss, the shape of the volumes, its options, and the tensors beside the volumes.
+CASES = {
+    "valid": (SSIMLoss, (1, 2, 6, 9, 13), {"window_size": 5}, set()),
+    "zeros": (SSIMLoss, (1, 2, 4, 8, 9), {**BY_AXIS, "padding": "zeros"}, set()),
+    "symmetric": (SSIMLoss, (1, 1, 4, 8, 9), {**BY_AXIS, "padding": "symmetric"}, set()),
+    "deep": (SSIMLoss, (1, 1, 24, 3, 5), {**DEEP, "padding": "zeros"}, set()),
+    "deep mirror": (SSIMLoss, (1, 1, 24, 3, 5), {**DEEP, "padding": "symmetric"}, set()),
+    "mask": (SSIMLoss, (2, 1, 5, 7, 9), {"window_size": 3, "padding": "zeros"}, {"mask"}),
+    "all": (SSIMLoss, (2, 1, 4, 5, 6), {"window_size": 3, "padding": "symmetric"}, EVERYTHING),
+    "mix": (L1SSIMLoss, (2, 1, 4, 6, 13), {"window_size": 3}, {"ranges"}),
+    "mirrored mix": (
+        L1SSIMLoss,
+        (1, 1, 4, 7, 9),
+        {"window_size": 3, "padding": "symmetric"},
+        set(),
+    ),
+    "levels": (MSSSIMLoss, (1, 1, 9, 11, 10), LEVELS, set()),
+    "valid levels": (MSSSIMLoss, (1, 1, 9, 10, 11), LEVELS, {"valid"}),
+    "mixed levels": (L1MSSSIMLoss, (1, 1, 5, 6, 5), TWO_LEVELS, set()),
+}
+LAYOUTS = {
+    "float32": lambda volume: volume,
+    "bfloat16": torch.Tensor.bfloat16,
+    "float16": torch.Tensor.half,
+    "channels_last": lambda volume: volume.contiguous(memory_format=torch.channels_last_3d),
+    "slices": lambda volume: volume.movedim(2, 4).contiguous().movedim(4, 2),
+}
+
+
+def beside(shape, names):
+    """The tensors beside the volumes, as the call takes them."""
+    generator = torch.Generator().manual_seed(1)
+    weights, exists = torch.rand(2, shape[0], 1, *shape[2:], generator=generator)
+    tensors = {
+        "mask": weights,
+        "valid": exists < 0.8,
+        "ranges": torch.linspace(0.5, 2, shape[0]),
+    }
+    return {{"ranges": "data_range"}.get(name, name): tensors[name] for name in names}
+
+
+def step(function, x, y, gradients):
+    """The value and the gradients of the first images."""
+    images = [image.detach().requires_grad_(i < gradients) for i, image in enumerate((x, y))]
+    value = function(*images)
+    upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
+    wanted = images[:gradients]
+    found = torch.autograd.grad(value, wanted, upstream) if wanted else []
+    return value.detach(), found
+
+
+def judge(function, images, gradients, running=contextlib.nullcontext):
+    """The Triton path's value and gradients against the reference's in float64."""
+    with running():
+        value, found = step(functools.partial(function, backend="triton"), *images, gradients)
+    reference = functools.partial(function, backend="reference")
+    expected, exact = step(reference, *[image.double() for image in images], gradients)
+    assert (value - expected).abs().max() < 1e-6
+    # The last rounding of a gradient, and what float32 loses before it.
+    error = max(torch.finfo(images[0].dtype).eps, 1e-5)
+    for gradient, target in zip(found, exact, strict=True):
+        assert gradient.dtype == images[0].dtype
+        assert (gradient - target).norm() < error * target.norm()
+
+
+def of_case(name, layout="float32"):
+    """The loss as a function of the images, and the images."""
+    loss, shape, options, names = CASES[name]
+    tensors = beside(shape, names)
+    images = [LAYOUTS[layout](image) for image in pair(*shape)]
+
+    def function(x, y, backend):
+        return loss(**options, backend=backend, reduction="none")(x, y, **tensors)
+
+    return function, images
+
+
+@pytest.fixture
+def small(monkeypatch, tiles):
+    """Tiles that small volumes have several of, and memory for one volume at a time."""
+    tiles(8, 2, 4)
+    monkeypatch.setattr(gpu_volume, "DEPTH_TILE", gpu_tiles.Tile(64, 1, 1, 8))
+    monkeypatch.setattr(gpu_volume, "CACHED_BYTES", 1)
+
+
+@pytest.fixture
+def wide(wide_tiles):
+    """Few programs, each of which takes the interpreter as long as a thread does."""
+    with wide_tiles():
+        yield
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("name", "gradients"), [("valid", 0), ("valid", 1), ("zeros", 2), ("mix", 1), ("all", 1)]
+)
+def test_programs_meet_without_a_seam(small, name, gradients):
+    judge(*of_case(name), gradients)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("name", "gradients"),
+    [(name, k) for name in CASES for k in (1, 2) if not (k == 2 and name.startswith("deep"))],
+)
+def test_interpreted(wide, name, gradients):
+    function, images = of_case(name)
+    judge(function, images, gradients)
+    if gradients == 1:
+        judge(function, images, 0)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "float32"])
+def test_layouts(wide, layout):
+    judge(*of_case("mask", layout), 1)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+def test_maps(wide, padding):
+    shape = (2, 1, 4, 5, 7)
+    tensors = beside(shape, {"valid", "ranges"} if padding != "zeros" else {})
+    function = functools.partial(ssim_map, window_size=3, padding=padding, **tensors)
+    for gradients in (0, 2):
+        judge(function, pair(*shape), gradients)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("together", [1, 2**30])
+def test_means(wide, monkeypatch, together):
+    """The last program adds up all volumes if they are computed at once; else another launch."""
+    monkeypatch.setattr(gpu_volume, "CACHED_BYTES", together)
+
+    def function(x, y, backend):
+        return L1SSIMLoss(window_size=3, backend=backend)(x, y)
+
+    judge(function, pair(1, 2, 4, 6, 7), 1)
+
+
+@pytest.mark.interpreted
+def test_volumes_that_are_their_own_images(wide):
+    x, _ = pair(1, 1, 4, 6, 7)
+    loss = SSIMLoss(window_size=3, backend="triton")
+    value, (gradient,) = step(loss, x, x.clone(), 1)
+    assert value == 0
+    assert not gradient.any()
+
+
+# Each kernel in each padding, and each group of options once.
+COMPILED = [
+    *(("valid", 0, "float32"), ("valid", 1, "bfloat16"), ("zeros", 2, "float32")),
+    *(("symmetric", 1, "float16"), ("deep", 1, "float32"), ("all", 1, "float32")),
+    *(("mix", 1, "float32"), ("valid levels", 1, "float32")),
+]
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("capability", "name", "gradients", "layout"),
+    [
+        *((90, *case) for case in COMPILED),
+        (75, "mix", 1, "float16"),
+        (80, "symmetric", 2, "float32"),
+    ],
+)
+def test_compiled(capability, name, gradients, layout):
+    """As compiled for a GPU, with shared memory and threads that race if they can."""
+    import ptx
+
+    judge(*of_case(name, layout), gradients, functools.partial(ptx.running, capability, 2))
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("capability", "case"),
+    [
+        (90, registers.Case(11, 1, shape=registers.VOLUME)),
+        (90, registers.Case(21, 2, "symmetric", True, shape=registers.VOLUME)),
+        (90, registers.Case(33, 1, "zeros", dtype=torch.bfloat16, shape=registers.VOLUME)),
+        (80, registers.Case(21, 1, shape=registers.VOLUME)),
+        (75, registers.Case(11, 1, "zeros", dtype=torch.float16, shape=registers.VOLUME)),
+        (75, registers.Case(33, 2, shape=registers.VOLUME)),
+    ],
+    ids=lambda part: "-".join(map(str, part.cells)) if isinstance(part, tuple) else None,
+)
+def test_compiles_without_spills(capability, case):
+    launches = registers.launched(case, capability)
+    names = {"plane_moments_kernel", "depth_kernel", "gradient_kernel"}
+    # Volumes one after the other have their sums added up by another launch.
+    assert launches.keys() == {*names, "reduce_tiles_kernel"}
+    for name in names:
+        found = registers.figures(registers.compiled(launches[name], capability))
+        assert found.spilled == 0
+        assert found.shared < 2**16
+        assert found.barriers == (name == "plane_moments_kernel")
+
+
+def launches_of(shape, padding, gradients=1, taps=11, mix=None):
+    """The launches of a loss of contiguous volumes."""
+    definition = Definition((gaussian(taps, 1.5),) * 3, 0.0, 1.0, 1e-4, 9e-4, padding)
+    request = Request(definition, mix=mix, reduction="loss", gradients=gradients)
+    strides = tuple(math.prod(shape[i + 1 :]) for i in range(5))
+    layout = Layout(torch.float32, shape, strides, True)
+    machine = gpu_tiles.Machine("sm_90", 132)
+    device = torch.device("meta")
+    return gpu_levels.forward_launches(machine, device, layout, layout, NO_AUXILIARY, request)
+
+
+def scratch_of(launches):
+    """The float32 values of the maps, which are allocated once."""
+    (maps,) = (a for launch in launches for a in launch.allocations if a.name == "maps0")
+    return math.prod(maps.shape)
+
+
+@pytest.mark.parametrize(("padding", "most"), [("valid", 4.01), ("zeros", 4.3), ("symmetric", 5.5)])
+def test_maps_take_as_much_as_four_gradients(padding, most):
+    """Zeros and mirror images come on top. A batch takes no more than one of its volumes."""
+    shape = 1, 1, 256, 256, 256
+    gradient = math.prod(shape)
+    assert scratch_of(launches_of(shape, padding)) <= most * gradient
+    assert scratch_of(launches_of((4, *shape[1:]), padding)) <= most * gradient
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+def test_small_volumes_are_computed_together(padding):
+    launches = launches_of((4, 3, 16, 32, 32), padding)
+    names = [launch.kernel.__name__ for launch in launches]
+    assert names == ["plane_moments_kernel", "depth_kernel", "gradient_kernel"]
+    assert "maps0" in launches[-1].frees
+    large = launches_of((4, 1, 128, 128, 128), padding)
+    names = [launch.kernel.__name__ for launch in large]
+    assert names == [*["plane_moments_kernel", "depth_kernel", "gradient_kernel"] * 4,
+                     "reduce_tiles_kernel"]  # fmt: skip
+
+
+def test_programs_cover_every_plane():
+    shape, taps = (2, 2, 20, 70, 90), 11
+    for padding, gradients in itertools.product(("valid", "zeros", "symmetric"), (0, 1)):
+        moments, depth, *others = launches_of(shape, padding, gradients, taps)
+        plan = gpu_volume.plan_volume(
+            gpu_tiles.Workload((shape,), (taps, taps), padding, gradients),
+            Definition((gaussian(taps, 1.5),) * 3, 0.0, 1.0, 1e-4, 9e-4, padding),
+            gpu_tiles.Machine("sm_90", 132),
+        )
+        extended = {"symmetric": (taps - 1) * (2 if gradients else 1)}.get(padding, 0)
+        assert plan.planes == shape[2] + extended
+        assert moments.programs == 4 * plan.planes * plan.moments.sums
+        assert depth.programs == 4 * plan.tiles
+        assert plan.tiles * gpu_volume.DEPTH_TILE.lanes >= plan.size
+        if gradients:
+            assert others[0].programs == 4 * shape[2] * plan.gradient.sums
+            assert plan.gradient.rows * plan.gradient.parts >= shape[3]
+
+
+def test_other_windows_than_the_kernels_have_are_refused():
+    x = torch.rand(1, 1, 4, 40, 40)
+    options = {"window_size": (3, 35, 35), "backend": "triton"}
+    with pytest.raises(ValueError, match="windows have at most 33 pixels, not 35|runs on GPUs"):
+        ssim(x, x, **options)
