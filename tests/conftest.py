@@ -16,7 +16,7 @@ from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.gpu import volume as gpu_volume
 
 # The backend refuses float64. The others take the interpreter minutes.
-NOT_INTERPRETED = ("float64", "training", "large")
+NOT_INTERPRETED = ("float64", "volumes", "training", "large")
 
 if INTERPRETED:
     import interpreter  # noqa: F401
