@@ -1,8 +1,12 @@
+import contextlib
 import functools
+import importlib
+import importlib.util
 import json
 import os
 import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -35,7 +39,7 @@ REFUSALS = {
     ("as it is pasted", SMALL[6]): "nobody",
 }
 
-DIFFERS_AT_ODD_SIDES = {"pytorch-msssim", "piq", "frame-analytics", "torchmetrics"}
+DIFFERS_AT_ODD_SIDES = {"pytorch-msssim", "piq", "frame-analytics", "torchmetrics", "MONAI"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,16 +75,85 @@ def test_contenders_compute_the_stated_value(contender, case):
         with pytest.raises((AssertionError, NotImplementedError, ValueError), match=refusal):
             ready()
         return
+    if contender.distribution == "monai" and importlib.util.find_spec("monai") is None:
+        # The lock leaves it out.
+        with pytest.raises(ModuleNotFoundError):
+            ready()
+        return
     call, step = ready()
     odd = case.odd_levels and contender.name in DIFFERS_AT_ODD_SIDES
     torchmetrics = contender.name == "torchmetrics" and case.metric == "MS-SSIM"
+    monai = contender.name == "MONAI" and case.metric == "MS-SSIM" and case.shape[1] > 1
     half = contender.name == "perceptual-losses, bfloat16"
-    assert bool(call.deviation) == (odd or torchmetrics or half)
+    assert bool(call.deviation) == (odd or torchmetrics or monai or half)
     value, gradient = step()
     value = measure.similarity(case, value).item()
     errors = measure.check(value, gradient, measure.expected(case, "cpu"), call.deviation)
     if call.deviation:
         assert errors["gradient_error"] > measure.GRADIENT_TOLERANCE
+
+
+VOLUME = Case("SSIM", (1, 1, 13, 14, 15), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "function"),
+    [
+        ("fused-ssim", SMALL[1], "fused_ssim"),
+        ("fused-ssim", VOLUME, "fused_ssim3d"),
+        ("fussim", SMALL[1], "fused_ssim"),
+        # Whether it takes volumes is for it to say.
+        ("fussim", VOLUME, "fused_ssim"),
+    ],
+)
+def test_contenders_that_need_a_gpu_are_asked(monkeypatch, name, case, function):
+    """The packages are not installed here: modules with the names that they have stand for them."""
+
+    def answer(called):
+        return lambda x, y, **options: (called, options)
+
+    module = types.ModuleType(name.replace("-", "_"))
+    module.fused_ssim, module.fused_ssim3d = answer("fused_ssim"), answer("fused_ssim3d")
+    for called in ("fused_ssim", "fused_ssim3d"):
+        getattr(module, called).__module__ = module.__name__
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    (contender,) = (c for c in CONTENDERS if c.name == name)
+    call = contender.build(case, "cpu")
+    called, options = call.similarity(*images(case.shape, "cpu"))
+    assert called == function
+    assert options == {"padding": "valid", "train": False}
+
+
+MODULES = {
+    "pytorch-msssim": "pytorch_msssim",
+    **{name: name for name in ("piq", "piqa", "kornia", "torchmetrics", "lpips")},
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_packages_have_the_names_that_are_measured(name):
+    """A name that comes or goes in a release shows here, and not as a wrong word in a table."""
+    module = importlib.import_module(MODULES[name])
+    names = {found for part in (module, *_parts(module)) for found in dir(part)}
+    expected = {
+        "pytorch-msssim": {"SSIM", "MS_SSIM"},
+        "piq": {"SSIMLoss", "MultiScaleSSIMLoss", "ContentLoss", "LPIPS"},
+        "piqa": {"SSIM", "MS_SSIM", "LPIPS"},
+        "kornia": {"ssim", "ssim3d", "SSIM3D", "MS_SSIMLoss"},
+        "torchmetrics": {
+            "structural_similarity_index_measure",
+            "multiscale_structural_similarity_index_measure",
+        },
+        "lpips": {"LPIPS"},
+    }[name]
+    assert expected <= names
+
+
+def _parts(module):
+    """The folders of a package whose names are functions and losses."""
+    for part in ("losses", "metrics", "functional.image"):
+        with contextlib.suppress(ImportError):
+            yield importlib.import_module(f"{module.__name__}.{part}")
 
 
 def test_images_in_bfloat16():
