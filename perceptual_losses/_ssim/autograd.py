@@ -27,7 +27,7 @@ from .definition import (
     plane_gradient,
 )
 from .gpu import backend as gpu
-from .pyramid import halved_shape, upsample_adjoint, upsample_adjoint_valid
+from .pyramid import halve_transpose, halve_valid_transpose, halved_shape
 
 BACKENDS: dict[str, Backend] = {"numba": cpu, "triton": gpu}
 
@@ -274,9 +274,9 @@ def _add_up_levels(
     for level in reversed(range(levels - 1)):
         fine = gradients[level]
         if auxiliary.valid:
-            sent = upsample_adjoint_valid(total, auxiliary.valid[level])
+            sent = halve_valid_transpose(total, auxiliary.valid[level])
         else:
-            sent = upsample_adjoint(total, fine.shape)
+            sent = halve_transpose(total, fine.shape)
         total = fine * factors[level] + sent
     if request.mix is not None:
         step = grad[-1] / math.prod(first.shape[2:])

@@ -55,7 +55,7 @@ def halve_valid(image: Tensor, valid: Tensor) -> Tensor:
     return torch.where(present > 0, mean / present, 0.0)
 
 
-def upsample_adjoint(coarse: Tensor, shape: Sequence[int]) -> Tensor:
+def halve_transpose(coarse: Tensor, shape: Sequence[int]) -> Tensor:
     """The transpose of `halve` for images of this shape: it sends a coarse gradient to pixels."""
     for dim, side in enumerate(shape[2:], start=2):
         factors = torch.full([coarse.shape[dim]], 0.5, dtype=coarse.dtype, device=coarse.device)
@@ -66,9 +66,9 @@ def upsample_adjoint(coarse: Tensor, shape: Sequence[int]) -> Tensor:
     return coarse
 
 
-def upsample_adjoint_valid(coarse: Tensor, valid: Tensor) -> Tensor:
+def halve_valid_transpose(coarse: Tensor, valid: Tensor) -> Tensor:
     """The transpose of `halve_valid`: a coarse gradient goes to valid pixels in equal parts."""
     present = halve(valid.to(coarse.dtype))
     coarse = torch.where(present > 0, coarse / present, 0.0)
-    sent = upsample_adjoint(coarse, [*coarse.shape[:2], *valid.shape[2:]])
+    sent = halve_transpose(coarse, [*coarse.shape[:2], *valid.shape[2:]])
     return torch.where(valid, sent, 0.0)

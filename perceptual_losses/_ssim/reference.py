@@ -112,11 +112,11 @@ def _factors(
     if valid is not None:
         difference = torch.where(valid, difference, 0.0)
         total = torch.where(valid, total, 0.0)
-    # sigma^2 = E[v^2] - E[v]^2 cancels when the level is high above the contrast. Variances do not
-    # change with a constant, so take one near the level off first; the means get it back.
-    level_d, level_t = _levels(difference, total, length * scale, valid)
-    difference = _pad(difference, windows, padding) - level_d
-    total = _pad(total, windows, padding) - level_t
+    # sigma^2 = E[v^2] - E[v]^2 cancels when the mean is high above the contrast. Variances do not
+    # change with a constant, so take one near the mean off first; the means get it back.
+    offset_d, offset_t = _offsets(difference, total, length * scale, valid)
+    difference = _pad(difference, windows, padding) - offset_d
+    total = _pad(total, windows, padding) - offset_t
     if valid is not None:
         padded = _pad_valid(valid, windows, padding)
         difference = torch.where(padded, difference, 0.0)
@@ -126,9 +126,9 @@ def _factors(
     if auxiliary.coverage:
         moments = moments * auxiliary.coverage[level]
     mu_d, mu_t, e_dd, e_tt = moments.unbind()
-    # Negative ones come from rounding, where pixels lie far from the level.
+    # Negative ones come from rounding, where pixels lie far from the offset.
     var_d, var_t = (e_dd - mu_d.square()).clamp(min=0), (e_tt - mu_t.square()).clamp(min=0)
-    mu_dd, mu_tt = (mu_d + level_d).square(), (mu_t + level_t).square()
+    mu_dd, mu_tt = (mu_d + offset_d).square(), (mu_t + offset_t).square()
 
     luminance = 1 - 2 * mu_dd / (mu_tt + mu_dd + 2 * c1 * scale**2)
     contrast_structure = 1 - 2 * var_d / (var_t + var_d + 2 * c2 * scale**2)
@@ -153,13 +153,13 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return 1 - ((1 - values) * weight).flatten(2).sum(2)
 
 
-def _levels(
+def _offsets(
     difference: Tensor, total: Tensor, length: Tensor | float, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Constants near most pixels of each plane, detached: the result does not depend on them.
 
     They are means in which pixels far beyond the range count little. Where some pixels are so and
-    others are not, the level is that of the others. Windows far from it lose digits. In most of
+    others are not, the offset is that of the others. Windows far from it lose digits. In most of
     them one image is far away and the other is not, and SSIM is nearly zero whatever they lose.
     """
     d, t = difference.detach(), total.detach()
@@ -168,11 +168,11 @@ def _levels(
         weights = weights * valid
     dims = tuple(range(2, d.dim()))
     whole = weights.sum(dims, keepdim=True)
-    level_d, level_t = ((weights * v).sum(dims, keepdim=True) / whole for v in (d, t))
-    # A level that is NaN would spread to all windows of the plane.
+    offset_d, offset_t = ((weights * v).sum(dims, keepdim=True) / whole for v in (d, t))
+    # An offset that is NaN would spread to all windows of the plane.
     return (
-        level_d.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
-        level_t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
+        offset_d.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
+        offset_t.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0),
     )
 
 

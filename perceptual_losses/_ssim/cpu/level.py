@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._runtime.threads import in_threads
 from ..definition import Request, plane_gradient
-from ..pyramid import halve, halve_valid, upsample_adjoint, upsample_adjoint_valid
+from ..pyramid import halve, halve_transpose, halve_valid, halve_valid_transpose
 from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
 # The march takes as long for one pixel as the other kernels take for so many.
@@ -227,9 +227,9 @@ class Level:
         in_threads(run, self._rows, self._values // LIGHT)
         if coarse is not None and self._is_volume:
             if valid is None:
-                gradient.data.add_(upsample_adjoint(coarse, self.shape))
+                gradient.data.add_(halve_transpose(coarse, self.shape))
             else:
-                gradient.data.add_(upsample_adjoint_valid(coarse, valid))
+                gradient.data.add_(halve_valid_transpose(coarse, valid))
 
     def add_sign(self, gradient: Tensor, x: Tensor, y: Tensor, scale: Any) -> None:
         """Adds the gradient of each plane's mean ``|x - y|`` with respect to ``x``, in place."""
