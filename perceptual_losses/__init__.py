@@ -1,6 +1,6 @@
 """Differentiable perceptual losses for PyTorch."""
 
-from .features import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
+from .features import FeatureLoss, LPIPSLoss, StyleLoss, VGGLoss, vgg_features
 from .similarity import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
 from .structural import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
 
@@ -8,6 +8,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "MS_SSIM_WEIGHTS",
+    "FeatureLoss",
     "L1MSSSIMLoss",
     "L1SSIMLoss",
     "LPIPSLoss",

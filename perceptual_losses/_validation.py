@@ -276,15 +276,15 @@ def check_window(definition: Definition, x: Tensor) -> None:
 
 
 def check_colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
-    """Refuses everything but a batch of grey or colour images."""
+    """Refuses everything but a batch of grey or colour images, or of frames of them."""
     check_plain_tensor(name, image)
     shape = tuple(image.shape)
-    if image.dim() != 4:
+    if image.dim() not in (4, 5):
         raise ValueError(
-            f"{name} has shape {shape}: pass images (N, C, H, W); unsqueeze(0) adds a missing "
-            "batch dimension"
+            f"{name} has shape {shape}: pass images (N, C, H, W) or frames (N, C, T, H, W); "
+            "unsqueeze(0) adds a missing batch dimension"
         )
-    if image.shape[0] == 0:
+    if 0 in (shape[0], *shape[2:-2]):
         raise ValueError(f"{name} has shape {shape}, which holds no image: pass at least one")
     if image.shape[1] not in (1, 3):
         raise ValueError(

@@ -7,14 +7,21 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from . import _validation
 from ._features import lpips
-from ._features.backbone import Extractor, Weights, frozen, without_autocast
-from ._features.presets import LPIPS_LAYERS, STYLE_PRESETS, VGG_PRESETS, resolve_layers
-
-Features = dict[str, Tensor]
-
+from ._features.backbone import DEVIATION, MEAN, Extractor, without_autocast
+from ._features.loss import ExtractorLoss, Features
+from ._features.module import ModuleExtractor
+from ._features.presets import (
+    LPIPS_LAYERS,
+    STYLE_PRESETS,
+    VGG_PRESETS,
+    layer_weights,
+    resolve_layers,
+)
+from ._features.weights import Weights, read
 
 DISTANCES = ("l1", "l2")
 
@@ -31,15 +38,16 @@ def vgg_features(
     r"""A frozen network, cut after the deepest requested layer: images in, features by name out.
 
     The network stays as it was trained, whatever is done to the model around it: it has no
-    parameters, adds nothing to a state dict, ignores ``.train()``, and moves with ``.to()``.
-    Gradients flow to the images, and cost nothing if the images need none. If
-    ``DistributedDataParallel`` wraps a model with the network in it, ``broadcast_buffers=False``
-    avoids sending the network at each call.
+    parameters or buffers, adds nothing to a state dict, ignores ``.train()``, and moves with
+    ``.to()``. ``DistributedDataParallel`` has nothing of it to send. Its values outlive
+    ``to_empty()``, so it may be built on the meta device. Gradients flow to the images, and cost
+    nothing if the images need none.
 
     On a CPU, 3x3 convolutions of many values take a quarter of the multiplications in float32 and
     4/9 in bfloat16 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR
     2016). Their rounding error is some 1e-6 of the features in float32. The transformed filters
-    need up to four times the filters' memory in addition.
+    need up to four times the filters' memory in addition, once for all networks with the same
+    weights.
 
     Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition",
     ICLR 2015.
@@ -49,11 +57,15 @@ def vgg_features(
             third block, before any other layer; ``"relu3_2"`` and ``"pool3"`` come after it, and
             in a ``_bn`` backbone ``"norm3_2"`` between them. AlexNet has ``"conv1"`` to
             ``"conv5"``, ``"relu1"`` to ``"relu5"``, ``"pool1"``, ``"pool2"`` and ``"pool5"``.
-        backbone: ``"vgg16"``, ``"vgg19"``, ``"vgg16_bn"``, ``"vgg19_bn"`` or ``"alexnet"``.
+            SqueezeNet has ``"conv1"``, ``"relu1"``, ``"fire2"`` to ``"fire9"``, ``"pool1"``,
+            ``"pool3"`` and ``"pool5"``.
+        backbone: ``"vgg16"``, ``"vgg19"``, ``"vgg16_bn"``, ``"vgg19_bn"``, ``"alexnet"`` or
+            ``"squeezenet1_1"``.
         weights: ``"imagenet"`` for torchvision's weights, fetched by the first call or by
-            ``.load()`` and kept in torch's cache; a path or a state dict of torchvision's whole
-            model or of its ``features``; such a module; or ``None`` for random weights, with a
-            warning. Only ``"imagenet"`` uses the internet.
+            ``.load()`` and kept in torch's cache; the path of a file of ``torch.save`` or
+            safetensors, or a state dict, with the names of torchvision, timm or lpips, of the whole
+            model or of its features up to the deepest layer; such a module; or ``None`` for random
+            weights, with a warning. Only ``"imagenet"`` uses the internet.
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``; ImageNet's
             normalisation follows inside.
         dtype: the dtype that the network computes in, also under autocast: ``torch.bfloat16`` is
@@ -64,11 +76,13 @@ def vgg_features(
 
     Returns:
         A module. Called with images ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey images, it
-        returns a dict of features ``(N, C', H', W')``, in the order of ``layers``.
+        returns a dict of features ``(N, C', H', W')``, in the order of ``layers``. Of frames
+        ``(N, C, T, H, W)`` each is an image, and the features are ``(N T, C', H', W')``.
 
     Raises:
         ValueError: a layer or backbone is unknown, weights belong to another network, or images
-            have other channels or are too small; the message says what to pass instead.
+            have other channels, are too small or on another device; the message says what to pass
+            instead.
         RuntimeError: ImageNet's weights cannot be fetched; the message says where to put the file.
 
     Examples:
@@ -91,95 +105,107 @@ def vgg_features(
     )
 
 
-class _FeatureLoss(nn.Module):
-    """A weighted sum of distances between the features of two batches, for each image."""
+class FeatureLoss(ExtractorLoss):
+    r"""Distance between the features of any network for two batches of images.
 
-    _needs_equal_sides = True
-    """Whether both batches must have the same height and width."""
-    layers: dict[str, float] | None = None
-    """Weights of the layers' distances, which may change between calls, or ``None`` for 1 each."""
+    It is 0 for identical images, and falls in training: the distance of `VGGLoss`, by the outputs
+    of the network's submodules, such as the stages of a ConvNeXt or the blocks of a DINO.
 
-    def __init__(self, extractor: Extractor, reduction: str) -> None:
-        super().__init__()
-        _validation.check_choice("reduction", reduction, _validation.REDUCTIONS)
-        self.extractor, self.reduction = extractor, reduction
+    The loss keeps a frozen copy of the network in evaluation mode. As in `vgg_features`, no
+    optimizer, checkpoint, ``.train()`` or ``DistributedDataParallel`` finds it. Its rectifiers
+    don't work in place, so that a layer's features are those that it gave.
 
-    def load(self) -> None:
-        """Fetches ImageNet's weights now, which otherwise the first call does."""
-        self.extractor.load()
+    Args:
+        network: a module that takes images ``(N, 3, H, W)``, or what `vgg_features` returns. That
+            is used as it is, and has the options from ``data_range`` to ``dtype`` already.
+        layers: weights by names of submodules, as ``network.named_modules()`` has them; each must
+            give a tensor ``(N, ...)``.
+        distance: ``"l1"``, or ``"l2"`` for the squared distance: means over a layer's elements.
+        data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
+        mean: the colour that the network expects to be subtracted from images in [0, 1]; by
+            default ImageNet's.
+        std: the colour that it expects the result to be divided by.
+        dtype: the dtype that the network computes in, also under autocast; ``None`` for its own,
+            or the one that autocast and ``.to()`` choose.
+        chunk_size: the number of images that go through the network at a time. The activations of
+            only one chunk are in memory, and a backward computes them again. ``None`` for all.
+        reduction: ``"mean"`` over images, or ``"none"``.
 
-    def features(self, y: Tensor) -> Features:
-        """The features that the loss compares, of one batch.
+    Shapes:
+        ``x`` and ``y``: ``(N, 3, H, W)`` or ``(N, 1, H, W)``, or frames ``(N, C, T, H, W)``, each
+        an image of its own; ``y`` may also be the result of ``features`` for a target; result:
+        scalar, or with ``reduction="none"`` ``(N,)``, and ``(N, T)`` for frames.
 
-        Compute them once for a target, and pass them as ``y`` whenever it is compared with.
-        """
-        self.extractor.check_images("y", y)
-        return self._representation(self.extractor(y))
+    Gradients flow to ``x`` and ``y``.
 
-    def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _validation.check_choice("reduction", self.reduction, _validation.REDUCTIONS)
-        names = self.extractor.layers
-        if self.layers is not None and self.layers.keys() != set(names):
-            raise ValueError(
-                f"layers={self.layers}, and the loss was made for {list(names)}: keep a weight for "
-                "each of these, which may be 0, or make another loss"
+    Raises:
+        ValueError: a layer is unknown, or gives no tensor, or the network overwrites it; images are
+            on another device, or have other shapes.
+
+    Examples:
+        >>> import torch
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.GELU())
+        >>> loss = FeatureLoss(network, {"1": 1.0})
+        >>> x, y = torch.rand(2, 1, 3, 32, 32)
+        >>> loss(x, x).item(), bool(loss(x, y) > 0)
+        (0.0, True)
+        >>> len(list(loss.parameters())), len(loss.state_dict())
+        (0, 0)
+    """
+
+    layers: dict[str, float]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, float],
+        *,
+        distance: str = "l1",
+        data_range: float | tuple[float, float] = 1.0,
+        mean: tuple[float, float, float] = MEAN,
+        std: tuple[float, float, float] = DEVIATION,
+        dtype: torch.dtype | None = None,
+        chunk_size: int | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        _validation.check_choice("distance", distance, DISTANCES)
+        weights = layer_weights(layers)
+        if not isinstance(network, Extractor):
+            network = ModuleExtractor(
+                network,
+                list(weights),
+                data_range=data_range,
+                mean=mean,
+                deviation=std,
+                dtype=dtype,
             )
-        self.extractor.check_images("x", x)
-        if isinstance(y, Mapping):
-            target = self._check_features(x, y)
-        else:
-            self._check_target(x, y)
-            target = self.features(y)
-        prediction = self._representation(self.extractor(x))
-        with without_autocast(x.device):
-            distances = [self._distance(name, a, target[name]) for name, a in prediction.items()]
-            per_image = torch.stack(distances).sum(0)
-        return per_image.mean() if self.reduction == "mean" else per_image
-
-    def _check_features(self, x: Tensor, y: Mapping[str, Tensor]) -> Features:
-        """A target's `features`; refuses those that don't belong to images like ``x``."""
-        if list(y) != list(self.extractor.layers):
+        elif (data_range, mean, std, dtype) != (1.0, MEAN, DEVIATION, None):
             raise ValueError(
-                f"y has features of {list(y)} and the loss compares "
-                f"{list(self.extractor.layers)}: pass what this loss's .features() gives"
+                "network has been made by vgg_features: pass data_range and dtype there, and "
+                "leave out mean and std"
             )
-        for name, shape in self._shapes(x).items():
-            _validation.check_plain_tensor(f"y[{name!r}]", y[name])
-            if tuple(y[name].shape) != shape:
-                raise ValueError(
-                    f"the features {name} of x have shape {shape} and those of y "
-                    f"{tuple(y[name].shape)}: pass images of equal shapes; nothing is broadcast"
-                )
-        return dict(y)
+        super().__init__(network, reduction, chunk_size)
+        self.layers, self.distance = weights, distance
 
-    def _check_target(self, x: Tensor, y: Tensor) -> None:
-        """Refuses images that ``x`` can't be compared with."""
-        self.extractor.check_images("y", y)
-        dims = 4 if self._needs_equal_sides else 2
-        fits = x.shape[:dims] == y.shape[:dims]
-        if not fits or x.device != y.device:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} on {x.device} and y {tuple(y.shape)} on {y.device}: "
-                "pass equal shapes on one device; nothing is broadcast"
-            )
-
-    def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
-        """The shapes of `features` of images like ``x``, by layer."""
-        return self.extractor.shapes(x)
-
-    def _representation(self, features: Features) -> Features:
-        """The tensors that are compared, made from a network's features."""
-        return features
+    def layer_distances(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Features:
+        _validation.check_choice("distance", self.distance, DISTANCES)
+        return super().layer_distances(x, y)
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """The layer's weighted distance for each image."""
-        raise NotImplementedError
+        if a.shape != b.shape:
+            raise ValueError(
+                f"the features {name} of x have shape {tuple(a.shape)} and those of y "
+                f"{tuple(b.shape)}: pass images of equal shapes; nothing is broadcast"
+            )
+        difference = _at_least_float32(a) - _at_least_float32(b)
+        powered = difference.abs() if self.distance == "l1" else difference.square()
+        return self.layers[name] * powered.flatten(1).mean(1)
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
+        return f"layers={self.layers}, distance={self.distance!r}, {super().extra_repr()}"
 
 
-class VGGLoss(_FeatureLoss):
+class VGGLoss(FeatureLoss):
     r"""Distance between the features of VGG for two batches of images.
 
     It is 0 for identical images, and falls in training.
@@ -208,11 +234,12 @@ class VGGLoss(_FeatureLoss):
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
         dtype: the dtype that the network computes in.
         checkpointing: trades time for memory.
+        chunk_size: the number of images that go through the network at a time, as for
+            `FeatureLoss`; for long videos.
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Shapes:
-        ``x`` and ``y``: ``(N, 3, H, W)`` or ``(N, 1, H, W)``; ``y`` may also be the result of
-        ``features`` for a target; result: scalar, or ``(N,)`` with ``reduction="none"``.
+        as for `FeatureLoss`.
 
     Gradients flow to ``x`` and ``y``. A target that needs no gradient passes through the network
     without a graph. Errors are those of `vgg_features`.
@@ -229,8 +256,6 @@ class VGGLoss(_FeatureLoss):
         True
     """
 
-    layers: dict[str, float]
-
     def __init__(
         self,
         layers: Mapping[str, float] | str = "johnson",
@@ -241,6 +266,7 @@ class VGGLoss(_FeatureLoss):
         data_range: float | tuple[float, float] = 1.0,
         dtype: torch.dtype | None = None,
         checkpointing: bool = False,
+        chunk_size: int | None = None,
         reduction: str = "mean",
     ) -> None:
         preset = resolve_layers(layers, VGG_PRESETS, backbone, distance, "l1")
@@ -253,23 +279,16 @@ class VGGLoss(_FeatureLoss):
             dtype=dtype,
             checkpointing=checkpointing,
         )
-        super().__init__(extractor, reduction)
-        self.layers, self.distance = preset.layers, preset.distance
-
-    def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        _validation.check_choice("distance", self.distance, DISTANCES)
-        return super().forward(x, y)
-
-    def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        difference = _at_least_float32(a) - _at_least_float32(b)
-        powered = difference.abs() if self.distance == "l1" else difference.square()
-        return self.layers[name] * powered.mean((1, 2, 3))
-
-    def extra_repr(self) -> str:
-        return f"layers={self.layers}, distance={self.distance!r}, {super().extra_repr()}"
+        super().__init__(
+            extractor,
+            preset.layers,
+            distance=preset.distance,
+            chunk_size=chunk_size,
+            reduction=reduction,
+        )
 
 
-class StyleLoss(_FeatureLoss):
+class StyleLoss(ExtractorLoss):
     r"""Distance between the Gram matrices of VGG's features, which describe textures, not places.
 
     It is 0 for identical images, and falls in training.
@@ -290,8 +309,8 @@ class StyleLoss(_FeatureLoss):
         backbone: as for `VGGLoss`, like all the options that follow.
 
     Shapes:
-        as for `VGGLoss`, except that ``y`` may have another height and width; ``features`` returns
-        the Gram matrices ``(N, C', C')``.
+        as for `FeatureLoss`, except that ``y`` may have another height and width, and may be one
+        image for all; ``features`` returns the Gram matrices ``(N, C', C')``.
 
     Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
 
@@ -304,7 +323,6 @@ class StyleLoss(_FeatureLoss):
         (0.0, True)
     """
 
-    _needs_equal_sides = False
     layers: dict[str, float]
 
     def __init__(
@@ -316,6 +334,7 @@ class StyleLoss(_FeatureLoss):
         data_range: float | tuple[float, float] = 1.0,
         dtype: torch.dtype | None = None,
         checkpointing: bool = False,
+        chunk_size: int | None = None,
         reduction: str = "mean",
     ) -> None:
         preset = resolve_layers(layers, STYLE_PRESETS, backbone, None, "l2")
@@ -327,12 +346,23 @@ class StyleLoss(_FeatureLoss):
             dtype=dtype,
             checkpointing=checkpointing,
         )
-        super().__init__(extractor, reduction)
+        super().__init__(extractor, reduction, chunk_size)
         self.layers = preset.layers
 
     def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         shapes = self.extractor.shapes(x)
         return {name: (n, channels, channels) for name, (n, channels, *_) in shapes.items()}
+
+    def _accepted(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return shape, (1, *shape[1:])
+
+    def _check_shapes(self, x: Tensor, y: Tensor) -> None:
+        counts = [len(image) * (image.shape[2] if image.dim() == 5 else 1) for image in (x, y)]
+        if x.shape[1] != y.shape[1] or counts[1] not in (1, counts[0]):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass equal shapes on one "
+                "device, as many images or one for all, of the same channels"
+            )
 
     def _representation(self, features: Features) -> Features:
         with without_autocast(next(iter(features.values())).device):
@@ -345,7 +375,7 @@ class StyleLoss(_FeatureLoss):
         return f"layers={self.layers}, {super().extra_repr()}"
 
 
-class LPIPSLoss(_FeatureLoss):
+class LPIPSLoss(ExtractorLoss):
     r"""Learned perceptual image patch similarity (LPIPS), calibrated on people's judgements.
 
     It is a distance: 0 for identical images, and falls in training.
@@ -364,33 +394,32 @@ class LPIPSLoss(_FeatureLoss):
     perceptual metric", CVPR 2018.
 
     Args:
-        backbone: ``"vgg16"``, which the authors advise for training, or ``"alexnet"``, for
-            measuring.
+        backbone: ``"vgg16"``, which the authors advise for training, ``"alexnet"``, for measuring,
+            or ``"squeezenet1_1"``.
         weights: the network's weights, as for `vgg_features`.
-        linear: the weights $w$, which stay as they are: ``"lpips"`` for those in the
-            installed ``lpips`` package, a path to such a file, or its state dict.
+        linear: the weights $w$, which stay as they are: ``"lpips"`` for the calibrated ones of
+            version 0.1, or those that ``weights`` holds beside the network; a path or a state dict
+            with lpips's names; or ``None`` for 1, the distance before its calibration.
         data_range: as for `vgg_features`, like ``dtype`` and ``checkpointing``.
         dtype: the dtype that the network computes in.
         checkpointing: trades time for memory.
+        chunk_size: as for `VGGLoss`.
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Shapes:
-        as for `VGGLoss`.
+        as for `FeatureLoss`.
 
     Gradients flow to ``x`` and ``y``. Errors are those of `vgg_features`.
 
     Examples:
         >>> import torch, warnings
         >>> warnings.simplefilter("ignore")
-        >>> widths = {"relu1": 64, "relu2": 192, "relu3": 384, "relu4": 256, "relu5": 256}
-        >>> linear = {
-        ...     f"lin{i}.model.1.weight": torch.full((1, width, 1, 1), 0.1)
-        ...     for i, width in enumerate(widths.values())
-        ... }
-        >>> loss = LPIPSLoss("alexnet", weights=None, linear=linear)
+        >>> loss = LPIPSLoss("alexnet", weights=None)
         >>> x, y = torch.rand(2, 1, 3, 64, 64)
         >>> loss(x, x).item(), bool(loss(x, y) > 0)
         (0.0, True)
+        >>> tuple(loss.map(x, y).shape)
+        (1, 1, 64, 64)
     """
 
     def __init__(
@@ -398,28 +427,63 @@ class LPIPSLoss(_FeatureLoss):
         backbone: str = "vgg16",
         *,
         weights: Weights = "imagenet",
-        linear: str | os.PathLike[str] | Mapping[str, Tensor] = "lpips",
+        linear: str | os.PathLike[str] | Mapping[str, Tensor] | None = "lpips",
         data_range: float | tuple[float, float] = 1.0,
         dtype: torch.dtype | None = None,
         checkpointing: bool = False,
+        chunk_size: int | None = None,
         reduction: str = "mean",
     ) -> None:
         _validation.check_choice("backbone", backbone, tuple(LPIPS_LAYERS))
-        linear_weights = lpips.linear_weights(linear, backbone)
+        # One file may hold the linear weights beside the network.
+        known = weights is None or (isinstance(weights, str) and weights == "imagenet")
+        network = weights if known else read("weights", weights)
+        linear_weights = lpips.linear_weights(linear, network, backbone)
         extractor = Extractor(
             LPIPS_LAYERS[backbone],
             backbone=backbone,
-            weights=weights,
+            weights=network,
             data_range=data_range,
             dtype=dtype,
             checkpointing=checkpointing,
         )
-        super().__init__(extractor, reduction)
-        for name, weight in linear_weights.items():
-            self.register_buffer(name, weight, persistent=False)
+        super().__init__(extractor, reduction, chunk_size)
+        self._keep(linear_weights)
+
+    def map(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The distance at each pixel: its mean is the loss, but for what the resizing changes.
+
+        The map of each layer is resized to the images by bilinear interpolation, as ``lpips`` does
+        with ``spatial=True``, and they are added up.
+
+        Args:
+            x: prediction.
+            y: target, or its `features`.
+
+        Returns:
+            ``(N, 1, H, W)``, or ``(N, 1, T, H, W)`` for frames.
+        """
+        total = torch.stack(list(self._layer_maps(x, y).values())).sum(0)
+        return total.unflatten(0, (len(x), -1)).movedim(1, 2) if x.dim() == 5 else total
+
+    def _layer_maps(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Features:
+        """The terms of the map by layer, each frame as an image."""
+        target = self._checked_target(x, y)
+        a = self.extractor(x)
+        b = self.extractor(target) if isinstance(target, Tensor) else target
+        with without_autocast(x.device):
+            return {
+                name: functional.interpolate(
+                    lpips.pixel_distances(a[name], b[name], self.constant(name)),
+                    x.shape[-2:],
+                    mode="bilinear",
+                    align_corners=False,
+                )
+                for name in a
+            }
 
     def _distance(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        return lpips.layer_distance(a, b, frozen(self, name).flatten())
+        return lpips.layer_distance(a, b, self.constant(name))
 
 
 def _at_least_float32(feature: Tensor) -> Tensor:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +12,62 @@ from torch import Tensor
 
 from .._runtime.threads import in_threads
 from .._runtime.tracing import active_transform
-from . import cpu
-from .backbone import BACKBONES, read_file
+from . import cpu, safetensors
+from .networks import widths
 from .presets import LPIPS_LAYERS
+from .weights import StateDict, linear_entries, read
 
 EPSILON = 1e-10
 """The number that the lpips package adds to the norm of features."""
 
 
-def linear_weights(linear: Any, backbone: str) -> dict[str, Tensor]:
-    """LPIPS's weights of channels by the names of the layers, ``(1, C, 1, 1)`` each.
+def linear_weights(linear: Any, network: Any, backbone: str) -> dict[str, Tensor]:
+    """LPIPS's weights of channels ``(C,)`` by the names of the layers.
 
     Args:
-        linear: ``"lpips"`` for the installed package's weights, the path of a file, or a state
-            dict.
+        linear: ``"lpips"`` for the calibrated weights, the path of a file, a state dict, or
+            ``None`` for weights of 1.
+        network: the network's weights: if they are a `StateDict` with linear weights in it, these
+            take the place of the calibrated ones.
         backbone: the network that they were calibrated for.
     """
-    state = linear
-    file = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}[backbone]
+    channels = widths(backbone)
+    layers = {name: channels[name] for name in LPIPS_LAYERS[backbone]}
+    if linear is None:
+        return {name: torch.ones(width, device="cpu") for name, width in layers.items()}
     if isinstance(linear, str) and linear == "lpips":
-        package = importlib.util.find_spec("lpips")
-        if package is None or package.origin is None:
-            raise ValueError(
-                "linear='lpips' reads the calibrated weights in the lpips package, which is not "
-                "installed: pip install lpips, or pass the path of its weights/v0.1/"
-                f"{file}"
-            )
-        linear = Path(package.origin).parent / "weights" / "v0.1" / file
-    if isinstance(linear, (str, os.PathLike)):
-        state = read_file("linear", linear)
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            f"linear is of type {type(state).__name__}: pass 'lpips', a path or a state dict"
-        )
-    channels = {layer.name: layer.shape[0] for layer in BACKBONES[backbone] if layer.shape}
-    found = {}
-    for index, name in enumerate(LPIPS_LAYERS[backbone]):
-        key, shape = f"lin{index}.model.1.weight", (1, channels[f"conv{name[4:]}"], 1, 1)
-        weight = state.get(key)
+        in_network = isinstance(network, StateDict) and linear_entries(network)
+        state = network if in_network else _calibrated(backbone)
+    else:
+        state = read("linear", linear)
+    entries, found = linear_entries(state), {}
+    for index, (name, width) in enumerate(layers.items()):
+        key, weight = entries.pop(index, (f"lin{index}.model.1.weight", None))
+        shape = (1, width, 1, 1)
         if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
             given = tuple(weight.shape) if isinstance(weight, Tensor) else "missing"
             raise ValueError(
-                f"linear does not fit {backbone}: {key!r} is {given} and not {shape}: pass the "
-                "file of that network in lpips's weights/v0.1"
+                f"{state.source} does not fit {backbone}: {key!r} is {given} and not {shape}: pass "
+                "LPIPS's linear weights for that network, such as the file in lpips's weights/v0.1"
             )
-        found[name] = weight.detach().to(torch.float32, copy=True)
-    if len(state) > len(found):
+        found[name] = weight.detach().flatten()
+    if entries:
         raise ValueError(
-            f"linear does not fit {backbone}: it has {len(state)} entries, not {len(found)}"
+            f"{state.source} does not fit {backbone}: {next(iter(entries.values()))[0]!r} is not "
+            f"part of it, which has {len(layers)} layers"
         )
     return found
+
+
+def _calibrated(backbone: str) -> StateDict:
+    """The linear weights that come with the package, for one network."""
+    entries = safetensors.read(Path(__file__).parent / "lpips_weights" / "v0.1.safetensors")
+    own = {
+        name.removeprefix(f"{backbone}."): value
+        for name, value in entries.items()
+        if name.startswith(f"{backbone}.")
+    }
+    return StateDict(own, "the package's file of linear weights")
 
 
 def layer_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -85,9 +88,14 @@ def layer_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 def layer_distance_formula(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """The specification of `layer_distance`, by torch's operations."""
+    return pixel_distances(a, b, weight).mean((1, 2, 3))
+
+
+def pixel_distances(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """The distance of each pixel's features, ``(N, 1, H, W)``, whose mean is `layer_distance`."""
     difference = _normalize(a) - _normalize(b)
     weight = weight.to(difference.dtype)[:, None, None]
-    return (weight * difference.square()).sum(1).mean((1, 2))
+    return (weight * difference.square()).sum(1, keepdim=True)
 
 
 def _normalize(feature: Tensor) -> Tensor:

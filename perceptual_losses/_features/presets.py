@@ -48,6 +48,7 @@ STYLE_PRESETS = {
 LPIPS_LAYERS = {
     "vgg16": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
     "alexnet": ("relu1", "relu2", "relu3", "relu4", "relu5"),
+    "squeezenet1_1": ("relu1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9"),
 }
 """The layers of each network that LPIPS's linear weights were calibrated on."""
 
@@ -83,7 +84,18 @@ def resolve_layers(
             f"layers is of type {type(layers).__name__}: pass weights by names of layers such as "
             f"{{'relu2_2': 1.0}}, or one of {tuple(presets)}"
         )
+    return Preset(backbone or "vgg16", distance or default_distance, layer_weights(layers))
+
+
+def layer_weights(layers: Any) -> dict[str, float]:
+    """The layers' weights by name, checked."""
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"layers is of type {type(layers).__name__}: pass weights by names of layers"
+        )
+    if not layers:
+        raise ValueError("layers={}: pass weights by names of layers, at least one name")
     weights = {name: finite_number(f"layers[{name!r}]", w) for name, w in layers.items()}
     if any(weight < 0 for weight in weights.values()):
         raise ValueError(f"layers={weights}: pass weights that are not negative")
-    return Preset(backbone or "vgg16", distance or default_distance, weights)
+    return weights

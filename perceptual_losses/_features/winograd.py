@@ -7,9 +7,11 @@ matrices between them.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -73,6 +75,9 @@ BASES = {
 LEAST_CHANNELS = {torch.float32: 64, torch.bfloat16: 256}
 LEAST_VALUES = 2**16
 
+# The matrices in use, by the dtype, the shape and the values of the filters.
+_SHARED: WeakValueDictionary[tuple[Any, ...], Tensor] = WeakValueDictionary()
+
 
 @functools.cache
 def _kernels() -> Any:
@@ -103,6 +108,16 @@ def transform_filters(weight: Tensor) -> Tensor:
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1).double()
     values = torch.kron(filters, filters) @ taps
     return values.to(weight.dtype).reshape(-1, channels, out)
+
+
+def filter_matrices(weight: Tensor) -> Tensor:
+    """`transform_filters` of the weight: one tensor for all networks with the same weights."""
+    digest = hashlib.sha256(cpu.array(weight)).digest()
+    key = weight.dtype, tuple(weight.shape), digest
+    matrices = _SHARED.get(key)
+    if matrices is None:
+        matrices = _SHARED[key] = transform_filters(weight)
+    return matrices
 
 
 def convolution(x: Tensor, weight: Tensor, matrices: Tensor, bias: Tensor, rectify: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 import perceptual_losses
 from perceptual_losses import (
+    FeatureLoss,
     L1MSSSIMLoss,
     L1SSIMLoss,
     LPIPSLoss,
@@ -25,7 +26,7 @@ from perceptual_losses import (
 )
 
 FUNCTIONS = [ssim, ssim_map, ms_ssim]
-FEATURES = [LPIPSLoss, StyleLoss, VGGLoss, vgg_features]
+FEATURES = [FeatureLoss, LPIPSLoss, StyleLoss, VGGLoss, vgg_features]
 LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
 OPTIONS = {"data_range": (-1, 1), "window_size": 9, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
 OPTIONS["sample_covariance"] = True

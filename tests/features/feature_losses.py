@@ -14,13 +14,13 @@ CONFIGURATIONS = {"vgg16": "D", "vgg19": "E"}
 def torchvision_features(backbone):
     """The ``features`` of torchvision's model, with random weights and statistics."""
     torch.manual_seed(len(backbone))
-    if backbone == "alexnet":
-        network = torchvision.models.alexnet(weights=None).features
+    if backbone in ("alexnet", "squeezenet1_1"):
+        network = getattr(torchvision.models, backbone)(weights=None).features
     else:
         name, _, norm = backbone.partition("_")
         layers = torchvision.models.vgg.cfgs[CONFIGURATIONS[name]]
         network = torchvision.models.vgg.make_layers(layers, batch_norm=bool(norm))
-    for module in network:
+    for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
             nn.init.uniform_(module.bias, -0.1, 0.1)

@@ -132,14 +132,13 @@ def test_the_matrices_live_and_die_with_the_weights():
     extract = vgg_features(["relu2_2"], weights=None)
     x = torch.rand(2, 3, 64, 64)
     features = extract(x)["relu2_2"]
-    names = ["conv1_2", "conv2_1", "conv2_2"]
+    names = ["2.weight", "5.weight", "7.weight"]
     assert list(extract._matrices) == names
     kept = {name: extract._matrices[name][1] for name in names}
     extract(x)
     assert all(extract._matrices[name][1] is kept[name] for name in names)
     assert not extract.state_dict()
-    extract._buffers["conv2_2_weight"] = 2 * extract.get_buffer("conv2_2_weight")
-    extract._buffers["conv2_2_bias"] = 2 * extract.get_buffer("conv2_2_bias")
+    extract._keep({key: 2 * extract.constant(key) for key in ("7.weight", "7.bias")})
     torch.testing.assert_close(extract(x)["relu2_2"], 2 * features)
     assert not pickle.loads(pickle.dumps(extract))._matrices
     twin = copy.deepcopy(extract)
@@ -153,8 +152,8 @@ def test_weights_changed_in_place():
     extract = vgg_features(["conv2_2"], weights=None)
     x = torch.rand(2, 3, 64, 64)
     features = extract(x)["conv2_2"]
-    extract.get_buffer("conv2_2_weight").mul_(2)
-    extract.get_buffer("conv2_2_bias").mul_(2)
+    extract.constant("7.weight").mul_(2)
+    extract.constant("7.bias").mul_(2)
     torch.testing.assert_close(extract(x)["conv2_2"], 2 * features)
 
 

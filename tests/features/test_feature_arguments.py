@@ -37,17 +37,17 @@ def test_bad_images(networks, linear, loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_features_of_other_images(networks, linear, monkeypatch, loss):
     module = make(loss, networks, linear)
-    x, y = pair(2, 3, 40, 48)
+    x, y = pair(3, 3, 40, 48)
     target = module.features(y)
     name, fitting = next(iter(target.items()))
     assert module._shapes(x) == {name: tuple(kept.shape) for name, kept in target.items()}
-    fewer = module.features(y[:1])
+    fewer = module.features(y[:2])
 
     def run(*arguments):
         raise AssertionError("the network has run")
 
     monkeypatch.setattr(type(module.extractor), "forward", run)
-    text = rf"{name} of x have shape \({str(tuple(fitting.shape))[1:-1]}\) and those of y \(1,"
+    text = rf"{name} of x have shape \({str(tuple(fitting.shape))[1:-1]}\) and those of y \(2,"
     with pytest.raises(ValueError, match=text):
         module(x, fewer)
     with pytest.raises(TypeError, match=rf"y\['{name}'\] is None .*: pass a torch.Tensor"):
