@@ -80,6 +80,8 @@ class ModuleExtractor(FeatureExtractor):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         self.check_images("x", x)
         (network,) = self._hidden
+        if self.device.type == "meta":
+            network = copy.deepcopy(network).to("meta")
         before = getattr(_LOCAL, "found", None)
         found: dict[str, Any] = {}
         _LOCAL.found = found
@@ -112,7 +114,7 @@ class ModuleExtractor(FeatureExtractor):
 
 def _version(output: Any) -> int:
     """The number of changes of a tensor in place, or 0 where torch doesn't count them."""
-    if not isinstance(output, Tensor) or output.is_inference():
+    if torch.compiler.is_compiling() or not isinstance(output, Tensor) or output.is_inference():
         return 0
     return output._version
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import example, given, settings
 from torch.nn import functional
 
-from perceptual_losses import LPIPSLoss, VGGLoss, vgg_features
+from perceptual_losses import LPIPSLoss, StyleLoss, VGGLoss, vgg_features
+from perceptual_losses._features import winograd
 from perceptual_losses._features.winograd import BASES, convolution, suits, transform_filters
 
 pytestmark = pytest.mark.filterwarnings("ignore:the features of")
@@ -146,6 +147,29 @@ def test_the_matrices_live_and_die_with_the_weights():
     assert torch.equal(twin(x)["relu2_2"], extract(x)["relu2_2"])
     assert list(extract.float()._matrices) == names
     assert not extract.double()._matrices
+
+
+def test_losses_on_the_same_weights_share_the_matrices():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 1, 3, 64, 64, generator=generator)
+    state = vgg_features(["relu5_3"], weights=None)._constants
+    del state["scale"], state["shift"]
+    losses = [
+        VGGLoss({"relu2_2": 1.0}, weights=state),
+        StyleLoss({"relu2_2": 1.0}, weights=state),
+        LPIPSLoss(weights=state),
+    ]
+    for loss in losses:
+        loss(x, y)
+    first, *others = ({k: v[1] for k, v in loss.extractor._matrices.items()} for loss in losses)
+    assert list(first) == ["2.weight", "5.weight", "7.weight"]
+    for matrices in others:
+        assert all(matrices[key] is first[key] for key in first)
+    # They go when the last loss does.
+    count = len(winograd._SHARED)
+    kept = len(others[1])
+    del losses, loss, first, others, matrices
+    assert len(winograd._SHARED) == count - kept
 
 
 def test_weights_changed_in_place():

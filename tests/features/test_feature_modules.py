@@ -8,7 +8,7 @@ import torch
 from feature_losses import LOSSES, close, make, pair
 from torch import nn
 
-from perceptual_losses import VGGLoss, vgg_features
+from perceptual_losses import FeatureLoss, VGGLoss, vgg_features
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -58,6 +58,62 @@ def test_where_it_moves_to(networks):
         "0.bias": torch.bfloat16,
     }
     assert kept(x, y).item() == pytest.approx(double.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_built_on_meta(networks, linear, loss, tmp_path):
+    """The model gets its weights afterwards, and the loss has kept its own."""
+    x, y = pair(1, 3, 40, 40)
+    expected = make(loss, networks, linear)(x, y)
+    with torch.device("meta"):
+        model = nn.ModuleDict({"net": nn.Linear(2, 2), "loss": make(loss, networks, linear)})
+    value = model["loss"](x.to("meta"), y.to("meta"))
+    assert (value.device.type, value.shape) == ("meta", ())
+    with pytest.raises(ValueError, match=r"x is on cpu and the network on meta: .*loss.to\(x"):
+        model["loss"](x, y)
+    model.to_empty(device="cpu").load_state_dict(
+        nn.ModuleDict({"net": nn.Linear(2, 2)}).state_dict()
+    )
+    assert torch.equal(model["loss"](x, y), expected)
+    moved = make(loss, networks, linear).to("meta").to_empty(device="cpu")
+    assert torch.equal(moved(x, y), expected)
+
+
+def test_a_network_built_on_meta():
+    network = nn.Conv2d(3, 4, 3)
+    x, y = pair(1, 3, 8, 8)
+    with torch.device("meta"):
+        loss = FeatureLoss(nn.Sequential(network), {"0": 1.0})
+    expected = loss.to_empty(device="cpu")(x, y)
+    assert torch.equal(FeatureLoss(nn.Sequential(network), {"0": 1.0})(x, y), expected)
+    assert loss.to("meta")(x.to("meta"), y.to("meta")).device.type == "meta"
+    assert torch.equal(loss.to_empty(device="cpu")(x, y), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_nothing(networks, linear, loss, dtype):
+    x, y = pair(1, 3, 40, 40)
+    expected = make(loss, networks, linear)(x, y)
+    torch.set_default_dtype(dtype)
+    try:
+        value = make(loss, networks, linear)(x, y)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_images_elsewhere(networks, linear, loss):
+    module, (x, y) = make(loss, networks, linear), pair(1, 3, 40, 40)
+    with pytest.raises(ValueError, match=r"x is on meta and the network on cpu: .*loss.to\(x.dev"):
+        module(x.to("meta"), y.to("meta"))
+    with pytest.raises(ValueError, match="x is on cpu and y on meta"):
+        module(x, y.to("meta"))
+    features = {name: value.to("meta") for name, value in module.features(y).items()}
+    with pytest.raises(ValueError, match=r"x is on cpu and y\[.*\] on meta: pass both on one"):
+        module(x, features)
 
 
 def test_a_target_makes_no_graph(networks):
