@@ -39,9 +39,9 @@ def vgg_features(
 
     The network stays as it was trained, whatever is done to the model around it: it has no
     parameters or buffers, adds nothing to a state dict, ignores ``.train()``, and moves with
-    ``.to()``. ``DistributedDataParallel`` has nothing of it to send. Its values outlive
-    ``to_empty()``, so it may be built on the meta device. Gradients flow to the images, and cost
-    nothing if the images need none.
+    ``.to()``; call that where ``fully_shard`` moves a model. ``DistributedDataParallel`` has
+    nothing of it to send. Its values outlive ``to_empty()``, so it may be built on the meta device.
+    Gradients flow to the images, and cost nothing if the images need none.
 
     On a CPU, 3x3 convolutions of many values take a quarter of the multiplications in float32 and
     4/9 in bfloat16 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR
@@ -468,9 +468,10 @@ class LPIPSLoss(ExtractorLoss):
 
     def _layer_maps(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Features:
         """The terms of the map by layer, each frame as an image."""
-        target = self._checked_target(x, y)
-        a = self.extractor(x)
-        b = self.extractor(target) if isinstance(target, Tensor) else target
+        return self._in_chunks(self._maps, x, y)
+
+    def _maps(self, x: Tensor, y: Tensor | Features) -> Features:
+        a, b = self.extractor(x), self.extractor(y) if isinstance(y, Tensor) else y
         with without_autocast(x.device):
             return {
                 name: functional.interpolate(

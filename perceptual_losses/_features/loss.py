@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from .backbone import FeatureExtractor, as_images, checkpointed, without_autocas
 from .frozen import Frozen
 
 Features = dict[str, Tensor]
+Comparison = Callable[[Tensor, Tensor | Features], Features]
 
 
 class ExtractorLoss(Frozen):
@@ -51,19 +52,7 @@ class ExtractorLoss(Frozen):
             x: prediction.
             y: target, or its `features`.
         """
-        target = self._checked_target(x, y)
-        images = as_images(x)
-        if isinstance(target, Tensor):
-            target = as_images(target)
-            if len(target) != len(images):
-                # One target for all images: its features need to be computed once.
-                target = self.features(target)
-        size = self.chunk_size or len(images)
-        if size >= len(images):
-            found = self._distances(images, target)
-        else:
-            begins = range(0, len(images), size)
-            found = _joined([self._chunk(images, target, begin, size) for begin in begins])
+        found = self._in_chunks(self._distances, x, y)
         if x.dim() == 5:
             found = {name: value.reshape(len(x), -1) for name, value in found.items()}
         return found
@@ -75,21 +64,35 @@ class ExtractorLoss(Frozen):
             per_image = torch.stack(distances).sum(0)
         return per_image.mean() if self.reduction == "mean" else per_image
 
-    def _chunk(self, images: Tensor, target: Tensor | Features, begin: int, size: int) -> Features:
-        """The distances of a chunk of images, whose activations no other chunk's meet in memory."""
-        x = images[begin : begin + size]
+    def _in_chunks(
+        self, compare: Comparison, x: Tensor, y: Tensor | Mapping[str, Tensor]
+    ) -> Features:
+        """The comparison of a batch, after all checks, by as many images at a time as asked for."""
+        target = self._checked_target(x, y)
+        images = as_images(x)
         if isinstance(target, Tensor):
-            y: Tensor | Features = target[begin : begin + size]
-        else:
-            y = {
-                name: value[begin : begin + size] if len(value) == len(images) else value
-                for name, value in target.items()
-            }
-        kept = [x, *([y] if isinstance(y, Tensor) else y.values())]
-        if torch.is_grad_enabled() and any(value.requires_grad for value in kept):
-            found: Features = checkpointed(self._distances, x, y)
-            return found
-        return self._distances(x, y)
+            target = as_images(target)
+            if len(target) != len(images):
+                # One target for all images: its features need to be computed once.
+                target = self.features(target)
+        size = self.chunk_size or len(images)
+        if size >= len(images):
+            return compare(images, target)
+        parts = []
+        for begin in range(0, len(images), size):
+            chunk = slice(begin, begin + size)
+            if isinstance(target, Tensor):
+                part: Tensor | Features = target[chunk]
+            else:
+                whole = {name: len(value) == len(images) for name, value in target.items()}
+                part = {name: v[chunk] if whole[name] else v for name, v in target.items()}
+            kept = [images, *([part] if isinstance(part, Tensor) else part.values())]
+            if torch.is_grad_enabled() and any(value.requires_grad for value in kept):
+                # The activations of no other chunk are in memory beside this one's.
+                parts.append(checkpointed(compare, images[chunk], part))
+            else:
+                parts.append(compare(images[chunk], part))
+        return _joined(parts)
 
     def _distances(self, x: Tensor, y: Tensor | Features) -> Features:
         """Each layer's weighted distances of images from images or their features."""

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import types
 import warnings
 
 import lpips as package
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.speed import tokenizer
 from perceptual_losses.compat.lpips import LPIPS
 
 pytestmark = pytest.mark.filterwarnings(
@@ -119,6 +121,30 @@ def test_old_checkpoints(theirs):
     new.load_state_dict(new.state_dict())
     with pytest.raises(RuntimeError, match="Unexpected key.*perceptual_loss.other"):
         new.load_state_dict({**new.state_dict(), "perceptual_loss.other.weight": x})
+
+
+class Autoencoder(nn.Module):
+    """A model with the interface of those of diffusers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return types.SimpleNamespace(sample=self.conv(x))
+
+
+def test_a_training_on_both():
+    """The training of benchmarks/speed/tokenizer.py, which needs diffusers for its own model."""
+    torch.manual_seed(0)
+    model, batches = Autoencoder(), torch.rand(3, 1, 3, 40, 40)
+    found = {
+        name: [value for value, *_ in tokenizer.train(copy.deepcopy(model), loss, batches)]
+        for name, loss in tokenizer.losses("alex").items()
+    }
+    theirs, ours = found.values()
+    assert len(set(theirs)) == 3
+    assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize(

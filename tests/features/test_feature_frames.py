@@ -90,6 +90,9 @@ def test_maps_of_frames(networks, linear):
     maps = loss.map(x, y)
     assert maps.shape == (2, 1, 3, 32, 36)
     images = loss.map(flat(x), flat(y))
+    loss.chunk_size = 4
+    close(loss.map(x, y), maps)
+    loss.chunk_size = None
     assert images.shape == (6, 1, 32, 36)
     assert torch.equal(flat(maps), images)
     assert torch.equal(loss.map(x, loss.features(y)), maps)
