@@ -1,5 +1,6 @@
-"""Metrics of image files, for ``python -m perceptual_losses compare``.
+"""Metrics of image files, for ``perceptual-losses compare``.
 
-`files` finds and reads the images, `measure` computes and tabulates, `cli` is the command. Packages
-that only the command needs, such as Pillow and Matplotlib, are imported where they are used.
+`files` pairs the images, `measure` computes, `metrics` has statistics, and `output`, `html` and
+`figures` show them; `options` and `cli` are the command. Packages that only the command needs, such
+as Pillow and Matplotlib, are imported where they are used.
 """

@@ -28,19 +28,6 @@ def png16(path, values, *, chunk=b""):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunked(b"IHDR", header) + body + chunked(b"IEND", b""))
 
 
-def tiff16(path, values, *, sample_format=1):
-    """Writes a TIFF of 16 bits; with a ``sample_format`` of 2 its values are signed."""
-    height, width, channels = values.shape
-    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 2 if channels == 3 else 1, 273: 200}
-    tags |= {277: channels, 278: height, 279: values.nbytes, 339: sample_format}
-    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
-    if channels == 3:
-        entries[2] = struct.pack("<HHII", 258, 3, 3, 180)
-    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
-    data = data.ljust(180, b"\0") + struct.pack("<3H", 16, 16, 16)
-    path.write_bytes(data.ljust(200, b"\0") + values.astype("<u2").tobytes())
-
-
 def patch(name, side=170, bits=8):
     """A part of a photo of scikit-image, and the same with noise, ``(H, W)`` or ``(H, W, 3)``."""
     dtype, top = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
@@ -61,10 +48,10 @@ def write(path, values):
         Image.fromarray(values).save(path)
 
 
-def definition(x, y):
+def definition(x, y, data_range=None):
     return structural_similarity(
         *(np.asarray(x, np.float64), np.asarray(y, np.float64)),
-        data_range=np.iinfo(x.dtype).max,
+        data_range=data_range or np.iinfo(x.dtype).max,
         channel_axis=-1 if x.ndim == 3 else None,
         gaussian_weights=True,
         sigma=1.5,

@@ -11,21 +11,21 @@ import torch
 from compared_files import patch, run, tensor, write
 from PIL import Image
 
-from perceptual_losses.compare import cli, measure
+from perceptual_losses.compare import cli, figures, metrics, options
 from perceptual_losses.features import LPIPS_LAYERS
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are written, by their names."""
-    figures, save = {}, measure.save_figure
+    drawings, save = {}, figures.save_figure
 
     def keep(figure, path):
-        figures[path.name] = figure
+        drawings[path.name] = figure
         save(figure, path)
 
     monkeypatch.setattr(cli, "save_figure", keep)
-    return figures
+    return drawings
 
 
 def test_pictures(folders, drawn):
@@ -58,7 +58,9 @@ def test_pictures(folders, drawn):
         assert shown.get_clim() == (0, 1)
         assert similarity.get_xlim() == panels[0].get_xlim() == (-0.5, 174.5)
         assert similarity.get_ylim() == panels[0].get_ylim() == (169.5, -0.5)
-        assert similarity.get_title() == f"SSIM {row['ssim']:.6f}\nMS-SSIM {row['ms_ssim']:.6f}"
+        assert similarity.get_title() == "\n".join(
+            f"{metrics.METRICS[key]} {row[key]:.6f}" for key in ("psnr", "mse", "ssim", "ms_ssim")
+        )
         colour = row["channels"] == 3
         assert bar.get_ylabel() == ("SSIM, mean over channels" if colour else "SSIM")
 
@@ -83,10 +85,10 @@ def test_a_defect_is_where_the_map_says(tmp_path, drawn):
 
 def test_bands_of_the_map_are_the_map(monkeypatch):
     x, y = map(tensor, patch("astronaut", 60))
-    expected = measure.ssim_map(x, y, data_range=255).mean(1)[0]
+    expected = figures.ssim_map(x, y, data_range=255).mean(1)[0]
     for values in (1, 65 * 3 * 7, 65 * 3 * 50, 65 * 3 * 51, 10**6):
-        monkeypatch.setattr(measure, "BAND", values)
-        got = measure.similarity_map(x, y, data_range=255)
+        monkeypatch.setattr(figures, "BAND", values)
+        got = figures.similarity_map(x, y, data_range=255)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
@@ -106,7 +108,7 @@ def test_help_says_the_exit_codes(capsys):
         run("--help")
     assert caught.value.code == 0
     said = capsys.readouterr().out
-    assert cli.EXIT_CODES in said
+    assert options.EXIT_CODES in said
     assert all(name in said for name in (*LPIPS_LAYERS, "imagenet", "--max-megapixels"))
 
 
@@ -116,18 +118,25 @@ def test_the_page_shows_what_is_printed(root, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     shown = re.findall(r"```sh\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
-    assert len(shown) == 3
+    assert len(shown) == 5
     rounding = r"\d\.\de-1\d"
     for command, expected in shown:
-        start, *flags = shlex.split(command.partition("python -m perceptual_losses ")[2])
+        start, *flags = shlex.split(command.partition("perceptual-losses ")[2])
         assert start == "compare"
         run(*flags)
         captured = capsys.readouterr()
         assert re.sub(rounding, "", captured.err + captured.out) == re.sub(rounding, "", expected)
-    options = set(re.findall(r"^\| `(--[\w-]+)", page, re.MULTILINE))
+    listed = {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `-")
+        for name in re.findall(r"`(--[\w-]+)", line.split("|")[1])
+    }
     with pytest.raises(SystemExit):
         run("--help")
-    assert options == set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
-    for line in cli.EXIT_CODES.splitlines()[1:]:
-        number, _, meaning = line.strip().partition("  ")
+    assert listed == set(
+        re.findall(r"^  (?:-j N, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    )
+    for line in options.EXIT_CODES.splitlines()[1:]:
+        number, meaning = line.split(maxsplit=1)
         assert f"| {number} | {meaning} |" in page

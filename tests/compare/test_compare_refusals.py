@@ -13,7 +13,7 @@ import perceptual_losses
 from perceptual_losses import ms_ssim
 from perceptual_losses.compare import cli
 
-HEADER = "file,width,height,channels,data_range,ssim,ms_ssim,levels,notice,problem\n"
+HEADER = "file,width,height,channels,data_range,psnr,mse,ssim,ms_ssim,levels,notice,problem\n"
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ PROBLEMS = {
     "cut.png": "b/cut.png cannot be read (OSError: image file is truncated)",
     "here.png": "is in a alone",
     "kind.png": "a/kind.png has 175x170 pixels, 1 channel, 8 bits and b/kind.png 175x170 pixels, "
-    "3 channels, 8 bits",
+    "3 channels, 8 bits; --match-grey may help",
     "size.png": "a/size.png has 175x170 pixels, 1 channel, 8 bits and b/size.png 175x169 pixels, "
     "1 channel, 8 bits",
-    "text.png": "a/text.png is not in any of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP",
+    "text.png": "a/text.png is not in any of BMP, GIF, JPEG, PNG, PPM, WEBP, TIFF",
     "there.png": "is in b alone",
     "tiny.png": "has 175x10 pixels, 1 channel, 8 bits, less than the window of 11x11",
 }
@@ -70,30 +70,43 @@ def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
     x, y = patch("camera")
     good, good_ms = definition(x, y), ms_ssim(tensor(x), tensor(y), data_range=255).item()
     assert done.stdout == (
-        "file             size  range      SSIM   MS-SSIM  levels\n"
-        "same.png      175x170    255  1.000000  1.000000       5\n"
-        f"sub/good.png  175x170    255  {good:.6f}  {good_ms:.6f}       5\n"
-        f"mean of 2                     {(1 + good) / 2:.6f}  {(1 + good_ms) / 2:.6f}\n"
+        "file             size  range    PSNR      MSE      SSIM   MS-SSIM  levels\n"
+        f"sub/good.png  175x170    255  30.115  63.3228  {good:.6f}  {good_ms:.6f}       5\n"
+        "same.png      175x170    255     inf        0  1.000000  1.000000       5\n"
+        f"min of 2                      30.115        0  {good:.6f}  {good_ms:.6f}\n"
+        f"median of 2                      inf  31.6614  {(1 + good) / 2:.6f}  "
+        f"{(1 + good_ms) / 2:.6f}\n"
+        f"mean of 2                        inf  31.6614  {(1 + good) / 2:.6f}  "
+        f"{(1 + good_ms) / 2:.6f}\n"
+        f"worst of 2                    30.115  63.3228  {good:.6f}  {good_ms:.6f}\n"
     )
     record = json.loads((trouble / "out" / "out.json").read_text())
     shared = {"width": 175, "height": 170, "channels": 1, "data_range": 255}
     ssim, similarity = record["mean"]["ssim"] * 2 - 1, record["mean"]["ms_ssim"] * 2 - 1
     assert ssim == pytest.approx(good, abs=1e-12)
     rest = {"levels": 5, "notice": ""}
+    identical = {"psnr": None, "mse": 0.0, "ssim": 1.0, "ms_ssim": 1.0}
     assert record == {
         "version": perceptual_losses.__version__,
         "a": "a",
         "b": "b",
         "dtype": "float64",
         "device": "cpu",
+        "data_range": None,
+        "background": None,
+        "crop": 0,
+        "luma": None,
+        "complete": True,
         "vgg_layers": None,
         "lpips_backbone": None,
         "files": sorted(
             [
-                {"file": "same.png", **shared, "ssim": 1.0, "ms_ssim": 1.0, **rest},
+                {"file": "same.png", **shared, **identical, **rest},
                 {
                     "file": "sub/good.png",
                     **shared,
+                    "psnr": pytest.approx(30.115, abs=1e-3),
+                    "mse": pytest.approx(63.3228, abs=1e-4),
                     "ssim": pytest.approx(ssim, abs=1e-15),
                     "ms_ssim": pytest.approx(similarity, abs=1e-15),
                     **rest,
@@ -102,14 +115,18 @@ def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
             ],
             key=lambda row: row["file"],
         ),
-        "mean": record["mean"],
+        **{name: record[name] for name in ("min", "median", "mean", "worst")},
     }
+    # JSON has no infinity.
+    assert record["mean"]["psnr"] is None
     numbers = {row["file"]: row for row in record["files"]}["sub/good.png"]
-    lines = {name: f'{name},,,,,,,,,"{text}"' for name, text in PROBLEMS.items()}
-    lines |= {name: f"{name},,,,,,,,,{text}" for name, text in PROBLEMS.items() if "," not in text}
-    lines["same.png"] = "same.png,175,170,1,255,1.0,1.0,5,,"
+    lines = {name: f'{name},,,,,,,,,,,"{text}"' for name, text in PROBLEMS.items()}
+    lines |= {
+        name: f"{name},,,,,,,,,,,{text}" for name, text in PROBLEMS.items() if "," not in text
+    }
+    lines["same.png"] = "same.png,175,170,1,255,inf,0.0,1.0,1.0,5,,"
     lines["sub/good.png"] = (
-        f"sub/good.png,175,170,1,255,{numbers['ssim']!r},{numbers['ms_ssim']!r},5,,"
+        f"sub/good.png,175,170,1,255,{numbers['psnr']!r},{numbers['mse']!r},{numbers['ssim']!r},{numbers['ms_ssim']!r},5,,"
     )
     written = (trouble / "out" / "out.csv").read_text()
     assert written == HEADER + "".join(f"{lines[name]}\n" for name in sorted(lines))
@@ -180,18 +197,25 @@ def test_bad_flags(capsys, flags, text):
 def test_results_that_cannot_be_written(folders, monkeypatch, capsys):
     place, _ = folders
 
-    def full(*args):
+    def full(*args, **options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(cli, "write_csv", full)
-    assert run(place / "a", place / "b", "--csv", place / "out.csv") == 2
+    monkeypatch.setattr(cli, "write_json", full)
+    assert run(place / "a", place / "b", "--json", place / "out.json") == 2
     captured = capsys.readouterr()
     assert captured.err == "error: No space left on device\n"
     assert "mean of 4" in captured.out
 
 
 @pytest.mark.parametrize(
-    ("module", "flag"), [("PIL", None), ("tqdm", None), ("matplotlib", "p"), ("skimage", "check")]
+    ("module", "flag"),
+    [
+        ("PIL", None),
+        ("tqdm", None),
+        ("tifffile", None),
+        ("matplotlib", "p"),
+        ("skimage", "check"),
+    ],
 )
 def test_a_package_that_is_missing(tmp_path, monkeypatch, capsys, module, flag):
     flags = {None: [], "p": ["--picture", tmp_path / "x.png"], "check": ["--check"]}[flag]

@@ -9,10 +9,11 @@ import pytest
 import skimage.data
 import torch
 from compared_files import definition, patch, run, tensor, write
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio
 from torchvision.models import vgg
 
 from perceptual_losses import LPIPSLoss, VGGLoss, ms_ssim
-from perceptual_losses.compare import measure
+from perceptual_losses.compare import measure, metrics
 
 
 def test_numbers_are_those_of_scikit_image(folders, capsys):
@@ -27,23 +28,33 @@ def test_numbers_are_those_of_scikit_image(folders, capsys):
         expected = ms_ssim(tensor(x), tensor(y), data_range=top).item()
         assert row["ssim"] == pytest.approx(definition(x, y), abs=1e-12)
         assert row["ms_ssim"] == pytest.approx(expected, abs=1e-12)
+        assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(x, y), abs=1e-9)
+        assert row["mse"] == pytest.approx(mean_squared_error(x, y), rel=1e-12)
         assert (row["data_range"], row["levels"], row["notice"]) == (top, 5, "")
         assert (row["width"], row["height"]) == (175, 170)
         assert row["channels"] == (3 if "colour" in row["file"] else 1)
-    means = {
-        key: pytest.approx(np.mean([row[key] for row in record["files"]]), abs=1e-15)
-        for key in ("ssim", "ms_ssim")
+    columns = {
+        key: np.array([row[key] for row in record["files"]])
+        for key in ("psnr", "mse", "ssim", "ms_ssim")
     }
-    assert record["mean"] == means
+    for name in ("min", "median", "mean"):
+        expected = {key: getattr(np, name)(column) for key, column in columns.items()}
+        assert record[name] == pytest.approx(expected, rel=1e-15)
+    assert record["worst"] == {**record["min"], "mse": columns["mse"].max()}
+    assert record["complete"] is True
     captured = capsys.readouterr()
     assert captured.err == ""
     lines = [line.split() for line in captured.out.splitlines()]
-    assert lines[0] == ["file", "size", "range", "SSIM", "MS-SSIM", "levels"]
-    for line, row in zip(lines[1:5], record["files"], strict=True):
-        values = [f"{row['ssim']:.6f}", f"{row['ms_ssim']:.6f}", "5"]
+    assert lines[0] == ["file", "size", "range", "PSNR", "MSE", "SSIM", "MS-SSIM", "levels"]
+    worst_first = sorted(record["files"], key=lambda row: row["ssim"])
+    for line, row in zip(lines[1:5], worst_first, strict=True):
+        values = [f"{row['psnr']:.3f}", f"{row['mse']:.6g}", f"{row['ssim']:.6f}"]
+        values += [f"{row['ms_ssim']:.6f}", "5"]
         assert line == [row["file"], "175x170", str(row["data_range"]), *values]
-    mean = record["mean"]
-    assert lines[5:] == [["mean", "of", "4", f"{mean['ssim']:.6f}", f"{mean['ms_ssim']:.6f}"]]
+    for line, name in zip(lines[5:], ("min", "median", "mean", "worst"), strict=True):
+        values = record[name]
+        digits = [f"{values['psnr']:.3f}", f"{values['mse']:.6g}", f"{values['ssim']:.6f}"]
+        assert line == [name, "of", "4", *digits, f"{values['ms_ssim']:.6f}"]
     with (place / "out.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [{k: v for k, v in row.items() if k != "problem"} for row in written] == [
@@ -63,7 +74,7 @@ def test_the_published_photo(tmp_path, capsys):
     assert row["ms_ssim"] == pytest.approx(0.793391544254753, abs=1e-12)
     # One line: the mean of one number says nothing.
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"{row['file']}  512x512    255  0.357964  0.793392       5"
+        f"{row['file']}  512x512    255  22.409  373.375  0.357964  0.793392       5"
     ]
 
 
@@ -75,14 +86,16 @@ def test_float32_is_float32(folders):
         record = json.loads((place / "out.json").read_text())
         rows[record["dtype"]] = np.array([row["ssim"] for row in record["files"]])
     error = np.abs(rows["float32"] - rows["float64"])
-    assert 1e-12 < error.max() < measure.BOUND
+    assert 1e-12 < error.max() < metrics.BOUND
     assert (np.float32(rows["float32"]) == rows["float32"]).all()
 
 
 def test_identical_files(tmp_path, capsys):
     write(tmp_path / "x.png", patch("astronaut")[0])
     assert run(tmp_path / "x.png", tmp_path / "x.png", "--check") == 0
-    assert "1.000000  1.000000       5      1.000000     0.0e+00" in capsys.readouterr().out
+    assert (
+        "inf    0  1.000000  1.000000       5      1.000000     0.0e+00" in capsys.readouterr().out
+    )
 
 
 def test_the_levels_of_small_images_are_said(tmp_path, capsys):
@@ -142,7 +155,7 @@ def test_losses_on_features(tmp_path, weights, capsys):
         for key, loss in losses.items():
             assert row[key] == pytest.approx(loss(*unit).item(), rel=1e-5)
             assert row[key] > 0
-    assert record["mean"].keys() == {"ssim", "ms_ssim", "vgg", "lpips"}
+    assert record["mean"].keys() == {"psnr", "mse", "ssim", "ms_ssim", "vgg", "lpips"}
     out = capsys.readouterr().out
     assert "levels  VGG johnson  LPIPS alexnet\n" in out
     assert f"{record['mean']['vgg']:.6f}       {record['mean']['lpips']:.6f}\n" in out
