@@ -6,8 +6,12 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
+
+from perceptual_losses._images.picture import Reading
+from perceptual_losses.compare.options import background
 
 from .vae import MODELS, OUTPUTS
 
@@ -112,7 +116,7 @@ def _add_train(commands: Commands) -> None:
         commands, "train", "train a model on photos, a folder of images or a data set"
     )
     parser.add_argument("--model", choices=MODELS, required=True)
-    _add_data(parser, default="photos")
+    _add_data(parser, trains=True)
     parser.add_argument("--image-size", type=positive, help="side in pixels; else the data's")
     parser.add_argument("--channels", type=int, choices=(1, 3), help="else the data's")
     parser.add_argument("--output-activation", choices=OUTPUTS, default="sigmoid")
@@ -132,15 +136,23 @@ def _add_train(commands: Commands) -> None:
     )
     parser.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
     parser.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
-    parser.add_argument("--eval-every", type=positive, help="steps; else those of an epoch")
+    parser.add_argument(
+        "--eval-every", type=positive, help="steps; else those of an epoch, 100 or more"
+    )
     parser.add_argument("--save-every", type=positive, default=500, help="steps")
-    parser.add_argument("--workers", type=whole, default=0, help="processes that read images")
+    parser.add_argument("--workers", type=whole, default=0, help="processes that prepare batches")
     parser.add_argument("--out", type=folder, help="folder to write to; else runs/MODEL")
     parser.add_argument(
         "--resume",
         action="store_true",
         default=False,
         help="go on from the checkpoint in --out, if there is one",
+    )
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with the weights of another training, of any model, loss or rate",
     )
 
 
@@ -160,20 +172,43 @@ def _add_reconstruct(commands: Commands) -> None:
         commands, "reconstruct", "what a trained model makes of images it has not seen"
     )
     parser.add_argument("--checkpoint", type=Path, required=True)
-    _add_data(parser, default=argparse.SUPPRESS)
+    _add_data(parser, trains=False)
     parser.add_argument("--columns", type=positive, default=8)
     parser.add_argument("--out", type=Path, required=True, help="picture to write, .png")
 
 
-def _add_data(parser: argparse.ArgumentParser, *, default: str) -> None:
-    """Adds the options that choose the data."""
+def _add_data(parser: argparse.ArgumentParser, *, trains: bool) -> None:
+    """Adds the options that choose the data and read files."""
     text = "photos, cifar10, celeba, mnist, or a folder of images"
-    if default == argparse.SUPPRESS:
-        text += "; else what the model was trained on"
-    parser.add_argument("--data", default=default, help=text)
+    own = "" if trains else "; else what the model was trained with"
+    parser.add_argument(
+        "--data",
+        default="photos" if trains else argparse.SUPPRESS,
+        help=text if trains else f"{text}, or one image{own}",
+    )
     parser.add_argument(
         "--root", type=folder, default=Path("data"), help="where data sets are downloaded to"
     )
+    parser.add_argument(
+        "--background",
+        type=background,
+        default="white" if trains else argparse.SUPPRESS,
+        metavar="COLOUR",
+        help=f"puts transparent images on white, black or #rrggbb{own}",
+    )
+    parser.add_argument(
+        "--data-range",
+        type=rate,
+        metavar="N",
+        help="highest possible value in files, such as 4095; else that of their bits",
+    )
+
+
+def reading_of(options: argparse.Namespace) -> Reading:
+    """The choices that image files leave open."""
+    given = vars(options)
+    chosen = {name: given[name] for name in ("data_range", "background") if name in given}
+    return replace(Reading(), **chosen)
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -199,8 +234,10 @@ def demo(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Trains one model on any data; returns the exit code."""
-    from .data import IMAGE_SIZES, Form, load
-    from .train import Training, first_process_first, processes
+    from .data import IMAGE_SIZES, load
+    from .processes import first_process_first, processes
+    from .squares import Form
+    from .train import DivergedError, StoppedError, Training
 
     given = vars(options)
     out = given.get("out", Path("runs", options.model))
@@ -221,7 +258,7 @@ def train(options: argparse.Namespace) -> int:
             training = Training(
                 options.model,
                 {**own, "output_activation": options.output_activation},
-                load(options.data, form, options.root),
+                load(options.data, form, options.root, reading_of(options)),
                 out,
                 steps=options.steps,
                 batch_size=options.batch_size,
@@ -231,8 +268,25 @@ def train(options: argparse.Namespace) -> int:
                 save_every=options.save_every,
                 existing="resume" if options.resume else "refuse",
                 workers=options.workers,
+                init=given.get("init"),
             )
-        metrics = training.run()
+        if training.writes and training.first >= training.steps:
+            print(
+                f"The training in {out} has had {training.first} steps, and --steps is "
+                f"{training.steps}: pass more to go on."
+            )
+        try:
+            metrics = training.run()
+        except StoppedError as error:
+            if training.writes:
+                print(error, file=sys.stderr)
+            return 130
+        except DivergedError as error:
+            if training.writes:
+                print(f"error: {error}", file=sys.stderr)
+            return 1
+        except OSError as error:
+            raise RefusedError(f"{error}; what was saved before is in {out}") from error
     if training.writes:
         psnr, ssim, ms_ssim = metrics
         print(f"held out: PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}")
@@ -242,8 +296,6 @@ def train(options: argparse.Namespace) -> int:
 
 def sample(options: argparse.Namespace) -> int:
     """Writes a picture of a model's new images; returns the exit code."""
-    from torchvision.utils import save_image
-
     from . import checkpoints, pictures
 
     with refusals():
@@ -251,29 +303,37 @@ def sample(options: argparse.Namespace) -> int:
         picture = pictures.samples(
             model, rows=options.rows, columns=options.columns, seed=options.seed
         )
-        save_image(picture, options.out)
+        pictures.save(picture, options.out)
+    rows = model.num_classes or options.rows
+    print(f"{rows * options.columns} new images are in {options.out}.")
     return 0
 
 
 def reconstruct(options: argparse.Namespace) -> int:
     """Writes a picture of images and a model's reconstructions; returns the exit code."""
-    from torchvision.utils import save_image
-
     from . import checkpoints, pictures
-    from .data import Form, load
+    from .data import count, load, single
+    from .squares import Form
 
+    given = vars(options)
     with refusals():
         state = checkpoints.load(options.checkpoint)
         model = checkpoints.model_of(state)
         form = Form(model.image_size, model.in_channels, model.data_range)
-        data = load(vars(options).get("data", state["data"]), form, options.root)
+        name = given.get("data", state["data"])
+        reading = reading_of(argparse.Namespace(**{**state["reading"], **given}))
+        if Path(name).is_file():
+            data = single(Path(name), form, reading)
+        else:
+            data = load(name, form, options.root, reading)
         if model.num_classes and data.classes != state["classes"]:
             raise RefusedError(
                 f"the model knows the classes {state['classes']} and {data.name} has "
                 f"{data.classes}: pass --data with the same"
             )
-        images, labels = pictures.some(data, options.columns)
-        save_image(pictures.reconstructions(model, images, labels), options.out)
+        images, labels = pictures.some(data, min(options.columns, count(data.held_out)))
+        pictures.save(pictures.reconstructions(model, images, labels), options.out)
+    print(f"{len(images)} images of {data.name} and their reconstructions are in {options.out}.")
     return 0
 
 
@@ -310,6 +370,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 2
 
 

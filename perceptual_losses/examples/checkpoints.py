@@ -8,23 +8,31 @@ from typing import Any
 
 import torch
 
+from perceptual_losses._runtime.output import replacing
+
 from .vae import MODELS, BaseVAE
 
 KEYS = {
-    *("model", "options", "data", "images", "classes", "batch_size", "seed", "learning_rate"),
-    *("step", "weights", "optimizer"),
+    *("model", "options", "data", "reading", "images", "classes", "batch_size", "seed"),
+    *("learning_rate", "step", "weights", "optimizer"),
 }
 """The entries of a training's checkpoint."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values. A process that is killed leaves the last checkpoint."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Writes tensors and plain values. A process that is killed leaves the last checkpoint.
+
+    Raises:
+        OSError: it cannot be written; the last checkpoint is still there.
+    """
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # Torch turns a full disk into the second.
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"{path} cannot be written ({reason})") from error
 
 
 def load(

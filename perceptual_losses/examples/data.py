@@ -6,30 +6,22 @@ images, or a data set of torchvision.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from skimage import color, transform
 from skimage import data as photos
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
-from tqdm import tqdm
 
-from perceptual_losses.compare.files import is_deep_grey, stored_mode
+from perceptual_losses._images.folders import SUFFIXES, image_files
+from perceptual_losses._images.picture import Reading
 
-Images = Dataset[Any]
-"""Images ``(C, H, W)``, each with the number of its class."""
+from .squares import Form, Images, Squares, read_squares
 
 Photo = Callable[[], Any]
 
@@ -62,6 +54,8 @@ HELD_OUT_EVERY = 10
 HELD_OUT_AT_MOST = 1000
 """The most images that are measured on; if there are more, these are spread evenly over all."""
 
+READING = Reading(background="white")
+
 IMAGE_SIZES = {"cifar10": 32, "mnist": 32}
 """Sides in pixels that suit a data set; 64 suit all others."""
 
@@ -77,63 +71,15 @@ WHERE = {
 """The advice for a machine without internet, by data set."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """The form that every image is brought to: side in pixels, channels and range."""
-
-    image_size: int = 64
-    channels: int = 3
-    data_range: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels={self.channels}: pass 1 for grey images or 3 for colour")
-
-    def of(self, image: Image.Image) -> Tensor:
-        """The middle of an image of any size, upright.
-
-        Args:
-            image: an image in any of Pillow's modes with 8 bits, or with 16 in grey. One that
-                comes from a file must not be decoded yet, because Pillow then forgets how many
-                bits the file has.
-
-        Raises:
-            ValueError: the values have no known range, such as floats or integers of 32 bits.
-        """
-        if problem := without_range(image):
-            raise ValueError(f"the image {problem}")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            # Pillow would clip 16 bits at 255 and make the image white.
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        square = functional.center_crop(
-            functional.resize(image, [self.image_size]), [self.image_size]
-        )
-        return self.ranged(functional.to_tensor(square))
-
-    def ranged(self, x: Tensor) -> Tensor:
-        """The values in [0, 1], scaled to the range."""
-        low, high = self.data_range
-        return x if (low, high) == (0, 1) else low + (high - low) * x
-
-
-def without_range(image: Image.Image) -> str | None:
-    """The problem of an image, not decoded yet, whose values have no known range."""
-    if not image.mode.startswith(("I", "F")) or is_deep_grey(image):
-        return None
-    mode, _ = stored_mode(image)
-    return f"has pixels of the kind {mode}: save it with 8 or 16 bits, in grey or RGB"
-
-
 class Data(NamedTuple):
-    """Images in one form. Nothing is learned from the held-out ones."""
+    """Images in one form, and how files were read. Nothing is learned from the held-out ones."""
 
     name: str
     form: Form
     classes: list[str]
     training: Images
     held_out: Images
+    reading: Reading = Reading()
 
 
 class Mirrored(Images):
@@ -150,33 +96,19 @@ class Mirrored(Images):
         return (image.flip(-1) if index % 2 else image), label
 
 
-class Files(Images):
-    """Image files, read when they are asked for."""
-
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], form: Form) -> None:
-        self.files, self.labels, self.form = files, labels, form
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        # Given a name, Pillow 13 maps the file, and mixes up the pixels of a rotated TIFF.
-        with self.files[index].open("rb") as file, Image.open(file) as image:
-            return self.form.of(image), self.labels[index]
-
-
 def count(images: Images) -> int:
     """The number of images: torch leaves it open whether a ``Dataset`` has a length."""
     return len(images)  # type: ignore[arg-type]
 
 
-def load(name: str, form: Form, root: Path = Path("data")) -> Data:
+def load(name: str, form: Form, root: Path = Path("data"), reading: Reading = READING) -> Data:
     """The data that the commands know by a name, or the images of a folder.
 
     Args:
         name: ``"photos"``, ``"cifar10"``, ``"celeba"``, ``"mnist"`` or a folder of images.
         form: the form of all images.
         root: the folder where torchvision's data sets are, or are downloaded to.
+        reading: the choices that image files leave open.
 
     Raises:
         ValueError: the folder or the form cannot be used; the message says why.
@@ -193,7 +125,7 @@ def load(name: str, form: Form, root: Path = Path("data")) -> Data:
                 f"{name} is not at {root} and could not be downloaded "
                 f"({type(error).__name__}: {error}): {where}, or pass the --root that has it"
             ) from error
-    return folder(Path(name), form)
+    return folder(Path(name), form, reading)
 
 
 def embedded(form: Form) -> Data:
@@ -260,26 +192,19 @@ def smiling(attributes: Tensor) -> int:
     return int(attributes[31])
 
 
-def folder(path: Path, form: Form) -> Data:
+def folder(path: Path, form: Form, reading: Reading) -> Data:
     """All images of a folder, at any depth; its subfolders are the classes.
 
-    Files are left out, and named on stderr, if they cannot be read, have values of no known range
-    or are smaller than ``form``.
+    Files are left out, and named on stderr, if they cannot be read exactly or are smaller than
+    ``form``. Names that begin with a dot, and thumbnails of other programs, are no images.
     """
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
         raise ValueError(f"{path} {kind}: pass a folder of images, 'photos' or {', '.join(WHERE)}")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    found, _ = image_files(path)
     if not found:
-        raise ValueError(
-            f"{path} has no images: pass a folder with files {' '.join(IMG_EXTENSIONS)}"
-        )
-    problems = unusable(found, form.image_size)
-    if problems and speaks():
-        for file, problem in problems.items():
-            print(f"{file} {problem}", file=sys.stderr)
-        print(f"left out {len(problems)} of {len(found)} images of {path}", file=sys.stderr)
-    files = [file for file in found if file not in problems]
+        raise ValueError(f"{path} has no images: pass a folder with files {' '.join(SUFFIXES)}")
+    files, values = read_squares(found, form, reading)
     if len(files) < 2:
         raise ValueError(
             f"{path} has {len(files)} images that can be used, of {len(found)}: pass a folder with "
@@ -290,7 +215,7 @@ def folder(path: Path, form: Form) -> Data:
         for relative in (file.relative_to(path) for file in files)
     ]
     classes = sorted(set(names))
-    images = Files(files, [classes.index(name) for name in names], form)
+    images = Squares(values, [classes.index(name) for name in names], form)
     held_out = range(0, len(files), HELD_OUT_EVERY)
     training = sorted(set(range(len(files))) - set(held_out))
     return Data(
@@ -299,41 +224,17 @@ def folder(path: Path, form: Form) -> Data:
         classes,
         Mirrored(Subset(images, training)),
         spread(Subset(images, held_out)),
+        reading,
     )
 
 
-def unusable(files: Sequence[Path], image_size: int) -> dict[Path, str]:
-    """The problems of files that cannot be used. Each is decoded: a header tells too little."""
-
-    def problem(file: Path) -> str | None:
-        try:
-            with Image.open(file) as image:
-                range_problem = without_range(image)
-                image.load()
-                width, height = image.size
-        except Exception as error:  # Whatever a broken file raises is the reason.
-            return f"cannot be read ({type(error).__name__}: {error})"
-        if range_problem:
-            return range_problem
-        if min(width, height) < image_size:
-            return f"has {width}x{height} pixels, less than {image_size}x{image_size}"
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        checked = tqdm(
-            pool.map(problem, files),
-            "checking",
-            len(files),
-            unit="file",
-            leave=False,
-            disable=not speaks(),
-        )
-        return {file: text for file, text in zip(files, checked, strict=True) if text}
-
-
-def speaks() -> bool:
-    """Whether this process prints: only the first one that torchrun starts does."""
-    return os.environ.get("RANK", "0") == "0"
+def single(path: Path, form: Form, reading: Reading) -> Data:
+    """One image file, to look at what a model makes of it."""
+    files, values = read_squares([path], form, reading)
+    if not files:
+        raise ValueError(f"{path} cannot be used: pass another image, or a folder of images")
+    images = Squares(values, [0], form)
+    return Data(str(path), form, ["."], images, images, reading)
 
 
 def spread(images: Images) -> Images:

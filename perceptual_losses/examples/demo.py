@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from .data import Data, Form, count, load
+from .data import Data, count, load
 from .pictures import grid, some
+from .squares import Form
 from .train import Metrics, Training
 from .vae import BaseVAE
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
+from torchvision.utils import make_grid, save_image
+
+from perceptual_losses._runtime.output import replacing
 
 from .data import Data, count
 from .vae import BaseVAE
@@ -16,6 +20,13 @@ def grid(model: BaseVAE, images: Tensor, columns: int) -> Tensor:
     images = ((images.cpu() - low) / (high - low)).clamp(0, 1)
     picture: Tensor = make_grid(images, nrow=columns, pad_value=1.0)
     return picture
+
+
+def save(picture: Tensor, path: Path) -> None:
+    """Writes a picture, and makes its folder first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        save_image(picture, partial)
 
 
 def some(data: Data, n: int) -> tuple[Tensor, Tensor]:

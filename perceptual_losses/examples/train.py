@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,20 +22,35 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 from perceptual_losses import ms_ssim, ssim
+from perceptual_losses._runtime.output import replacing
+from perceptual_losses.compare.output import finite
 
 from . import checkpoints, pictures
-from .data import Data, Images, count
+from .data import Data, count
+from .processes import leave_stopping_to_the_trainer, process_share, stop_signals
+from .squares import Images
 from .vae import DFCVAE, MODELS, BaseVAE, VAELoss, levels_that_fit
 
 REPORT_EVERY = 10
 """Steps between looks at the loss, each of which waits for the device."""
 
+EVALUATE_EVERY = 100
+"""The fewest steps between evaluations, unless others are asked for: small folders have short
+epochs."""
+
 ORDER, NOISE = 0, 1
 """The streams of random numbers of a seed."""
+
+
+class StoppedError(Exception):
+    """The training was asked to stop, and has saved what it had; the message says how to go on."""
+
+
+class DivergedError(Exception):
+    """The loss or the weights are not finite; the message says which checkpoint is left."""
 
 
 class Metrics(NamedTuple):
@@ -101,45 +117,6 @@ class Shares:
             yield batch[self.share]
 
 
-@contextlib.contextmanager
-def processes() -> Iterator[None]:
-    """Connects the processes, if torchrun has started several."""
-    if "WORLD_SIZE" not in os.environ:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
-    """Lets one process go first, for work that is done once, such as a download."""
-    together = distributed.is_initialized()
-    if together and distributed.get_rank():
-        distributed.barrier()
-    yield
-    if together and not distributed.get_rank():
-        distributed.barrier()
-
-
-def process_share(batch_size: int) -> tuple[int, slice]:
-    """This process's rank, and its share of the images of each batch."""
-    together = distributed.is_initialized()
-    rank = distributed.get_rank() if together else 0
-    world = distributed.get_world_size() if together else 1
-    if batch_size % world:
-        raise ValueError(
-            f"batch_size={batch_size} is not a multiple of the {world} processes: pass one"
-        )
-    part = batch_size // world
-    return rank, slice(rank * part, (rank + 1) * part)
-
-
 def make_folder(path: Path) -> None:
     """Makes a folder unless it exists, and tries to write a file there."""
     try:
@@ -164,16 +141,19 @@ class Training:
         batch_size: images for each update, of all processes together.
         seed: decides the model's first weights, the order of the images and the noise.
         learning_rate: Adam's learning rate.
-        evaluate_every: steps between evaluations, by default those of an epoch; the last step
-            always has one.
+        evaluate_every: steps between evaluations, by default those of an epoch and at least
+            `EVALUATE_EVERY`; the last step always has one.
         save_every: steps between checkpoints; the last step always has one.
         existing: the treatment of a checkpoint in ``out``: ``"refuse"``, ``"resume"`` or
             ``"replace"``. Without a checkpoint all three start from the beginning. Only
             ``"replace"`` accepts files of these names that no training has written.
-        workers: processes that read images for each process that trains.
+        workers: processes that prepare batches for each process that trains.
+        init: a checkpoint whose weights a training begins with, of any model and loss with the
+            same layers. It has no effect on one that is resumed.
 
     Raises:
-        ValueError: options that do not go together; ``out`` cannot be written to.
+        ValueError: options that do not go together; ``out`` cannot be written to; ``init`` has
+            other layers.
         RuntimeError: weights that a loss needs cannot be fetched.
     """
 
@@ -192,9 +172,11 @@ class Training:
         save_every: int = 500,
         existing: str = "refuse",
         workers: int = 0,
+        init: Path | None = None,
     ) -> None:
         rank, self.share = process_share(batch_size)
         self.writes = rank == 0
+        self.data, self.out, self.steps = data, out, steps
         images = count(data.training)
         options = {**options, "image_size": data.form.image_size, "in_channels": data.form.channels}
         if model == "cvae":
@@ -202,25 +184,21 @@ class Training:
         # So a resumption has the same first weights, and the same random features of a DFC-VAE.
         torch.manual_seed(seed)
         self.model = MODELS[model](**options)
-        if self.model.data_range != data.form.data_range:
-            raise ValueError(
-                f"the model's images have values in {self.model.data_range} and the data's in "
-                f"{data.form.data_range}: pass the model's as the form's data_range"
-            )
+        self._check_range()
         if isinstance(self.model, DFCVAE):
             self.model.load()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate)
 
-        self.data, self.out, self.steps = data, out, steps
         self.seed, self.batch_size, self.first = seed, batch_size, 0
-        self.evaluate_every = evaluate_every or -(-images // batch_size)
+        self.evaluate_every = evaluate_every or max(EVALUATE_EVERY, -(-images // batch_size))
         self.save_every, self.workers, self.device = save_every, workers, device
         self.setup = {
             "model": model,
             "options": options,
             "data": data.name,
+            "reading": {name: getattr(data.reading, name) for name in ("data_range", "background")},
             "images": images,
             "classes": data.classes,
             "batch_size": batch_size,
@@ -230,10 +208,21 @@ class Training:
         self.checkpoint, self.metrics = out / "checkpoint.pt", out / "metrics.jsonl"
         if self.checkpoint.exists() and existing != "replace":
             self._resume(existing)
+        elif init is not None:
+            self._begin_with(init)
         if self.writes:
             if existing != "replace":
                 self._refuse_other_metrics()
             make_folder(out)
+
+    def _check_range(self) -> None:
+        """Refuses data in another range than the model's."""
+        made, given = self.model.data_range, self.data.form.data_range
+        if made != given:
+            raise ValueError(
+                f"the model's images have values in {made} and the data's in {given}: pass the "
+                "model's as the form's data_range"
+            )
 
     def _resume(self, existing: str) -> None:
         """Loads the checkpoint; refuses one of another training, or all if ``existing`` does."""
@@ -254,48 +243,122 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.first = state["step"]
 
+    def _begin_with(self, init: Path) -> None:
+        """Loads the weights of another training; refuses those of other layers."""
+        weights = checkpoints.load(init)["weights"]
+        own = self.model.state_dict()
+        names = [*own, *weights]
+        other = [
+            name
+            for name in names
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        ]
+        if other:
+            raise ValueError(
+                f"{init} has other layers than the model, such as {other[0]}: pass a checkpoint "
+                "with the same image size and channels, and with classes for a cvae only"
+            )
+        self.model.load_state_dict(weights)
+
     def run(self) -> Metrics:
         """Trains up to the last step and returns the metrics of the trained model.
 
         It writes these files into ``out``: ``checkpoint.pt``; ``metrics.jsonl`` with a line for
         each evaluation, the held-out `Metrics` and the loss of the step; TensorBoard's events;
         pictures of the last evaluation.
+
+        Raises:
+            StoppedError: Ctrl-C was pressed; the last step is saved.
+            DivergedError: the loss or the weights are not finite; nothing of that is saved.
+            OSError: a file cannot be written; those of before are still there.
         """
-        if self.writes:
-            self._forget_what_comes_again()
-        board = SummaryWriter(self.out, purge_step=self.first + 1) if self.writes else None
-        progress = tqdm(
-            self.updates(),
-            desc=type(self.model).__name__,
-            unit="step",
-            initial=self.first,
-            total=max(self.steps, self.first),
-            disable=not self.writes,
-        )
-        for step, loss in progress:
-            last = step == self.steps
-            evaluates = last or step % self.evaluate_every == 0
-            if evaluates or step % REPORT_EVERY == 0:
-                terms = self.mean_of_all(loss)
-                progress.set_postfix(terms)
-                if board:
-                    for name, value in terms.items():
-                        board.add_scalar(f"training/{name}", value, step)
-                    if evaluates:
-                        self._evaluate(step, terms, board)
-            if self.writes and (last or step % self.save_every == 0):
-                checkpoints.save(
-                    self.checkpoint,
-                    {
-                        **self.setup,
-                        "step": step,
-                        "weights": self.model.state_dict(),
-                        "optimizer": self.optimizer.state_dict(),
-                    },
-                )
-        if board:
-            board.close()
+        if self.first >= self.steps:
+            return evaluate(self.model, self.data.held_out)
+        if not self.writes:
+            self._run(None)
+            return evaluate(self.model, self.data.held_out)
+        self._forget_what_comes_again()
+        board = SummaryWriter(self.out, purge_step=self.first + 1)
+        try:
+            self._run(board)
+        except BaseException:
+            with contextlib.suppress(Exception):  # The first error is the one to show.
+                board.close()
+            raise
+        board.close()
         return evaluate(self.model, self.data.held_out)
+
+    def _run(self, board: SummaryWriter | None) -> None:
+        """All steps that are left; only the process with a board writes."""
+        with (
+            stop_signals() as asked,
+            tqdm(
+                self.updates(),
+                desc=type(self.model).__name__,
+                unit="step",
+                initial=self.first,
+                total=self.steps,
+                disable=board is None,
+            ) as progress,
+        ):
+            for step, loss in progress:
+                last = step == self.steps
+                stops = not last and self._agree_to_stop(step, bool(asked))
+                saves = last or stops or step % self.save_every == 0
+                evaluates = last or step % self.evaluate_every == 0
+                if saves or evaluates or step % REPORT_EVERY == 0:
+                    terms = self.mean_of_all(loss)
+                    self._refuse_infinities(step, terms, weights=saves)
+                    progress.set_postfix(terms)
+                    if board:
+                        for name, value in terms.items():
+                            board.add_scalar(f"training/{name}", value, step)
+                        if evaluates:
+                            self._evaluate(step, terms, board)
+                if saves and board:
+                    self._save(step)
+                if stops:
+                    raise StoppedError(
+                        f"stopped after step {step} of {self.steps}, which is saved in {self.out}: "
+                        "pass --resume to go on"
+                    )
+
+    def _agree_to_stop(self, step: int, asked: bool) -> bool:
+        """Whether to stop after a step, in all processes alike: signals reach them at any time."""
+        if not distributed.is_initialized():
+            return asked
+        if step % REPORT_EVERY:
+            return False
+        flag = torch.tensor(float(asked), device=self.device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _refuse_infinities(self, step: int, terms: Mapping[str, float], *, weights: bool) -> None:
+        """Refuses to go on with a loss, or with weights, that are not finite."""
+        wrong = [f"{name} {value}" for name, value in terms.items() if not math.isfinite(value)]
+        if weights and not all(p.isfinite().all() for p in self.model.parameters()):
+            wrong.append("some of the weights")
+        if not wrong:
+            return
+        left = f"{self.out} has no checkpoint"
+        if self.checkpoint.exists():
+            left = f"{self.checkpoint} has step {checkpoints.load(self.checkpoint)['step']}"
+        raise DivergedError(
+            f"not finite at step {step}: {', '.join(wrong)}. Nothing of it is saved, and {left}: "
+            "pass a lower --lr"
+        )
+
+    def _save(self, step: int) -> None:
+        """Writes the checkpoint."""
+        checkpoints.save(
+            self.checkpoint,
+            {
+                **self.setup,
+                "step": step,
+                "weights": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
 
     def updates(self) -> Iterator[tuple[int, VAELoss]]:
         """Updates the model, and yields the number of each update, from 1 on, and its loss."""
@@ -313,6 +376,7 @@ class Training:
             batch_sampler=shares,
             num_workers=self.workers,
             pin_memory=on_gpu,
+            worker_init_fn=leave_stopping_to_the_trainer,
         )
         for step, (x, labels) in zip(steps, batches, strict=True):
             x = x.to(self.device, non_blocking=True)
@@ -364,15 +428,23 @@ class Training:
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= self.first]
         if kept != lines:
-            partial = self.metrics.with_suffix(".partial")
-            partial.write_text("".join(kept))
-            os.replace(partial, self.metrics)
+            with replacing(self.metrics) as partial:
+                partial.write_text("".join(kept))
+
+    def _add_line(self, record: dict[str, Any]) -> None:
+        """Adds a line to the metrics, or leaves them as they were."""
+        before = self.metrics.stat().st_size if self.metrics.exists() else 0
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+        except OSError:
+            os.truncate(self.metrics, before)
+            raise
 
     def _evaluate(self, step: int, terms: dict[str, float], board: SummaryWriter) -> None:
         """Writes the held-out metrics and pictures."""
         metrics = evaluate(self.model, self.data.held_out)._asdict()
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics, "training": terms}) + "\n")
+        self._add_line({"step": step, **metrics, "training": terms})
         for name, value in metrics.items():
             board.add_scalar(f"held out/{name}", value, step)
         images, labels = pictures.some(self.data, 8)
@@ -381,5 +453,5 @@ class Training:
             "samples": pictures.samples(self.model),
             "interpolations": pictures.interpolations(self.model, images, labels),
         }.items():
-            save_image(picture, self.out / f"{name}.png")
+            pictures.save(picture, self.out / f"{name}.png")
             board.add_image(name, picture, step)

@@ -76,8 +76,8 @@ def test_a_training_killed_while_it_saves_loses_nothing(tmp_path, monkeypatch):
         pass
 
     def dies(source, target):
-        saved.append(target)
-        if len(saved) == 2:
+        saved.append(target.name)
+        if saved.count("checkpoint.pt") == 2:
             # As far as the second checkpoint is written, and no further.
             Path(source).write_bytes(Path(source).read_bytes()[:1000])
             raise KilledError
@@ -88,7 +88,7 @@ def test_a_training_killed_while_it_saves_loses_nothing(tmp_path, monkeypatch):
         patch.setattr(os, "replace", dies)
         with pytest.raises(KilledError):
             training(killed).run()
-    assert (killed / "checkpoint.partial").stat().st_size == 1000
+    assert (killed / "checkpoint.partial.pt").stat().st_size == 1000
     assert checkpoints.load(killed / "checkpoint.pt")["step"] == 2
     # The evaluation of step 3 has been written, though it comes after the checkpoint, and a line
     # of which the disk has a part.
@@ -98,7 +98,7 @@ def test_a_training_killed_while_it_saves_loses_nothing(tmp_path, monkeypatch):
     training(killed, existing="resume").run()
     assert same(*(checkpoints.load(out / "checkpoint.pt") for out in (whole, killed)))
     assert lines(killed) == lines(whole)
-    assert not (killed / "checkpoint.partial").exists()
+    assert not (killed / "checkpoint.partial.pt").exists()
 
 
 PROGRAM = """

@@ -1,0 +1,80 @@
+"""The processes of a training, which torchrun may have started, and the signals to stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Connects the processes, if torchrun has started several."""
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Lets one process go first, for work that is done once, such as a download."""
+    together = distributed.is_initialized()
+    if together and distributed.get_rank():
+        distributed.barrier()
+    yield
+    if together and not distributed.get_rank():
+        distributed.barrier()
+
+
+def process_share(batch_size: int) -> tuple[int, slice]:
+    """This process's rank, and its share of the images of each batch."""
+    together = distributed.is_initialized()
+    rank = distributed.get_rank() if together else 0
+    world = distributed.get_world_size() if together else 1
+    if batch_size % world:
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of the {world} processes: pass one"
+        )
+    part = batch_size // world
+    return rank, slice(rank * part, (rank + 1) * part)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and the request to end, for the step to be finished; twice means at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may handle signals.
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_stopping_to_the_trainer(_: int) -> None:
+    """Lets a process that reads images outlive Ctrl-C, which a terminal sends to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
