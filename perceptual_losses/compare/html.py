@@ -113,7 +113,7 @@ def write_html(
     )
     text = PAGE.substitute(
         title=html.escape(title),
-        summary=f"{len(compared)} of {len(rows)} pairs compared; {len(failed)} fail. "
+        summary=f"{len(compared)} of {len(rows)} pairs compared; {len(failed)} failed. "
         f"perceptual-losses {__version__}.",
         head=head,
         body="\n".join(_table_row(row, labels, shown, failed) for row in compared),
