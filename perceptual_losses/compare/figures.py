@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,27 @@ BAND = 2**20
 """Values in a band of the map: plain torch computes it, with many maps of that size."""
 
 
-def similarity_map(x: Tensor, y: Tensor, *, data_range: float) -> Tensor:
-    """The SSIM of each window as a mean over channels, computed in bands of rows."""
-    rows = max(1, BAND // x[0, :, 0].numel())
+def similarity_map(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    tensor: Callable[[NDArray[Any]], Tensor],
+    *,
+    data_range: float,
+) -> Tensor:
+    """The SSIM of each window as a mean over channels, computed in bands of rows.
+
+    Args:
+        a: values ``(H, W, C)``.
+        b: other values of this shape.
+        tensor: makes a batch of one of the values.
+        data_range: the highest possible value.
+    """
+    height, width, channels = a.shape
+    rows = max(1, BAND // (width * channels))
     bands = []
-    for top in range(0, x.shape[2] - WINDOW + 1, rows):
+    for top in range(0, height - WINDOW + 1, rows):
         band = slice(top, top + rows + WINDOW - 1)
-        similarity = ssim_map(x[:, :, band], y[:, :, band], data_range=data_range)
+        similarity = ssim_map(tensor(a[band]), tensor(b[band]), data_range=data_range)
         bands.append(similarity.mean(1)[0].cpu())
     return torch.cat(bands)
 

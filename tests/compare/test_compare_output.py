@@ -84,11 +84,12 @@ def test_a_defect_is_where_the_map_says(tmp_path, drawn):
 
 
 def test_bands_of_the_map_are_the_map(monkeypatch):
-    x, y = map(tensor, patch("astronaut", 60))
+    images = patch("astronaut", 60)
+    x, y = map(tensor, images)
     expected = figures.ssim_map(x, y, data_range=255).mean(1)[0]
     for values in (1, 65 * 3 * 7, 65 * 3 * 50, 65 * 3 * 51, 10**6):
         monkeypatch.setattr(figures, "BAND", values)
-        got = figures.similarity_map(x, y, data_range=255)
+        got = figures.similarity_map(*images, tensor, data_range=255)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 

@@ -5,7 +5,7 @@ import torch
 from example_training import RANDOM_FEATURES, lines, shapes
 from PIL import Image
 
-from perceptual_losses.examples import __main__, checkpoints
+from perceptual_losses.examples import __main__, checkpoints, train
 
 
 @pytest.fixture
@@ -40,6 +40,11 @@ def test_the_commands(tmp_path, pictures, capsys):
     assert "pass --resume to go on" in capsys.readouterr().err
     assert command(*go, "--steps", 5, "--resume") == 0
     assert checkpoints.load(checkpoint)["step"] == 5
+    capsys.readouterr()
+    assert command(*go, "--steps", 4, "--resume") == 0
+    said = f"The training in {out} has had 5 steps, and --steps is 4: pass more to go on.\n"
+    assert capsys.readouterr().out.startswith(said)
+    assert checkpoints.load(checkpoint)["step"] == 5
     assert len(list(out.glob("events.out.tfevents.*"))) == 2
 
     def size(path):
@@ -52,17 +57,63 @@ def test_the_commands(tmp_path, pictures, capsys):
         ("interpolations", (8, 4)),
     ):
         assert size(out / f"{name}.png") == tuple(18 * count + 2 for count in cells)
-    made, again = tmp_path / "made.png", tmp_path / "again.png"
+    made, again = tmp_path / "new" / "made.png", tmp_path / "again.png"
     for path in (made, again):
         assert command("sample", "--checkpoint", checkpoint, "--columns", 3, "--out", path) == 0
+    assert capsys.readouterr().out == "".join(
+        f"6 new images are in {path}.\n" for path in (made, again)
+    )
     assert size(made) == (3 * 18 + 2, 2 * 18 + 2)
     assert made.read_bytes() == again.read_bytes()
     back = tmp_path / "back.png"
     reconstruct = ["reconstruct", "--checkpoint", checkpoint, "--columns", 2, "--out", back]
     assert command(*reconstruct) == 0
-    assert size(back) == (2 * 18 + 2, 2 * 18 + 2)
+    assert size(back) == (18 + 2, 2 * 18 + 2)  # One image is held out.
+    assert capsys.readouterr().out == (
+        f"1 images of {pictures} and their reconstructions are in {back}.\n"
+    )
     assert command(*reconstruct, "--data", pictures / "low") == 2
     assert "the model knows the classes ['high', 'low']" in capsys.readouterr().err
+
+
+def test_what_a_model_makes_of_one_picture(tmp_path, pictures, capsys):
+    out, checkpoint = tmp_path / "out", tmp_path / "out" / "checkpoint.pt"
+    flags = ["--data", pictures, "--image-size", 16, "--batch-size", 4, "--out", out]
+    assert command("train", "--model", "vae", *flags, "--steps", 1, "--background", "black") == 0
+    assert checkpoints.load(checkpoint)["reading"] == {"background": "black", "data_range": None}
+    one, back = tmp_path / "one.png", tmp_path / "new" / "back.png"
+    Image.new("RGBA", (20, 16)).save(one)
+    go = ["reconstruct", "--checkpoint", checkpoint, "--data", one, "--out", back]
+    for more, shade in (([], 0), (["--background", "white"], 255)):
+        assert command(*go, *more) == 0
+        with Image.open(back) as image:
+            assert image.size == (18 + 2, 2 * 18 + 2)
+            assert image.getpixel((9, 9)) == (shade,) * 3
+    one.write_bytes(b"")
+    assert command(*go) == 2
+    assert f"error: {one} cannot be used: pass another image, or a" in capsys.readouterr().err
+    assert command("train", "--model", "vae", *flags, "--resume", "--steps", 2) == 2
+    said = "reading was {'data_range': None, 'background': 'black'}, not {'data_range': None,"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (train.StoppedError("stopped after step 1"), 130, "stopped after step 1"),
+        (train.DivergedError("not finite at step 1"), 1, "error: not finite at step 1"),
+    ],
+)
+def test_trainings_that_end_early(tmp_path, pictures, monkeypatch, capsys, error, code, text):
+    def ends(self):
+        raise error
+
+    monkeypatch.setattr(train.Training, "run", ends)
+    flags = ["--data", pictures, "--image-size", 16, "--batch-size", 2, "--out", tmp_path / "out"]
+    assert command("train", "--model", "vae", *flags) == code
+    captured = capsys.readouterr()
+    assert captured.err == f"{text}\n"
+    assert captured.out == ""
 
 
 def test_what_is_trained_by_default_and_with_the_largest_seed(
