@@ -92,8 +92,8 @@ class Comparison:
     @torch.inference_mode()
     def similarity_map(self, a: Picture, b: Picture) -> Tensor:
         """The SSIM of each window, as a mean over channels."""
-        values = self._compared_values(a, b)
-        return similarity_map(*values, self._tensor, data_range=a.data_range)
+        x, y = self._compared_values(a, b)
+        return similarity_map(x, y, self._tensor, data_range=a.data_range)
 
     @torch.inference_mode()
     def _measure(self, pair: Pair) -> Row:

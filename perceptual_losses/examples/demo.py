@@ -11,9 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 from .data import Data, count, load
+from .evaluation import Metrics
 from .pictures import grid, some
 from .squares import Form
-from .train import Metrics, Training
+from .train import Training
 from .vae import BaseVAE
 
 MSE, MS_SSIM = "MSE-trained", "MS-SSIM-trained"

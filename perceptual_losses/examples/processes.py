@@ -1,4 +1,4 @@
-"""The processes of a training, which torchrun may have started, and the signals to stop it."""
+"""The processes of a training, their shares of each batch, and the signals to stop it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed
+
+ORDER_STREAM = 0
+"""The stream of random numbers of a seed that the order of the images comes from."""
 
 
 @contextlib.contextmanager
@@ -78,3 +82,30 @@ def leave_stopping_to_the_trainer(_: int) -> None:
     """Lets a process that reads images outlive Ctrl-C, which a terminal sends to all."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Shares:
+    """The indices of the images that this process takes in each step: its share of the batch.
+
+    The images are drawn without replacement until none are left, and then anew.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, steps: range, share: slice) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.steps, self.share = steps, share
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, np.empty(0, int)
+        for step in self.steps:
+            batch = []
+            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if place // self.images != epoch:
+                    epoch = place // self.images
+                    order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(
+                        self.images
+                    )
+                batch.append(int(order[place % self.images]))
+            yield batch[self.share]

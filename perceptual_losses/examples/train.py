@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,14 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from perceptual_losses import ms_ssim, ssim
 from perceptual_losses._runtime.output import replacing
 from perceptual_losses.compare.output import finite
 
 from . import checkpoints, pictures
 from .data import Data, count
-from .processes import leave_stopping_to_the_trainer, process_share, stop_signals
-from .squares import Images
-from .vae import DFCVAE, MODELS, BaseVAE, VAELoss, levels_that_fit
+from .evaluation import EVALUATION, Metrics, evaluate
+from .processes import Shares, leave_stopping_to_the_trainer, process_share, stop_signals
+from .vae import DFCVAE, MODELS, VAELoss
 
 REPORT_EVERY = 10
 """Steps between looks at the loss, each of which waits for the device."""
@@ -41,8 +40,8 @@ EVALUATE_EVERY = 100
 """The fewest steps between evaluations, unless others are asked for: small folders have short
 epochs."""
 
-ORDER, NOISE = 0, 1
-"""The streams of random numbers of a seed."""
+NOISE_STREAM = 1
+"""The stream of random numbers of a seed that the noise comes from."""
 
 
 class StoppedError(Exception):
@@ -51,70 +50,6 @@ class StoppedError(Exception):
 
 class DivergedError(Exception):
     """The loss or the weights are not finite; the message says which checkpoint is left."""
-
-
-class Metrics(NamedTuple):
-    """Metrics of reconstructions, as means over images; higher is better."""
-
-    psnr: float
-    """Peak signal-to-noise ratio in dB."""
-    ssim: float
-    ms_ssim: float
-
-
-@torch.no_grad()
-def evaluate(model: BaseVAE, images: Images, batch_size: int = 64) -> Metrics:
-    """The metrics of the images' reconstructions. The model stays in its mode."""
-    device = next(model.parameters()).device
-    low, high = model.data_range
-    options: dict[str, Any] = {"data_range": model.data_range, "reduction": "none"}
-    levels = levels_that_fit(model.image_size)
-    columns = []
-    for x, labels in DataLoader(images, batch_size):
-        x = x.to(device)
-        back = model.generate(x, labels.to(device))
-        squared_error = ((back - x) / (high - low)).square().flatten(1).mean(1)
-        columns.append(
-            torch.stack(
-                [
-                    -10 * squared_error.log10(),
-                    ssim(back, x, **options),
-                    ms_ssim(back, x, levels=levels, **options),
-                ]
-            )
-        )
-    return Metrics(*torch.cat(columns, dim=1).mean(1).tolist())
-
-
-EVALUATION = {"step", *Metrics._fields, "training"}
-"""The entries of a line of the metrics' file."""
-
-
-class Shares:
-    """The indices of the images that this process takes in each step: its share of the batch.
-
-    The images are drawn without replacement until none are left, and then anew.
-    """
-
-    def __init__(self, images: int, batch_size: int, seed: int, steps: range, share: slice) -> None:
-        self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.steps, self.share = steps, share
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, np.empty(0, int)
-        for step in self.steps:
-            batch = []
-            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if place // self.images != epoch:
-                    epoch = place // self.images
-                    order = np.random.default_rng([self.seed, ORDER, epoch]).permutation(
-                        self.images
-                    )
-                batch.append(int(order[place % self.images]))
-            yield batch[self.share]
 
 
 def make_folder(path: Path) -> None:
@@ -392,7 +327,7 @@ class Training:
 
     def noise(self, step: int) -> Tensor:
         """The noise of the posterior's samples in a step, for the batch of all processes."""
-        random = np.random.default_rng([self.seed, NOISE, step])
+        random = np.random.default_rng([self.seed, NOISE_STREAM, step])
         shape = self.batch_size, self.model.latent_dim
         return torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
 

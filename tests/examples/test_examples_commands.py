@@ -1,11 +1,14 @@
 """The example's commands: what they train, write and refuse."""
 
+import inspect
+import re
+
 import pytest
 import torch
 from example_training import RANDOM_FEATURES, lines, shapes
 from PIL import Image
 
-from perceptual_losses.examples import __main__, checkpoints, train
+from perceptual_losses.examples import __main__, checkpoints, train, vae
 
 
 @pytest.fixture
@@ -187,3 +190,20 @@ def test_checkpoints_of_no_use(tmp_path, capsys):
             assert said.startswith(f"error: {path} {text}")
             assert said.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
+
+
+def test_the_page_has_every_option_with_its_default(root, capsys):
+    page = (root / "docs" / "training.md").read_text()
+    shown = dict(re.findall(r"^\| `(--[\w-]+)` \| ?(.*?) ?\| ", page, re.MULTILINE))
+    with pytest.raises(SystemExit):
+        command("train", "--help")
+    listed = re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert list(shown) == listed
+    defaults = vars(__main__.parse_arguments(["train", "--model", "vae"]))
+    for name, value in defaults.items():
+        if name not in ("command", "model", "resume"):
+            assert shown["--" + name.replace("_", "-")] == f"`{value}`"
+    assert (shown["--alpha"], shown["--beta"]) == ("`1`", "`0.05`")
+    signature = inspect.signature(vae.ConditionalVAE).parameters
+    assert [signature[name].default for name in ("alpha", "beta")] == [1, 0.05]
+    assert f"an epoch, {train.EVALUATE_EVERY} or more" == shown["--eval-every"]

@@ -108,7 +108,7 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 import torch
 from example_training import training
-from perceptual_losses.examples import train
+from perceptual_losses.examples import processes
 
 torch.set_num_threads(1)
 """
@@ -165,7 +165,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     script.write_text(
         program(
             """
-            with train.processes():
+            with processes.processes():
                 for model in ("msssim", "cvae"):
                     training(Path(sys.argv[1]) / model, model).run()
             """
