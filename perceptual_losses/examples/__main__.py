@@ -333,7 +333,8 @@ def reconstruct(options: argparse.Namespace) -> int:
             )
         images, labels = pictures.some(data, min(options.columns, count(data.held_out)))
         pictures.save(pictures.reconstructions(model, images, labels), options.out)
-    print(f"{len(images)} images of {data.name} and their reconstructions are in {options.out}.")
+    made = f"Images of {data.name} and reconstructions, {len(images)} of each"
+    print(f"{made}, are in {options.out}.")
     return 0
 
 

@@ -73,7 +73,7 @@ def test_the_commands(tmp_path, pictures, capsys):
     assert command(*reconstruct) == 0
     assert size(back) == (18 + 2, 2 * 18 + 2)  # One image is held out.
     assert capsys.readouterr().out == (
-        f"1 images of {pictures} and their reconstructions are in {back}.\n"
+        f"Images of {pictures} and reconstructions, 1 of each, are in {back}.\n"
     )
     assert command(*reconstruct, "--data", pictures / "low") == 2
     assert "the model knows the classes ['high', 'low']" in capsys.readouterr().err
