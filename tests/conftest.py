@@ -11,6 +11,7 @@ import torch
 from backends import BACKENDS, INTERPRETED, INTERPRETER
 
 from perceptual_losses import _evaluator
+from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.gpu import volume as gpu_volume
@@ -56,7 +57,7 @@ def _wide_tiles() -> Iterator[None]:
         patch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
         patch.setattr(gpu_tiles, "MIN_ROWS", 256)
         patch.setattr(gpu_volume, "DEPTH_TILE", gpu_tiles.Tile(1024, 1, 1, 8))
-        patch.setattr(gpu_levels, "ROWS", 64)
+        patch.setattr(gpu_combine, "ROWS", 64)
         patch.setattr(gpu_levels, "TILES", 4)
         _evaluator._evaluator.cache_clear()
         yield

@@ -6,6 +6,7 @@ from backends import INTERPRETED
 from kernel_steps import forget_plans
 
 from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
@@ -39,8 +40,8 @@ def tiles(monkeypatch):
         monkeypatch.setattr(gpu_tiles, "MIN_ROWS", rows)
         monkeypatch.setattr(gpu, "machine_of", lambda device: gpu_tiles.Machine("cpu", 1000))
         monkeypatch.setattr(gpu_levels, "TILES", 4)
-        monkeypatch.setattr(gpu_levels, "ROWS", 4)
-        monkeypatch.setattr(gpu_levels, "COLUMNS", 8)
+        monkeypatch.setattr(gpu_combine, "ROWS", 4)
+        monkeypatch.setattr(gpu_combine, "COLUMNS", 8)
         monkeypatch.setattr(gpu_levels, "HALVED_ROWS", 4)
         monkeypatch.setattr(gpu_levels, "HALVED_COLUMNS", 8)
         forget_plans()

@@ -8,8 +8,8 @@ from perceptual_losses._ssim import reference
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Auxiliary, layout_of
 from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
 from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import launch as gpu_launch
-from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.pyramid import halve
 
@@ -87,7 +87,7 @@ def accumulate(gradients, grad, derivatives, images, premultiplied_by):
     """Makes the first of the levels' gradients the whole one, in place, as a backward pass does."""
     tensors = grad, *derivatives, *images, *gradients
     layouts = [tuple(map(layout_of, some)) for some in (gradients, [grad], images)]
-    launch = gpu_levels.backward_launch(
+    launch = gpu_combine.backward_launch(
         *(gpu.machine_of(grad.device), layouts[0], layouts[1][0], layouts[2]),
         auxiliary=NO_AUXILIARY,
         combined=bool(derivatives),

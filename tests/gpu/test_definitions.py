@@ -18,6 +18,7 @@ from perceptual_losses._ssim import autograd
 from perceptual_losses._ssim.backend import NO_AUXILIARY
 from perceptual_losses._ssim.definition import Definition, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
+from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
@@ -48,8 +49,8 @@ def tiles(monkeypatch):
         monkeypatch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
         monkeypatch.setattr(gpu, "machine_of", lambda device: gpu_tiles.Machine("cpu", 2))
         monkeypatch.setattr(gpu_levels, "TILES", 4)
-        monkeypatch.setattr(gpu_levels, "ROWS", 8)
-        monkeypatch.setattr(gpu_levels, "COLUMNS", 16)
+        monkeypatch.setattr(gpu_combine, "ROWS", 8)
+        monkeypatch.setattr(gpu_combine, "COLUMNS", 16)
         monkeypatch.setattr(gpu_levels, "HALVED_ROWS", 8)
         monkeypatch.setattr(gpu_levels, "HALVED_COLUMNS", 16)
         # Plans of other tests have other tiles.

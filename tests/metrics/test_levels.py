@@ -10,7 +10,7 @@ from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
 from perceptual_losses._ssim import reference
 from perceptual_losses._ssim.cpu import backend as cpu
 from perceptual_losses._ssim.definition import Definition, Request, reduce_planes
-from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu.launch import Launches
 
 
@@ -158,7 +158,7 @@ def combine(means, backend, exponents, normalize, reduction="none", mix=None):
     """The value of the levels' means as a fast backend combines them, and its derivatives."""
     request = Request(NOTHING, exponents, normalize, mix, reduction)
     if backend == "triton":
-        launch = gpu_levels.combine_launch(means.shape, request)
+        launch = gpu_combine.combine_launch(means.shape, request)
         run = Launches([launch], means.device, ["means"], ["value", "derivatives"])
         return run(means.contiguous())
     levels = len(exponents)

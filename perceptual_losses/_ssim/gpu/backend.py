@@ -20,7 +20,7 @@ from ..backend import (
     premultiplied_by,
 )
 from ..definition import Request, num_levels
-from . import levels
+from . import combine, levels
 from .launch import Launches, in_rows
 from .map import MapPlan
 from .tiles import LARGEST_WINDOW, Machine
@@ -178,7 +178,7 @@ class GpuPlan:
         self, grad: Tensor, images: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> Launches:
         layouts = [tuple(map(layout_of, tensors)) for tensors in (gradients, [grad], images)]
-        launch = levels.backward_launch(
+        launch = combine.backward_launch(
             *(self._machine, layouts[0], layouts[1][0], layouts[2]),
             auxiliary=self._auxiliary,
             combined=self._combined,

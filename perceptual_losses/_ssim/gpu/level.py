@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..backend import Auxiliary, Layout
 from ..definition import Definition
 from .launch import Allocation, Buffer, Counter, Image, Launch
 from .taps import Passes, passes_of
@@ -369,3 +370,18 @@ def _scratch(
     down, across = window_size(settings)
     size = programs * plan.scratch_rows(down) * plan.first.pitch(across)
     return scratch_memory(machine, level, size)
+
+
+def beside(j: int, auxiliary: Auxiliary) -> Beside:
+    """The places of the tensors beside a level's images."""
+    weight, _, valid, coverage = (
+        _of_all_channels(f"{field}{j}", layouts[j]) if field != "ranges" and layouts else None
+        for field, layouts in zip(auxiliary._fields, auxiliary, strict=True)
+    )
+    return Beside(Buffer("ranges0") if auxiliary.ranges else None, weight, valid, coverage)
+
+
+def _of_all_channels(name: str, layout: Layout) -> Image:
+    """The place of a tensor whose channel is that of all of the images'."""
+    n, _, *others = layout.strides
+    return Image(Buffer(name), layout.shape, (n, 0, *others))

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 
 from ..backend import Auxiliary, Layout, gradient_memory
-from ..definition import FLOOR, Definition, Request, num_levels, plane_gradient
+from ..definition import Definition, Request, num_levels, plane_gradient
 from ..pyramid import halved_shape
+from .combine import combine_launch
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
 from .level import (
-    Beside,
     Level,
     Total,
+    beside,
     coarse_levels_launch,
     level_launches,
     load_kernels,
@@ -25,16 +26,10 @@ from .level import (
 from .tiles import Machine, Plan, Workload, ceil_div, plan_level
 from .volume import VolumePlan, plan_volume, volume_launches
 
-# Rows and columns of a program that adds up levels, and of one that halves: from each halving of
-# its rows comes a level.
-ROWS, COLUMNS = 4, 256
+# Rows and columns of a program that halves: from each halving of its rows comes a level.
 HALVED_ROWS, HALVED_COLUMNS = 16, 128
 # Tiles that a warp sums at once.
 TILES = 32
-# Planes of a program that combines levels.
-PLANES = 32
-# The most programs for each multiprocessor that add up levels.
-ACCUMULATING = 16
 
 
 def forward_launches(
@@ -291,21 +286,6 @@ def _level(
     )
 
 
-def beside(j: int, auxiliary: Auxiliary) -> Beside:
-    """The places of the tensors beside a level's images."""
-    weight, _, valid, coverage = (
-        _of_all_channels(f"{field}{j}", layouts[j]) if field != "ranges" and layouts else None
-        for field, layouts in zip(auxiliary._fields, auxiliary, strict=True)
-    )
-    return Beside(Buffer("ranges0") if auxiliary.ranges else None, weight, valid, coverage)
-
-
-def _of_all_channels(name: str, layout: Layout) -> Image:
-    """The place of a tensor whose channel is that of all of the images'."""
-    n, _, *others = layout.strides
-    return Image(Buffer(name), layout.shape, (n, 0, *others))
-
-
 def gradient_of(
     name: str, image: str, layout: Layout, shape: tuple[int, ...] | None
 ) -> tuple[Image, Allocation]:
@@ -346,89 +326,3 @@ def _halving(
         allocations=(Allocation(at.name, (at.offset,)),),
     )
     return step, halves
-
-
-def backward_launch(
-    machine: Machine,
-    gradients: tuple[Layout, ...],
-    grad: Layout,
-    images: tuple[Layout, ...],
-    *,
-    auxiliary: Auxiliary,
-    combined: bool,
-    premultiplied_by: float,
-) -> Launch:
-    """The launch that makes the finest of the levels' gradients the whole one, in place.
-
-    Its tensors are:
-
-    * "grad", and "derivatives" if the levels are combined;
-    * "x", "y" and "ranges0", the last if images have their own ranges, for the gradient of L1;
-    * "valid0", ... for all levels but the coarsest, if only some pixels are valid;
-    * "level0", "level1", ...
-    """
-    fine, *coarse = gradients
-    n, c, *depths, height, width = fine.shape
-    depth = math.prod(depths)
-    strips = ceil_div(width, COLUMNS)
-    # No more programs than keep the multiprocessors busy: most have nothing to do.
-    busy = ceil_div(ACCUMULATING * machine.multiprocessors, n * c * depth * strips)
-    bands = min(ceil_div(height, ROWS), busy)
-    rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
-    bands = ceil_div(height, rows)
-    names = ("x", "y", *["ranges0"] * len(auxiliary.ranges)) if images else ()
-    levels = [beside(j, auxiliary).valid for j in range(len(coarse))]
-    valid = [level for level in levels if level is not None]
-    return Launch(
-        *(load_kernels().accumulate_levels_kernel, n * c * depth * strips * bands, 4),
-        Buffer("level0"),
-        tuple(Buffer(f"level{j}") for j in range(1, len(gradients))) or (Buffer("level0"),),
-        *(tuple(level.strides[-2] for level in coarse) or (0,), Buffer("grad")),
-        *(Buffer("derivatives" if combined else "grad"), tuple(map(Buffer, names))),
-        *(fine.strides, (0, 0, 0, *grad.strides)[-3:], tuple(image.strides for image in images)),
-        *(tuple(level.address for level in valid), tuple(level.strides for level in valid)),
-        *(strips, bands, rows, n * c, depth, c, height, width, premultiplied_by),
-        COARSE=len(coarse),
-        PRODUCT=combined,
-        ROWS=ROWS,
-        LANES=COLUMNS,
-        ALIGNED_WIDTH=width % load_kernels().COLUMNS_PER_ACCESS.value == 0,
-        ABS_DIFFERENCE=bool(images),
-        RANGED=bool(images and auxiliary.ranges),
-    )
-
-
-def combine_launch(shape: tuple[int, ...], request: Request) -> Launch:
-    """The launch that multiplies the powers of the levels' means, of this shape."""
-    exponents, normalize, reduction = request.exponents, request.normalize, request.reduction
-    mix = request.mix or ()
-    kernels = load_kernels()
-    codes = {
-        "floor": kernels.FLOOR,
-        "relu": kernels.RELU,
-        "simple": kernels.SIMPLE,
-        None: kernels.PLAIN,
-    }
-    planes = shape[1] * shape[2]
-    total = reduction != "none"
-    programs, warps = (1, 8) if total else (ceil_div(planes, PLANES), 1)
-    return Launch(
-        *(
-            kernels.combine_levels_kernel,
-            programs,
-            warps,
-            Buffer("means"),
-            Buffer("value"),
-            Buffer("derivatives"),
-        ),
-        *(exponents, FLOOR, planes, *(mix or (1.0, 0.0))),
-        NORMALIZE=codes[normalize].value,
-        LANES=PLANES * warps,
-        TOTAL=total,
-        LOSS=reduction == "loss",
-        MIXED=bool(mix),
-        allocations=(
-            Allocation("value", () if total else shape[1:]),
-            Allocation("derivatives", shape),
-        ),
-    )

@@ -3,11 +3,12 @@
 `fused` computes a value and its gradients in one launch. For windows whose sums do not fit into the
 registers `value` writes maps of derivatives and `gradient` filters them; a value without a gradient
 takes `value` only. Volumes take `plane_moments` within their planes, `depth` through them, and
-`gradient`. `levels` has the images of MS-SSIM's levels and all coarser levels in one
-launch, `combine` the product of the levels' means and the sum of their gradients, and `sums` the
+`gradient`. `levels` has the images of MS-SSIM's levels and all coarser levels in one launch,
+`combine` the product of the levels' means, `accumulate` the sum of their gradients, and `sums` the
 kernel that adds up the tiles.
 """
 
+from .accumulate import accumulate_levels_kernel
 from .arguments import (
     COLUMNS_PER_ACCESS,
     FLOOR,
@@ -24,7 +25,7 @@ from .arguments import (
     Variant,
     Window,
 )
-from .combine import accumulate_levels_kernel, combine_levels_kernel
+from .combine import combine_levels_kernel
 from .depth import depth_kernel
 from .fused import fused_kernel
 from .gradient import gradient_kernel
