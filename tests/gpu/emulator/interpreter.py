@@ -28,6 +28,7 @@ _numpy_types: dict[str, np.dtype] = {}
 _block_types: dict[tuple, dict] = {}
 _shapes_of_blocks: dict[tuple, core.tuple] = {}
 _shapes: dict[str, tuple] = {}
+_constants: dict[tuple, core.tensor] = {}
 
 
 def _splat_of_comparisons(self, kind, value):
@@ -137,9 +138,23 @@ def _tensor(self, handle, kind):
 
 
 def _of_one_type(self, lhs, rhs, *how, **options):
-    """At once where they are. Halves are not: they are divided as float32."""
-    if type(lhs) is type(rhs) is core.tensor and lhs.dtype.name == rhs.dtype.name == "fp32":
-        return self.broadcast_impl_value(lhs, rhs)
+    """At once where they are, and with numbers that have met such a tensor. Halves are not of one:
+    they are divided as float32.
+    """
+    kinds = type(lhs), type(rhs)
+    if kinds == (core.tensor, core.tensor):
+        if lhs.dtype.name == rhs.dtype.name and lhs.dtype.name in ("fp32", "int32"):
+            return self.broadcast_impl_value(lhs, rhs)
+    elif kinds[0] is core.tensor and kinds[1] in (int, float):
+        # Zeros of both signs are equal.
+        key = repr(rhs), lhs.type.name, how, *options.items()
+        if key not in _constants:
+            found = _to_one_type(self, lhs, rhs, *how, **options)
+            if found[0] is not lhs:
+                return found
+            found[1].handle.data.flags.writeable = False
+            _constants[key] = found[1]
+        return lhs, _constants[key]
     return _to_one_type(self, lhs, rhs, *how, **options)
 
 
@@ -163,6 +178,8 @@ core.tuple.__init__ = _tuple
 core.tuple.__getattr__ = _attribute_of_tuple
 core.block_type.__init__ = _known_block_type
 core.tensor.__init__ = _tensor
+# It compares sizes of numbers, which the interpreter itself has chosen.
+TensorHandle.__post_init__ = lambda self: None
 TritonSemantic.binary_op_type_checking_impl = _of_one_type
 TritonSemantic.broadcast_impl_value = _of_one_shape
 # Eight operations for each sum and product of integers. Where one overflows, an address is wrong,
