@@ -18,12 +18,24 @@ pytestmark = needs_triton
 
 VALUE, FUSED = ["value_kernel"], ["fused_kernel"]
 MAPS, LEVELS = ["value_kernel", "gradient_kernel"], ["coarse_levels_kernel", "fused_kernel"]
-SHIPPED = [
+# Kernels that take all registers there are, or more of them on 9.0 than on 8.0.
+TIGHT = [
     (Case(11, 0), VALUE),
+    (Case(11, 2), FUSED),
+    (Case(11, 2, l1="mixed"), FUSED),
+    (Case(11, 2, l1="separate"), FUSED),
+    (Case(11, 0, other="ranges"), VALUE),
+    (Case(11, 1, levels=5), LEVELS),
+    (Case(11, 2, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
+    (Case(21, 2, levels=5), LEVELS),
+    (Case(11, 0, levels=5), ["coarse_levels_kernel", "value_kernel"]),
+    (Case(11, 0, "symmetric", True, levels=5), ["coarse_levels_kernel", "value_kernel"]),
+]
+# Kernels that take as many registers on 8.0 as on 9.0, or more.
+SHIPPED = [
     (Case(11, 0, "zeros"), VALUE),
     (Case(11, 0, "symmetric", True, channels_last=True), VALUE),
     (Case(11, 1), FUSED),
-    (Case(11, 2), FUSED),
     (Case(11, 1, "zeros", False, torch.bfloat16), FUSED),
     (Case(11, 2, "symmetric", True, torch.bfloat16), FUSED),
     (Case(17, 0), VALUE),
@@ -35,22 +47,14 @@ SHIPPED = [
     (Case(33, 2, "symmetric", True, channels_last=True), MAPS),
     (Case(11, 0, l1="mixed"), VALUE),
     (Case(11, 1, "zeros", l1="mixed"), FUSED),
-    (Case(11, 2, l1="mixed"), FUSED),
-    (Case(11, 2, l1="separate"), FUSED),
     (Case(11, 2, "symmetric", dtype=torch.bfloat16, l1="mixed"), FUSED),
     (Case(33, 2, "symmetric", l1="mixed"), MAPS),
     (Case(11, 0, other="map"), VALUE),
     (Case(11, 1, other="valid"), FUSED),
-    (Case(11, 0, other="ranges"), VALUE),
     (Case(11, 1, levels=5, other="valid"), LEVELS),
-    (Case(11, 1, levels=5), LEVELS),
-    (Case(11, 2, "symmetric", True, torch.bfloat16, levels=5), LEVELS),
-    (Case(21, 2, levels=5), LEVELS),
-    (Case(11, 0, levels=5), ["coarse_levels_kernel", "value_kernel"]),
-    (Case(11, 0, "symmetric", True, levels=5), ["coarse_levels_kernel", "value_kernel"]),
 ]
 
-# Those of the devices that the tiles are chosen for; older ones are tested with fewer cases.
+# The devices that the tiles are chosen for; older ones are tested with fewer cases.
 CAPABILITIES = 80, 90
 
 
@@ -86,8 +90,11 @@ def judge_compiled(capability, case, launches, name):
     assert found.barriers == (0 if name == "gradient_kernel" else rows)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("case", "kernels"), SHIPPED, ids=lambda part: "-".join(map(str, part)))
+@pytest.mark.parametrize(
+    ("capability", "case", "kernels"),
+    [(80, *of_case) for of_case in TIGHT + SHIPPED] + [(90, *of_case) for of_case in TIGHT],
+    ids=lambda part: "-".join(map(str, part)) if isinstance(part, tuple | list) else str(part),
+)
 def test_compiles_without_spills(capability, case, kernels):
     launches = registers.launched(case, capability)
     more = {"reduce_tiles_kernel"} | ({"downsample_kernel"} if case.levels > 1 else set())
@@ -98,14 +105,16 @@ def test_compiles_without_spills(capability, case, kernels):
         judge_compiled(capability, case, launches, name)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
-    ("window", "kernel", "tile"),
+    ("capability", "window", "kernel", "tile"),
     [
-        (window, kernel, tile)
+        (capability, window, kernel, tile)
+        for capability in CAPABILITIES
         for window, of_kernels in gpu_tiles.TILES[None].items()
         for kernel, tiles in of_kernels._asdict().items()
         for tile in tiles
+        # The others take as many registers on 8.0, or more.
+        if capability == 80 or window == 21
     ],
     ids=lambda part: "x".join(map(str, part[:2])) if isinstance(part, tuple) else None,
 )
@@ -145,7 +154,7 @@ def test_threads_keep_their_columns(case, width):
     assert (found.barriers, found.spilled) == (rows, 0)
 
 
-@pytest.mark.parametrize("case", [Case(11, 0), Case(11, 2, "symmetric", True), Case(33, 1)])
+@pytest.mark.parametrize("case", [Case(11, 0), Case(3, 2, "symmetric", True), Case(33, 1)])
 def test_compiles_where_there_is_no_shared_memory(case):
     """For other GPUs' architectures, which this compiler has not: the kernels through memory."""
     own, others = registers.launched(case, 90), registers.launched(case, 90, "gfx942")
@@ -186,8 +195,10 @@ def test_the_small_kernels_compile(capability):
     assert {launch.kernel.__name__.removesuffix("_kernel") for launch in small} == {
         *("downsample", "reduce_tiles", "combine_levels", "accumulate_levels")
     }
-    for launch in small:
-        assert registers.figures(registers.compiled(launch, capability)).spilled == 0
+    compiled = (registers.compiled(launch, capability) for launch in small)
+    # Several launches are of one kernel.
+    for kernel in {kernel.hash: kernel for kernel in compiled}.values():
+        assert registers.figures(kernel).spilled == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
