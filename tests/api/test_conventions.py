@@ -28,7 +28,7 @@ from perceptual_losses import (
 FUNCTIONS = [ssim, ssim_map, ms_ssim]
 FEATURES = [FeatureLoss, LPIPSLoss, StyleLoss, VGGLoss, vgg_features]
 LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
-OPTIONS = {"data_range": (-1, 1), "window_size": 9, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
+OPTIONS = {"data_range": (-1, 1), "window_size": 3, "sigma": 1.2, "k1": 0.02, "k2": 0.05}
 OPTIONS["sample_covariance"] = True
 TENSORS = ("mask", "valid")
 
@@ -161,7 +161,7 @@ def test_weights_are_the_losss_own():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_loss_prints_its_options(loss):
     text = repr(loss(**OPTIONS))
-    assert "data_range=(-1, 1), window='gaussian', window_size=9, sigma=1.2, k1=0.02" in text
+    assert "data_range=(-1, 1), window='gaussian', window_size=3, sigma=1.2, k1=0.02" in text
     assert "k2=0.05, sample_covariance=True, padding='valid'" in text
     assert "L1" not in loss.__name__ or "weight=" in text
 

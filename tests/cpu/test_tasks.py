@@ -15,11 +15,11 @@ FLOAT64 = np.dtype("float64")
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    """Tasks of a few rows and columns, so that small images cross their edges."""
-    monkeypatch.setattr(tasks, "STRIP", 16)
+    """Tasks of a few rows and columns, so that windows reach across several."""
+    monkeypatch.setattr(tasks, "STRIP", 10)
     monkeypatch.setattr(tasks, "BAND", 3)
     monkeypatch.setattr(tasks, "SIDE_BY_SIDE", 100)
-    monkeypatch.setattr(tasks, "BLOCK", (5, 7))
+    monkeypatch.setattr(tasks, "BLOCK", (2, 2))
     # Functions with the same options share their plans, which hold tasks.
     _evaluator._evaluator.cache_clear()
     yield
@@ -52,7 +52,7 @@ def poison(monkeypatch):
 
 
 @pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
-@pytest.mark.parametrize("window_size", [3, 11, 15])
+@pytest.mark.parametrize("window_size", [3, 11])
 @pytest.mark.parametrize("masked", [False, True])
 def test_tasks_meet_without_a_seam(small_tasks, poison, threads, padding, window_size, masked):
     x, y = pair(2, 1, 41, 53, dtype=torch.float64)
@@ -72,11 +72,11 @@ def test_tasks_meet_without_a_seam(small_tasks, poison, threads, padding, window
 @pytest.mark.parametrize("masked", [False, True])
 def test_blocks_of_volumes_meet_without_a_seam(small_tasks, poison, threads, padding, masked):
     x, y = pair(2, 1, 14, 13, 17, dtype=torch.float64)
-    options = {"padding": padding, "window_size": 5, "data_range": (-0.5, 1)}
+    options = {"padding": padding, "window_size": 3, "data_range": (-0.5, 1)}
     if masked:
         options["mask"] = torch.rand(14, 13, 17, generator=torch.Generator().manual_seed(1))
     threads(7)
-    assert len(tasks.tasks_for_volumes(x.shape, (5, 5, 5), 7, FLOAT64).tasks) > 40
+    assert len(tasks.tasks_for_volumes(x.shape, (3, 3, 3), 7, FLOAT64).tasks) > 40
     for function in (ssim, lambda *images, **kw: ms_ssim(*images, weights=(0.3, 0.7), **kw)):
         fast = step(function, x, y, backend="numba", **options)
         plain = step(function, x, y, backend="reference", **options)
@@ -114,10 +114,10 @@ def test_narrow_planes_side_by_side(poison, threads, padding, masked):
 def test_a_mix_for_either_image(shape):
     """Each pixel counts once in planes side by side, in strips and bands, and in blocks."""
     x, y = pair(*shape, dtype=torch.float64)
-    exact = step(L1SSIMLoss(0.3, backend="reference"), x, y)
+    exact = step(L1SSIMLoss(0.3, window_size=3, backend="reference"), x, y)
     for wanted in range(2):
         images = [image.clone().requires_grad_(i == wanted) for i, image in enumerate((x, y))]
-        value = L1SSIMLoss(0.3, backend="numba")(*images)
+        value = L1SSIMLoss(0.3, window_size=3, backend="numba")(*images)
         (gradient,) = torch.autograd.grad(value, images[wanted])
         assert abs(value - exact[0]) < 1e-14
         assert (gradient - exact[1 + wanted]).norm() < 1e-13 * exact[1 + wanted].norm()

@@ -66,7 +66,9 @@ def test_the_mixes_in_one_pass(loss, layout):
 
 def test_the_mix_of_volumes_in_one_pass():
     x, y = pair(2, 1, 12, 13, 14, dtype=torch.float64)
-    fast, exact = (step(L1SSIMLoss(0.5, backend=b), x, y) for b in ("numba", "reference"))
+    fast, exact = (
+        step(L1SSIMLoss(0.5, window_size=3, backend=b), x, y) for b in ("numba", "reference")
+    )
     for got, true in zip(fast, exact, strict=True):
         assert (got - true).norm() < 1e-13 * true.norm()
 
@@ -75,11 +77,11 @@ def test_what_the_distance_of_the_mixes_sees():
     """Its gradient is the sign of the difference: zero where there is none, NaN where that is."""
     x, y = pair(1, 1, 14, 15, dtype=torch.float64)
     y[0, 0, 3] = x[0, 0, 3]
-    _, gradient, opposite = step(L1SSIMLoss(0, backend="numba"), x, y)
+    _, gradient, opposite = step(L1SSIMLoss(0, window_size=3, backend="numba"), x, y)
     assert torch.equal(gradient, (x - y).sign() / x.numel())
     assert torch.equal(opposite, -gradient)
     x[0, 0, 5, 6] = float("nan")
-    value, gradient, _ = step(L1SSIMLoss(0.5, backend="numba"), x, y)
+    value, gradient, _ = step(L1SSIMLoss(0.5, window_size=3, backend="numba"), x, y)
     assert value.isnan()
     assert gradient[0, 0, 5, 6].isnan()
 
@@ -89,7 +91,7 @@ def test_the_mixes_a_second_time(loss):
     x, y = pair(1, 2, 176, 178, dtype=torch.float64)
     x.requires_grad_()
     y.requires_grad_()
-    value = loss(backend="numba")(x, y)
+    value = loss(window_size=3, backend="numba")(x, y)
     first = [grad.clone() for grad in torch.autograd.grad(value, (x, y), retain_graph=True)]
     second = torch.autograd.grad(3 * value, (x, y))
     for once, thrice in zip(first, second, strict=True):
@@ -156,7 +158,7 @@ def relaid(tensor):
 def test_hooks_that_give_saved_tensors_another_layout(loss, shape, relay):
     options = {"weights": (0.4, 0.6)} if "MSSSIM" in loss.__name__ else {}
     x, y = pair(*shape, dtype=torch.float64)
-    function = loss(backend="numba", **options)
+    function = loss(window_size=3, backend="numba", **options)
     expected = step(lambda x, y: 3 * function(x, y), x, y)
     with torch.autograd.graph.saved_tensors_hooks(relay, lambda tensor: tensor):
         got = step(lambda x, y: 3 * function(x, y), x, y)
@@ -166,7 +168,7 @@ def test_hooks_that_give_saved_tensors_another_layout(loss, shape, relay):
 
 def test_channels_last_volumes():
     x, y = pair(1, 3, 22, 23, 24, dtype=torch.float64)
-    loss = MSSSIMLoss(backend="numba", weights=(0.4, 0.6))
+    loss = MSSSIMLoss(window_size=3, backend="numba", weights=(0.4, 0.6))
     expected = step(loss, x, y)
     last = torch.channels_last_3d
     got = step(loss, x.contiguous(memory_format=last), y.contiguous(memory_format=last))

@@ -34,7 +34,7 @@ def test_what_once_failed(kept):
 
 @pytest.mark.large
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
-@given(case=fuzz_structural_cases.cases("numba", windows=(3, 11)))
+@given(case=fuzz_structural_cases.cases("numba", windows=(3,)))
 def test_drawn_calls(case):
     fuzz_structural.check(case, "numba")
 

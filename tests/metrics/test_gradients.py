@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from metric_steps import few
 
 from perceptual_losses import (
     L1MSSSIMLoss,
@@ -25,16 +26,16 @@ def images(*shape, seed=0, dtype=torch.float64):
 
 
 FUNCTIONS = {
-    "ssim": functools.partial(ssim, window_size=5),
-    "ssim_zeros": functools.partial(ssim, window_size=5, padding="zeros", data_range=(-1, 1)),
-    "ssim_symmetric": functools.partial(ssim, window_size=5, padding="symmetric"),
-    "ssim_map": functools.partial(ssim_map, window_size=5),
+    "ssim": functools.partial(ssim, window_size=3),
+    "ssim_zeros": functools.partial(ssim, window_size=3, padding="zeros", data_range=(-1, 1)),
+    "ssim_symmetric": functools.partial(ssim, window_size=3, padding="symmetric"),
+    "ssim_map": functools.partial(ssim_map, window_size=3),
     "ms_ssim": functools.partial(ms_ssim, window_size=3, weights=(0.3, 0.7)),
     "ms_ssim_relu": functools.partial(ms_ssim, window_size=3, weights=(0.3, 0.7), normalize="relu"),
     "ms_ssim_simple": functools.partial(
         ms_ssim, window_size=3, weights=(0.3, 0.7), normalize="simple"
     ),
-    "l1_ssim": lambda x, y, **kw: L1SSIMLoss(window_size=5, **kw)(x, y),
+    "l1_ssim": lambda x, y, **kw: L1SSIMLoss(window_size=3, **kw)(x, y),
     "l1_ms_ssim": lambda x, y, **kw: L1MSSSIMLoss(window_size=3, weights=(0.3, 0.7), **kw)(x, y),
 }
 
@@ -68,7 +69,7 @@ def test_derivatives_of_volumes(backend, name):
     function = functools.partial(FUNCTIONS[name], backend=backend, window_size=3)
     x, y = images(1, 1, 5, 6, 5)
     assert torch.autograd.gradcheck(function, (x, y))
-    assert torch.autograd.gradgradcheck(function, (x, y))
+    assert torch.autograd.gradgradcheck(function, (x, y), fast_mode=True)
 
 
 @pytest.mark.float64
@@ -146,7 +147,7 @@ CORNERS = {
 
 
 @pytest.mark.parametrize("corner", CORNERS)
-@pytest.mark.parametrize("normalize", ["floor", "relu", "simple"])
+@few("normalize", ["floor", "relu", "simple"], ["floor"])
 def test_corners_are_clean(backend, sized, corner, normalize):
     shape, options = sized((1, 2, 190, 190), (1, 1, 6, 8)), sized({}, {"window_size": 3})
     levels = {"normalize": normalize, **options, **sized({}, {"weights": (0.4, 0.6)})}

@@ -122,7 +122,7 @@ def test_values_are_the_definitions(precision, assert_within_budget, sides, padd
     shape = (2, 1, *sides)
     x, y = pair(*shape, dtype=precision.dtype)
     valid, mask = region(*shape), torch.rand(2, *sides, generator=torch.Generator().manual_seed(2))
-    options = {"window_size": 5, "padding": padding, "sample_covariance": True}
+    options = {"window_size": 3, "padding": padding, "sample_covariance": True}
     mask = mask.to(precision.dtype)
     call = {**options, "valid": valid, "mask": mask[:, None], "reduction": "none"}
 
@@ -131,8 +131,7 @@ def test_values_are_the_definitions(precision, assert_within_budget, sides, padd
 
     expected = by_definition(means, x, y, valid, mask.double(), **options).mean(1)
     assert_within_budget(functools.partial(ssim, x, y, **call), expected, 1e-11)
-    call |= {"window_size": 3, "weights": (0.2, 0.3, 0.5)}
-    options["window_size"] = 3
+    call["weights"] = (0.2, 0.3, 0.5)
     product = functools.partial(definition.ms_ssim, weights=(0.2, 0.3, 0.5))
     expected = by_definition(product, x, y, valid, mask.double(), **options).mean(1)
     assert_within_budget(functools.partial(ms_ssim, x, y, **call), expected, 1e-11)
@@ -148,14 +147,14 @@ def test_a_cut_out_image_is_the_image(backend, precision, padding):
         torch.full(valid.shape, torch.nan, dtype=x.dtype).masked_scatter(valid, image)
         for image in (x, y)
     ]
-    options = {"window_size": 5, "backend": backend}
+    options = {"window_size": 3, "backend": backend}
     values = ssim_map(*large, valid=valid, padding=padding, **options)[valid].view(9, 10)
     planes = [image[0, 0].double().numpy() for image in (x, y)]
-    inner = definition.maps(*planes, window_size=5)[0]
-    np.testing.assert_allclose(values[2:-2, 2:-2], inner, rtol=0, atol=precision.value(1e-12))
-    # In the corner there are 3x3 pixels, the weights of which add up to 1.
-    weights = definition.weights_of("gaussian", (5, 5), (1.5, 1.5))[2:, 2:]
-    a, b = (plane[:3, :3] for plane in planes)
+    inner = definition.maps(*planes, window_size=3)[0]
+    np.testing.assert_allclose(values[1:-1, 1:-1], inner, rtol=0, atol=precision.value(1e-12))
+    # In the corner there are 2x2 pixels, the weights of which add up to 1.
+    weights = definition.weights_of("gaussian", (3, 3), (1.5, 1.5))[1:, 1:]
+    a, b = (plane[:2, :2] for plane in planes)
     mean_a, mean_b = (np.average(plane, weights=weights) for plane in (a, b))
     (var_a, cov), (_, var_b) = np.cov(a.ravel(), b.ravel(), aweights=weights.ravel(), ddof=0)
     corner = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
@@ -338,10 +337,10 @@ def test_an_image_without_a_valid_pixel_is_refused(backend, name):
 def test_valid_pixels_on_the_border_alone_are_refused(backend):
     x, y = pair(1, 1, 13, 14, dtype=torch.float32)
     valid = torch.zeros(13, 14, dtype=torch.bool)
-    valid[:2] = True
+    valid[:1] = True
     with pytest.raises(ValueError, match="centres of windows.*padding='symmetric'"):
-        ssim(x, y, window_size=5, valid=valid, backend=backend)
-    value = ssim(x, y, window_size=5, valid=valid, padding="symmetric", backend=backend)
+        ssim(x, y, window_size=3, valid=valid, backend=backend)
+    value = ssim(x, y, window_size=3, valid=valid, padding="symmetric", backend=backend)
     assert 0 < value < 1
 
 

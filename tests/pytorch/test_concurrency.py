@@ -65,9 +65,9 @@ def step(loss, x, y):
 SMALL = {"window_size": 3, "weights": (0.4, 0.6)}
 STRUCTURAL = [
     SSIMLoss(backend="numba"),
-    SSIMLoss(window_size=5, padding="symmetric", backend="numba"),
+    SSIMLoss(window_size=3, padding="symmetric", backend="numba"),
     MSSSIMLoss(**SMALL, backend="numba"),
-    L1SSIMLoss(padding="zeros", backend="numba"),
+    L1SSIMLoss(window_size=3, padding="zeros", backend="numba"),
     L1MSSSIMLoss(**SMALL, backend="numba"),
 ]
 SHAPES = [(1, 1, 11, 11), (2, 3, 16, 18), (1, 3, 33, 31), (3, 1, 64, 64)]
