@@ -11,14 +11,17 @@ help:
 PYTEST = -m pytest -n 2 --dist loadfile
 
 # A second run has Triton's interpreter, which must be switched on before Triton is imported. Both get
-# TESTS. One of the runs may find no test (pytest's exit code 5), but not both.
+# TESTS. One of the runs may find no test (pytest's exit code 5), but not both. Beside the second run
+# there is time for a target that has one process, whose output follows.
 define run-tests
 @usual=0; $(1) $(PYTEST) --junit-xml=runs/tests-$@.xml $(TESTS) || usual=$$?; \
+beside=0; $(if $(2),$(MAKE) $(2) > runs/$(2).log 2>&1 &) \
 echo "The tests in Triton's interpreter:"; interpreted=0; TRITON_INTERPRET=1 \
 $(1) $(PYTEST) --junit-xml=runs/tests-$@-interpreted.xml $(TESTS) || interpreted=$$?; \
 if [ $$interpreted -eq 5 ]; then interpreted=0; echo "Skipped: none of these tests runs there."; \
 elif [ $$usual -eq 5 ]; then usual=0; fi; \
-[ $$usual -eq 0 ] && [ $$interpreted -eq 0 ]
+$(if $(2),wait $$! || beside=$$?; cat runs/$(2).log;) \
+[ $$usual -eq 0 ] && [ $$interpreted -eq 0 ] && [ $$beside -eq 0 ]
 endef
 
 # Two processes have four threads on two cores. A thread that spins while it waits takes the time of
@@ -33,8 +36,7 @@ TESTS ?=
 
 ## test: run the tests, or only TESTS="tests/metrics/test_masks.py -k name"
 test: .venv/installed
-	$(call run-tests,.venv/bin/python)
-	$(if $(TESTS),,$(MAKE) test-standins)
+	$(call run-tests,.venv/bin/python,$(if $(TESTS),,test-standins))
 
 # Runs a module in a process that has loaded the stand-ins before torch.
 STANDINS = -m tests.gpu.emulator.standins
