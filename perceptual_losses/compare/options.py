@@ -168,7 +168,7 @@ def _add_loss_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lpips-linear",
         metavar="PATH",
-        help="file of the linear weights; default: that of the installed lpips package",
+        help="file of the linear weights; default: those that come with this package",
     )
 
 
