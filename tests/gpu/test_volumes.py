@@ -170,6 +170,22 @@ def test_means(wide, monkeypatch, together):
     judge(function, pair(1, 2, 4, 6, 7), 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.interpreted
+def test_calls_without_autograd_and_compiled_ones(wide):
+    loss = L1MSSSIMLoss(**TWO_LEVELS, backend="triton")
+    x, y = pair(1, 1, 5, 6, 5)
+    value, (gradient,) = step(loss, x, y, 1)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    other, (of_compiled,) = step(compiled, x, y, 1)
+    assert abs(other - value) < 1e-6
+    torch.testing.assert_close(of_compiled, gradient, rtol=1e-4, atol=1e-7)
+    # A step's upstream gradient is a half.
+    other, of_loss = loss.value_and_grad(x, y)
+    assert other == value
+    assert (0.5 * of_loss - gradient).norm() < 1e-6 * gradient.norm()
+
+
 @pytest.mark.interpreted
 def test_volumes_that_are_their_own_images(wide):
     x, _ = pair(1, 1, 4, 6, 7)
