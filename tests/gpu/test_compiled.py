@@ -71,7 +71,7 @@ CASES = {
     "padded": (ssim, (1, 1, 12, 48), {"padding": "zeros", "data_range": (-1, 1)}, False),
     "mask": (ssim, (1, 2, 14, 40), {**FIVE, "padding": "symmetric"}, True),
     "window-21": (ssim, (1, 1, 25, 140), {"window_size": 21, "sigma": 3.0}, False),
-    "window-33": (ssim, (1, 1, 16, 37), {"window_size": 33, "padding": "zeros"}, True),
+    "window-33": (ssim, (1, 1, 33, 37), {"window_size": 33, "padding": "zeros"}, True),
     "levels": (less(MSSSIMLoss), (1, 1, 50, 63), LEVELS, False),
     "distance": (less(L1MSSSIMLoss), (1, 1, 40, 304), LEVELS, False),
     "mix": (less(L1SSIMLoss), (2, 1, 14, 300), {**FIVE, "padding": "zeros"}, False),
