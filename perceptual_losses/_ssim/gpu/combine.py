@@ -12,9 +12,9 @@ from .tiles import Machine, ceil_div
 
 # Rows and columns of a program that adds up levels.
 ROWS, COLUMNS = 4, 256
-# Planes of a program that multiplies their means.
+# Planes of a program that multiplies the means of their levels.
 PLANES = 32
-# The most programs for each multiprocessor that add up levels.
+# The most programs on each multiprocessor that add up levels.
 ACCUMULATING = 16
 
 
@@ -28,9 +28,9 @@ def backward_launch(
     combined: bool,
     premultiplied_by: float,
 ) -> Launch:
-    """The launch that makes the finest of the levels' gradients the whole one, in place.
+    """The launch that scales the levels' gradients and adds them up, in the finest one's place.
 
-    Its tensors are:
+    Its tensors have these names:
 
     * "grad", and "derivatives" if the levels are combined;
     * "x", "y" and "ranges0", the last if images have their own ranges, for the gradient of L1;
@@ -41,7 +41,7 @@ def backward_launch(
     n, c, *depths, height, width = fine.shape
     depth = math.prod(depths)
     strips = ceil_div(width, COLUMNS)
-    # No more programs than keep the multiprocessors busy: most have nothing to do.
+    # No more programs than keep the multiprocessors busy: in most calls they have nothing to do.
     busy = ceil_div(ACCUMULATING * machine.multiprocessors, n * c * depth * strips)
     bands = min(ceil_div(height, ROWS), busy)
     rows = ROWS * ceil_div(ceil_div(height, ROWS), bands)
@@ -69,7 +69,7 @@ def backward_launch(
 
 
 def combine_launch(shape: tuple[int, ...], request: Request) -> Launch:
-    """The launch that multiplies the powers of the levels' means, of this shape."""
+    """The launch that multiplies the powers of the means ``(levels, N, C)``."""
     exponents, normalize, reduction = request.exponents, request.normalize, request.reduction
     mix = request.mix or ()
     kernels = load_kernels()

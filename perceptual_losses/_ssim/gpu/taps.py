@@ -10,14 +10,17 @@ import numpy as np
 
 
 class Passes(NamedTuple):
-    """Half of the taps of each pass, the first half, scaled so that one is 1 and needs no product.
+    """The first half of the taps of each pass, scaled so that one of them is 1.
+
+    The tap of 1 needs no multiplication.
 
     Attributes:
         across: taps of the sums along rows.
         down: taps of the sums along columns.
-        root: the root of the product of all units. Pixels times it have moments in the right scale.
-        through: taps of the sums along depth; images have none.
-        plane_total: the sum of the taps of a volume's plane, all of them, in their units.
+        root: the square root of the product of all passes' units. Pixels are multiplied by it, so
+            that the sums of their squares have the right scale.
+        through: taps of the sums along depth, empty for images.
+        plane_total: the sum of all taps within a volume's plane, in units of the two passes.
     """
 
     across: tuple[float, ...]
@@ -33,16 +36,19 @@ class Passes(NamedTuple):
 
 
 def passes_of(windows: Sequence[tuple[float, ...]]) -> Passes:
-    """The taps of a window by axis, rounded to float32 so that their sum stays 1.
+    """The taps of each pass, rounded to float32 so that all taps of the window still sum to 1.
 
-    A variance is a difference that magnifies an error of the sum.
+    A variance is the difference of two moments, which magnifies an error of that sum.
+
+    Args:
+        windows: all taps along each axis, columns last.
     """
     *volume, down, across = windows
     if not volume:
         return _in_plane(down, across)
     (through,) = volume
     if len(down) == len(across) == 1:
-        # No other pass has taps that make up for the roundings of these.
+        # Each other pass has one tap, which can't make up for the rounding of these.
         alone = _in_plane(through, across)
         return Passes((1,), (1,), alone.root, alone.down, 1.0)
     scaled, unit = _in_units(through)
@@ -56,7 +62,7 @@ def passes_of(windows: Sequence[tuple[float, ...]]) -> Passes:
 def _in_units(window: tuple[float, ...]) -> tuple[list[float], float]:
     """The first half of the taps in units of one of them, and the unit."""
     taps = window[: len(window) // 2 + 1]
-    # A one that is an integer is compiled in, at the edge unless other taps would be too large.
+    # The integer 1 is compiled in. It is the edge tap, unless the others would be too large then.
     unit = taps[0] if taps[0] >= 2**-40 * taps[-1] else taps[-1]
     return [tap / unit for tap in taps], unit
 
@@ -67,13 +73,20 @@ def _in_plane(
     other_unit: float = 1.0,
     other_total: float = 1.0,
 ) -> Passes:
-    """The taps of two passes, beside a third one with its unit and the sum of its taps."""
+    """The taps of the two passes within a plane.
+
+    Args:
+        down: all taps along columns.
+        across: all taps along rows.
+        other_unit: the unit of the pass along depth, if there is one.
+        other_total: the sum of that pass's taps in its unit.
+    """
     (*of_rows, centre_across), (*of_columns, centre_down) = (
         window[: len(window) // 2 + 1] for window in (across, down)
     )
     taps_across = [tap / centre_across for tap in of_rows]
     edge = of_columns[0] if of_columns else 0.0
-    # A one that is an integer is compiled in, at the edge unless other taps would be too large.
+    # The same choice of a unit as in `_in_units`.
     first = edge >= 2**-40 * centre_down
     unit = edge if first else centre_down
     taps_down = [tap / unit for tap in (*of_columns[first:], *[centre_down] * first)]
@@ -84,7 +97,7 @@ def _in_plane(
         sums = 2 * sum(taps_down) + (2 * first - taps_down[-1] if first else 1)
         taps_across = _compensated(taps_across, 0.5 * (total / sums - 1))
     elif first:
-        # The centre counts once, as half of it does twice.
+        # The centre tap counts once and the others twice: half of it takes its place here.
         halves = [*taps_down[:-1], 0.5 * taps_down[-1]]
         *edges, half = _compensated(halves, 0.5 * total - 1)
         taps_down = [*edges, 2 * half]
@@ -95,10 +108,11 @@ def _in_plane(
 
 
 def _compensated(taps: list[float], total: float) -> list[float]:
-    """The taps in float32, with this sum."""
+    """The taps rounded to float32 so that they sum to ``total``."""
     lost = total - sum(taps)
     rounded = list(taps)
-    # Large taps first, whose roundings smaller ones make up for, unless they are much smaller.
+    # Large taps come first. A smaller tap makes up for their rounding, unless that would change
+    # it much.
     for k in reversed(range(len(taps))):
         exact = taps[k] + (lost if abs(lost) < 2**-10 * taps[k] else 0)
         rounded[k] = _rounded(exact)

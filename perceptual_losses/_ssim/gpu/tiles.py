@@ -1,5 +1,6 @@
-"""The tiles of each kernel, and a model of the time that chooses among them: which rows and columns
-each program of the GPU path computes.
+"""The rows and columns that each program of the GPU path computes.
+
+Each kernel has a few tiles, and a model of the time that a launch takes chooses among them.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """The pixels of a program.
+    """The shape of a program: its threads, and the columns and rows that they compute.
 
     Attributes:
         lanes: threads of a program.
-        columns: neighbouring columns of a thread, 1 or 2 (or 4 without a map to write): what they
-            share is loaded once.
-        rows_per_iteration: rows of the image in one iteration of the loop. More of them move fewer
+        columns: neighbouring columns of a thread, 1 or 2, or 4 where it writes no map. The pixels
+            that their windows share are loaded once.
+        rows_per_iteration: rows of the image in one iteration of the loop. More rows move fewer
             sums from register to register, and take longer to compile.
         resident_warps: warps whose registers fit on a multiprocessor at once.
-        row_time: time of a row of so many warps, relative to that of the kernel's first tile.
-        store_after_read: whether an iteration without padding begins with the rows that scratch
-            memory holds, and stores its own pixels after that. The faster order depends on how the
-            compiler arranges it.
+        row_time: time of a row when so many warps are resident, relative to that of the kernel's
+            first tile.
+        store_after_read: whether an iteration first reads the rows that scratch memory holds, and
+            then stores its own pixels. The faster order depends on how the compiler arranges it.
     """
 
     lanes: int
@@ -45,12 +46,12 @@ class KernelTiles(NamedTuple):
     """The tiles that each kernel can have, for windows of some sizes.
 
     Attributes:
-        plain_value: tiles of `value_kernel` for plain means of windows inside the image, without a
-            gradient.
-        fused: tiles of `fused_kernel`; without one, `value_kernel` and `gradient_kernel` share the
-            work.
-        value: tiles of `value_kernel` for all else, with as many columns each.
-        gradient: tiles of `gradient_kernel`, for volumes and where there is none of `fused_kernel`.
+        plain_value: tiles of `value_kernel` for the unweighted mean over windows inside the image,
+            without a gradient or |x - y|.
+        fused: tiles of `fused_kernel`; if there are none, `value_kernel` and `gradient_kernel`
+            share the work.
+        value: tiles of `value_kernel` for all other results. All have equally many columns.
+        gradient: tiles of `gradient_kernel`, for volumes and where ``fused`` is empty.
     """
 
     plain_value: tuple[Tile, ...]
@@ -59,10 +60,10 @@ class KernelTiles(NamedTuple):
     gradient: tuple[Tile, ...]
 
 
-# For each architecture, and up to each window size. A row's time is what benchmarks/tuning has
-# at the largest size, over the rows that `_cover` counts. Programs of one warp wait for no other;
-# the strips of wider ones overlap less in `fused_kernel`, and for 21 taps they were faster all the
-# same.
+# The tiles by architecture, and by the largest window that they serve. The time of a row is the
+# time that benchmarks/tuning has for the largest images, divided by the rows that `_cover` counts.
+# A program of one warp waits for no other warp. The strips of wider programs overlap less in
+# `fused_kernel`; for 21 taps the wider programs were faster.
 TILES: dict[str | None, dict[int, KernelTiles]] = {
     None: {
         11: KernelTiles(
@@ -96,12 +97,12 @@ TILES: dict[str | None, dict[int, KernelTiles]] = {
     }
 }
 LARGEST_WINDOW = max(TILES[None])
-# The most resident warps of the coarse levels' kernel, which has in registers what differs between
-# levels.
+# The most resident warps of `coarse_levels_kernel`, which has further values in registers: those
+# that differ between levels.
 COARSE_WARPS = 8
-# The fewest rows of a program: each computes the rows before its own too.
+# The fewest rows of a program: each also computes some rows before its own.
 MIN_ROWS = 8
-# Rows that take as long as one launch more, which adds up each plane's tiles.
+# Rows that take as long as a further launch, which adds up each plane's tiles.
 REDUCTION_TIME = 48
 
 
@@ -113,7 +114,7 @@ class Machine(NamedTuple):
 
     @property
     def shared(self) -> bool:
-        """Whether the kernels have a way to shared memory, which they address in PTX."""
+        """Whether the kernels use shared memory: they address it in PTX, which is NVIDIA's only."""
         return self.architecture.startswith("sm_")
 
 
@@ -129,7 +130,8 @@ class Workload(NamedTuple):
         weighted: whether the map's values have weights.
         is_map: whether the result is the map.
         abs_difference: whether the mean of ``|x - y|`` is computed too.
-        summed_later: whether another launch adds up sums, be they of whole planes or not.
+        summed_later: whether another launch adds up the sums in any case, even if each plane has
+            only one.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -148,14 +150,14 @@ class Cover(NamedTuple):
 
     Attributes:
         tile: the tile of each.
-        aligned_width: whether no thread's columns lie on both sides of the image's right edge,
-            which makes loads wide; the same for all coarser levels, which are then one compilation.
+        aligned_width: whether no thread's columns lie on both sides of the image's right edge, so
+            that loads are wide. All coarser levels have the same value, and so one compilation.
         strips: strips of columns, as wide as a program.
         height: rows of a strip.
         rows: rows of a program.
         spans_strips: whether a program that ends a strip goes on in the next one, so that all have
             as many rows.
-        time: time that the launch takes, in rows.
+        time: time that the launch takes by the model, in its unit.
     """
 
     tile: Tile
@@ -174,16 +176,17 @@ class Cover(NamedTuple):
 
     @property
     def sums(self) -> int:
-        """Sums of each plane."""
+        """The number of sums of each plane."""
         return self.strips * self.parts
 
     def lines(self, planes: int) -> int:
-        """Rows of all strips."""
+        """The number of rows of all strips."""
         return planes * self.strips * self.height
 
     def pitch(self, across: int) -> int:
-        """Values of a row of scratch memory: the last threads' windows, of so many columns, reach
-        beyond the strip.
+        """Values from one row of scratch memory to the next, for windows of ``across`` columns.
+
+        The windows of the last threads reach beyond the strip.
         """
         halo = max(1 << max(across - 2, 1).bit_length(), across + 2 * self.tile.columns)
         return self.tile.width + 4 * ceil_div(halo, 4)
@@ -201,7 +204,7 @@ class Plan(NamedTuple):
         fused: programs of `fused_kernel`, or ``None``.
         value: programs of `value_kernel`, or ``None``.
         gradient: programs of `gradient_kernel`, or ``None``.
-        pitch: values of a row of derivatives between the last two.
+        pitch: values of a row of the derivatives that ``value`` writes and ``gradient`` reads.
     """
 
     gradients: int
@@ -212,7 +215,7 @@ class Plan(NamedTuple):
 
     @property
     def sums(self) -> int:
-        """Sums of each plane."""
+        """The number of sums of each plane."""
         return self.first.sums
 
     @property
@@ -229,11 +232,11 @@ class Plan(NamedTuple):
 
     @property
     def maps(self) -> int:
-        """Maps of derivatives."""
+        """The number of maps of derivatives."""
         return 4 if self.gradients == 2 else 3
 
     def scratch_rows(self, down: int) -> int:
-        """Rows of scratch memory of a program, for windows of so many rows."""
+        """Rows of scratch memory of a program, for windows of ``down`` rows."""
         return 2 * (down + 2 + self.maps) if self.fused else 4
 
 
@@ -242,12 +245,12 @@ class Traversal(NamedTuple):
 
     Attributes:
         warm_up_rows: rows that a program computes before its own, in each strip.
-        halo: columns of a strip that are its neighbour's.
+        halo: columns that a strip shares with the next one.
         extra_rows: rows beyond those of the images.
         extra_columns: columns beyond those of the images.
         spans_strips: whether programs go on in the next strip.
         one_launch_for_levels: whether all levels but the finest are one launch.
-        summed_later: whether another launch adds up the sums, be they of whole planes or not.
+        summed_later: as for `Workload`.
     """
 
     warm_up_rows: int
@@ -281,13 +284,13 @@ def _map_traversal(tiles: tuple[Tile, ...], work: Workload) -> Traversal:
     down, across = (size - 1 for size in work.window)
     radius = across // 2
     valid = work.padding == "valid"
-    # Positions before the image have their centre in it, and the kernel begins with columns of a
-    # whole thread.
+    # The first windows of a padded map begin before the image and have their centre in it. The
+    # kernel begins there with all columns of a thread.
     columns = tiles[0].columns
     before = 0 if valid else columns * ceil_div(radius, columns)
     extra_columns = -across if valid else before - radius
     if work.abs_difference:
-        # A position for each column of pixels, if beside the map.
+        # |x - y| takes a position for each column of pixels, also for columns outside the map.
         extra_columns = before
     return Traversal(
         warm_up_rows=down,
@@ -302,7 +305,7 @@ def _map_traversal(tiles: tuple[Tile, ...], work: Workload) -> Traversal:
 def _plan_fused(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     down, across = (size - 1 for size in work.window)
     traversal = Traversal(
-        # A row before the first of the map takes half the time of the others.
+        # A row before the first row of the map takes half the time of the others.
         warm_up_rows=down + down // 2,
         halo=across,
         one_launch_for_levels=True,
@@ -318,7 +321,7 @@ def _plan_maps(tiles: KernelTiles, work: Workload, machine: Machine) -> Plan:
     traversal = _extended_traversal(tiles.value, work)
     value = _cover(tiles.value, traversal, work, machine)
     gradient = _cover(tiles.gradient, Traversal(warm_up_rows=work.window[0] - 1), work, machine)
-    # Room for what the last threads of a row write and read beyond it.
+    # The last threads of a row write and read values beyond it.
     across = work.window[1] - 1
     written = value.strips * value.tile.width
     read = gradient.strips * gradient.tile.width + across + 4
@@ -342,7 +345,7 @@ def _extended_traversal(tiles: tuple[Tile, ...], work: Workload) -> Traversal:
 def plan_planes(
     work: Workload, shape: tuple[int, int, int, int], machine: Machine
 ) -> tuple[Cover, Cover]:
-    """Chooses the programs of planes of this shape, for their moments and for their gradients."""
+    """Chooses the programs of a volume's planes: for their moments, and for their gradients."""
     sizes = TILES.get(machine.architecture, TILES[None])
     tiles = sizes[min(size for size in sizes if size >= max(work.window))]
     work = work._replace(shapes=(shape,), level=0)
@@ -379,7 +382,7 @@ def _cover(
         launches = [[size] for size in sizes]
     is_coarse = traversal.one_launch_for_levels and level > 0
     model = _Model(traversal, shapes[0][0] * shapes[0][1], machine, is_coarse)
-    # The same for all levels, because for another one the kernel is compiled again.
+    # All levels of a kernel have one tile, because the kernel is compiled for each tile.
     possible = (tile for tile in tiles if tile.width > traversal.halo)
     tile = min(possible, key=lambda tile: model.cost(tile, launches))
     time, rows = model.fit(tile, own)
@@ -396,13 +399,13 @@ def _cover(
 
 
 class _Model(NamedTuple):
-    """The time of launches, in rows that a program of a kernel's first tile takes.
+    """A model of the time of launches. The unit is the time of a row in a kernel's first tile.
 
     Attributes:
         traversal: the way of the programs.
         planes: the number of planes.
-        machine: the device: so many programs at once, and the next when these are done.
-        is_coarse: whether the launch is the coarse levels'.
+        machine: the device. It runs as many programs at once as fit, and then the next ones.
+        is_coarse: whether the launch is that of the coarse levels.
     """
 
     traversal: Traversal
@@ -415,13 +418,13 @@ class _Model(NamedTuple):
         return ceil_div(width, tile.width - self.traversal.halo)
 
     def cost(self, tile: Tile, launches: list[list[tuple[int, int]]]) -> tuple[float, int, int]:
-        """Orders tiles: by the time of all launches, then by their threads."""
+        """The key that orders tiles: the time of all launches first, then the number of threads."""
         time = sum(self.fit(tile, sizes)[0] for sizes in launches)
         strips = sum(self.strips(tile, width) for sizes in launches for _, width in sizes)
         return time, tile.lanes * strips, -tile.lanes
 
     def fit(self, tile: Tile, sizes: list[tuple[int, int]]) -> tuple[float, int]:
-        """Time of a launch for levels of these sizes, and the rows of a program."""
+        """The least time of a launch for levels of these sizes, and the rows of a program then."""
         strips = [(self.planes * self.strips(tile, width), height) for height, width in sizes]
         tallest = max(height for height, _ in sizes)
         if self.traversal.spans_strips:
@@ -436,7 +439,7 @@ class _Model(NamedTuple):
         return min((self._time(tile, strips, rows), rows) for rows in possible if rows <= tallest)
 
     def _throughput(self, tile: Tile) -> tuple[int, float]:
-        """Programs that run at once, and the time of a row of theirs."""
+        """The number of programs that run at once, and the time of a row of theirs."""
         warps = tile.resident_warps
         if self.is_coarse:
             warps = min(warps, COARSE_WARPS)
@@ -444,13 +447,14 @@ class _Model(NamedTuple):
         return at_once, tile.row_time * warps / tile.resident_warps
 
     def _time(self, tile: Tile, strips: list[tuple[int, int]], rows: int) -> float:
-        """Time of a launch with so many rows a program, for numbers of strips of each height."""
+        """The time of a launch, for strips by number and height and the rows of a program."""
         programs, longest = 0, 0.0
         for count, height in strips:
             own, begun = min(rows, height), 1.0
             if self.traversal.spans_strips:
                 programs += ceil_div(count * height, own)
-                # Most programs begin in one strip; what ends in the next begins there again.
+                # A program that goes on in the next strip computes warm-up rows there again. A
+                # share of own / height of the programs does.
                 begun += own / height if height % own else 0
             else:
                 programs += count * ceil_div(height, rows)

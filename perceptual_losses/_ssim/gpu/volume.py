@@ -1,4 +1,4 @@
-"""The programs of a level of volumes, and its launches."""
+"""The programs and the launches of one level of volumes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .level import (
 )
 from .tiles import Cover, Machine, Tile, Workload, ceil_div, plan_planes
 
-# Threads of a program that goes through the planes, each with a column of positions.
+# The tile of `depth_kernel`: each thread goes through the planes at one position.
 DEPTH_TILE = Tile(64, 1, 1, 8)
-# The maps of a plane: four moments, or as many derivatives at most.
+# The maps of a plane: four moments, which at most four derivatives replace later.
 MAPS = 4
-# Volumes are computed together as long as their maps fit into this many bytes of second-level
-# cache.
+# As many volumes are computed together as have maps of so many bytes, which fit into the
+# second-level cache.
 CACHED_BYTES = 2**25
 
 
@@ -35,12 +35,12 @@ class VolumePlan(NamedTuple):
         gradients: the number of gradients.
         moments: programs of `plane_moments_kernel` for each plane.
         gradient: programs of `gradient_kernel` for each plane, or ``None``.
-        planes: planes of each volume that have maps.
-        tiles: programs of `depth_kernel` for each volume.
-        pitch: values of a row of the maps.
-        size: values of a map.
-        together: volumes that are computed together.
-        at_once: whether these are all.
+        planes: the number of planes of a volume that have maps, mirror images included.
+        tiles: the number of programs of `depth_kernel` for each volume.
+        pitch: values from one row of a map to the next.
+        size: values from one map of a plane to the next.
+        together: the number of volumes that are computed together.
+        at_once: whether all volumes are computed together.
     """
 
     gradients: int
@@ -55,12 +55,12 @@ class VolumePlan(NamedTuple):
 
     @property
     def sums(self) -> int:
-        """Sums of each volume."""
+        """The number of sums of each volume."""
         return self.tiles
 
     @property
     def is_single(self) -> bool:
-        """Whether one launch has all sums."""
+        """Whether one launch writes all sums."""
         return self.at_once
 
 
@@ -70,8 +70,8 @@ def plan_volume(work: Workload, settings: Definition, machine: Machine) -> Volum
     window = len(settings.windows[0])
     planes = depth
     if work.padding == "symmetric":
-        # Mirror images under the windows of all positions. A gradient needs positions that are
-        # mirror images too.
+        # The windows reach mirror images of planes. A gradient also needs the derivatives at
+        # mirrored positions, whose windows reach further.
         planes += 2 * (window - 1 if work.gradients else window // 2)
     pitch, size = _map_size(work, map_shape(work.shapes[work.level], settings)[3:])
     cached = max(1, CACHED_BYTES // (4 * MAPS * planes * size))
@@ -94,14 +94,15 @@ def plan_volume(work: Workload, settings: Definition, machine: Machine) -> Volum
 
 
 def _map_size(work: Workload, map_sides: tuple[int, ...]) -> tuple[int, int]:
-    """The values of a row of a map that has so many rows and columns, and of all of it."""
+    """The pitch and the size of a map with ``map_sides`` rows and columns, in values."""
     (rows, columns), (down, across) = map_sides, work.window
     zeros = 0
     if work.gradients and work.padding == "symmetric":
-        # Mirror images of positions, around the map.
+        # Mirrored positions surround the map.
         rows, columns = rows + 2 * (down // 2), columns + 2 * (across // 2)
     elif work.gradients:
-        # Before each row, which ends with those of the next one. A row of them is last.
+        # Zeros stand before each row, and so behind the row above it. A row of zeros is last: it
+        # stands for all rows outside the map.
         zeros = across - 1 if work.padding == "valid" else across // 2
         rows, columns = rows + 1, columns + zeros
     pitch = 16 * ceil_div(columns, 16)
@@ -117,12 +118,12 @@ def volume_launches(
     for first in range(0, n * c, plan.together):
         volumes = min(plan.together, n * c - first)
         launches.append(_moments(level, plan, first, volumes, settings, machine))
-        launches.append(_through(level, plan, first, volumes, settings, machine))
+        launches.append(_depth(level, plan, first, volumes, settings, machine))
         if plan.gradient is not None:
             launches.append(_gradient(level, plan, first, volumes * depth, settings, machine))
     size = plan.together * plan.planes * MAPS * plan.size
     if plan.gradient is not None:
-        # Room for what the last threads of the last row read beyond it.
+        # The last threads of the last row read values beyond it.
         across = window_size(settings)[1] - 1
         size += plan.gradient.strips * plan.gradient.tile.width + across + 4
     new = [*level.allocations, Allocation(_maps(level).name, (size,))]
@@ -179,7 +180,7 @@ def _moments(
     )
 
 
-def _through(
+def _depth(
     level: Level,
     plan: VolumePlan,
     first: int,

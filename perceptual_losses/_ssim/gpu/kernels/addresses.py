@@ -11,20 +11,20 @@ from .arguments import SYMMETRIC, VALID, Constants, Image
 
 @triton.jit
 def tile_of(program, strips, bands):
-    """Strip, band and plane of a program."""
+    """The strip, the band and the plane of a program."""
     return program % strips, program // strips % bands, program // strips // bands
 
 
 @triton.jit
 def segment(program, line, end, rows, height, strips):
-    """Rows of a program that lie in one strip: the first of those from ``line`` to ``end``, where
-    the rows of all strips are counted one strip after the other.
+    """The rows of a program, from ``line`` to before ``end``, that lie in the strip of ``line``.
 
-    A program has ``rows`` of them, so that all take the same time.
+    The rows of all strips are numbered, one strip after the other. Each program has ``rows`` of
+    them, so that all take the same time.
 
     Returns:
-        Strip and plane, the first row and the one after the last, and which of the programs in this
-        strip it is.
+        The strip, its plane, the program's first row there, the row after its last, and the
+        program's number among those in the strip.
     """
     column = line // height
     top = line - column * height
@@ -36,13 +36,13 @@ def segment(program, line, end, rows, height, strips):
 
 @triton.jit
 def width_hint(width, K: tl.constexpr):
-    """The width, as the compiler sees that it is a multiple of a thread's columns, where it is."""
+    """The width. If it is a multiple of a thread's columns, its form shows that to the compiler."""
     return width // K.COLUMNS * K.COLUMNS if K.ALIGNED_WIDTH else width
 
 
 @triton.jit
 def plane_of(image, plane, channels):
-    """The image from a plane's first pixel on, or the volume from its first."""
+    """The images or volumes from one channel on: number ``plane`` of all N C channels."""
     n, c = plane // channels, plane % channels
     strides = image.strides
     return Image(image.address + n.to(tl.int64) * strides[0] + c.to(tl.int64) * strides[1], strides)
@@ -58,7 +58,7 @@ def slice_of(volume, z):
 
 @triton.jit
 def plane_at(image, plane, z, channels):
-    """`plane_of` an image, or plane ``z`` of a volume as an image."""
+    """The result of `plane_of` for an image, or plane ``z`` of a volume as an image."""
     image = plane_of(image, plane, channels)
     if len(image.strides) == 5:
         image = slice_of(image, z)
@@ -70,8 +70,8 @@ def auxiliary_of(auxiliary, strides, plane, channels, K: tl.constexpr):
     """The weights of a plane's map, its valid pixels and their coverage, each an image or nothing.
 
     Args:
-        auxiliary: addresses of the images' ranges and of these, or nothing.
-        strides: strides of all but the ranges.
+        auxiliary: addresses of the images' ranges, the weights, the valid pixels and the coverage.
+        strides: strides of the last three.
         plane: number of the plane.
         channels: channels of an image.
         K: variant of the kernel.
@@ -97,7 +97,7 @@ def constants_of(constants, auxiliary, plane, channels, K: tl.constexpr):
 
 @triton.jit
 def mirrored(index, size):
-    """The pixel that a position in or beside the image shows, the edge being a mirror."""
+    """The index of the pixel that a position shows, in the image or mirrored at its edge."""
     index = tl.maximum(index, -1 - index)
     index = tl.minimum(index, 2 * size - 1 - index)
     # Where the image is smaller than the window, the mirror image of a mirror image.
@@ -107,7 +107,7 @@ def mirrored(index, size):
 
 @triton.jit
 def row_address(image, row, height, K: tl.constexpr):
-    """Address of the row that a position shows; it is not in the image where that is not."""
+    """The address of the row that a position shows, outside the image if the position is."""
     if K.PADDING == SYMMETRIC:
         row = mirrored(row, height)
     return image.address + row.to(tl.int64) * image.strides[2]
@@ -125,8 +125,9 @@ def next_row_address(image, address, row, height, K: tl.constexpr):
 
 @triton.jit
 def tile_columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
-    """The columns of each thread, from ``left`` on, and those of the halo: columns behind the tile
-    that its windows cover.
+    """The columns of each thread, from ``left`` on, and those of the halo.
+
+    The halo is the columns to the right of the tile that its windows cover.
     """
     own = tl.arange(0, K.LANES)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     halo = K.LANES * COLUMNS + tl.arange(0, triton.next_power_of_2(max(K.ACROSS - 1, 2)))
@@ -135,13 +136,13 @@ def tile_columns(left, COLUMNS: tl.constexpr, K: tl.constexpr):
 
 @triton.constexpr_function
 def map_begin(taps, padding):
-    """Pixels before an image under the first window of its map that has so many taps."""
+    """Pixels before an image that the first window of its map covers, if it has ``taps``."""
     return 0 if padding == VALID.value else taps // 2
 
 
 @triton.jit
 def map_address(maps, plane, k):
-    """Address of one of a plane's maps."""
+    """The address of map ``k`` of a plane."""
     return maps.address + (plane.to(tl.int64) * maps.count + k) * maps.size
 
 

@@ -35,8 +35,8 @@ class Window(NamedTuple):
 
     Attributes:
         across: taps for the sums along rows, the last one being 1.
-        down: taps for the sums along columns, in units of one that is 1. Pixels are multiplied by
-            the root of the product of both units.
+        down: taps for the sums along columns, one of them being 1. Pixels are multiplied by the
+            square root of the product of both units.
     """
 
     across: Any
@@ -47,7 +47,7 @@ class Constants(NamedTuple):
     """Numbers of the formulas.
 
     Attributes:
-        root: the window's, by which pixels are multiplied.
+        root: the window's root, by which pixels are multiplied.
         low: the pixel value that counts as zero.
         length: L, the range of the pixels.
         c1: C1, infinite where the luminance is left out.
@@ -78,7 +78,7 @@ class Maps(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Numbers that make the result of all tiles' sums.
+    """Numbers that turn the sums of all tiles into the result.
 
     Attributes:
         tiles: number of the tiles.
@@ -102,8 +102,7 @@ class Variant(NamedTuple):
         LANES: threads of a program.
         COLUMNS: neighbouring columns of a thread.
         ROWS_PER_ITERATION: rows in one iteration of the loop over the rows.
-        STORE_AFTER_READ: whether a row of pixels is stored after the derivatives of other rows are
-            read, else before.
+        STORE_AFTER_READ: whether a row of pixels is stored after other rows are read, or before.
         ALIGNED_WIDTH: whether the width is a multiple of ``COLUMNS``.
         DENSE: whether a thread's columns are one aligned access.
         DOWN: rows of the window.
@@ -111,16 +110,17 @@ class Variant(NamedTuple):
         PITCH: values from one row of scratch memory to the next.
         PADDING: `VALID`, `ZEROS` or `SYMMETRIC`.
         GRADIENTS: 0 for none, 1 for the gradient to the first image, 2 for those to both.
-        MAP: whether the result is the map, of which there are no sums.
-        WEIGHTED: whether the mean is a weighted one, or each value of a map has a gradient.
+        MAP: whether the result is the map, and not sums.
+        WEIGHTED: whether each value of the map has a weight: that of a weighted mean, or the
+            upstream gradient of the map.
         PARTIAL: whether some pixels do not exist.
-        RANGED: whether each image has a range of its own, which L, C1 and C2 are in units of.
+        RANGED: whether each image has a range of its own. L, C1 and C2 are in units of it then.
         ABS_DIFFERENCE: whether |x - y| is summed too.
         MIXED: whether |x - y| is in the gradients.
         SHARED: whether there is shared memory.
         SUM_IN_KERNEL: whether the last program adds up the sums of all.
         LOSS: whether the result is 1 minus the mean.
-        FAST_RECIPROCAL: whether a reciprocal is PTX's own.
+        FAST_RECIPROCAL: whether a reciprocal is one instruction of PTX.
     """
 
     LANES: int
@@ -147,7 +147,7 @@ class Variant(NamedTuple):
 
     @classmethod
     def of(cls, **values: Any) -> "Variant":
-        """Makes a constant of the compilation of each plain value."""
+        """The variant of these values, each of which is a constant of the compilation."""
         constant = (lambda value: value) if triton.knobs.runtime.interpret else tl.constexpr
         return cls(**{name: constant(value) for name, value in values.items()})
 

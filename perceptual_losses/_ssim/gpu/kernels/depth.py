@@ -1,8 +1,8 @@
 """The kernel that goes through the planes of volumes, for their values and their derivatives.
 
-It has one thread for each column of positions, with everything in registers: the sums of moments in
-flight and those of the derivatives. So threads exchange nothing. The derivatives that it has
-filtered lie over the first maps then, behind the plane that it reads.
+It has one thread for each column of positions. The thread keeps all sums in registers that are not
+complete yet: those of the moments and those of the derivatives. So threads exchange nothing. The
+filtered derivatives replace the moments, in planes that have been read.
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
@@ -31,9 +31,10 @@ MOST_SUMS = tl.constexpr(150)
 
 
 @triton.jit
-def _load_planes(source, size, z, planes, inside, outside, K: tl.constexpr):
-    """The maps of a plane: zero where not ``inside``, and for a plane beside the volume the values
-    of ``outside`` if the padding has any.
+def _load_maps(source, size, z, planes, inside, outside, K: tl.constexpr):
+    """A plane's value of each map, zero where not ``inside``.
+
+    A plane outside the volume has the values of ``outside`` if it is padded with zeros, else zero.
     """
     within = (z >= 0) & (z < planes)
     values = ()
@@ -46,8 +47,8 @@ def _load_planes(source, size, z, planes, inside, outside, K: tl.constexpr):
 
 
 @triton.jit
-def _add_planes(all_sums, values, window, K: tl.constexpr):
-    """Adds a plane's values to the sums in flight of each of its maps."""
+def _add_maps(all_sums, values, window, K: tl.constexpr):
+    """Adds a plane's value of each map to the map's sums, and completes the first of them."""
     updated = ()
     for k in tl.static_range(len(all_sums)):
         updated = updated + (add_row(all_sums[k], values[k], window, K),)
@@ -55,15 +56,15 @@ def _add_planes(all_sums, values, window, K: tl.constexpr):
 
 
 @triton.jit
-def _store_planes(target, size, values, inside):
-    """Writes the first value that a thread has of each map."""
+def _store_maps(target, size, values, inside):
+    """Writes the first value of each map, which is complete."""
     for k in tl.static_range(len(values)):
         tl.store(target + k * size, values[k][0], mask=inside)
 
 
 @triton.jit
 def _region_at(region, row, m, centre, inside, K: tl.constexpr):
-    """A plane ``m`` of the map, and the rows of its positions: -1 where it is beside the map."""
+    """The region of plane ``m`` of the map, and ``row``, or -1 where the plane isn't ``inside``."""
     x, y, weight, valid, coverage, size, map_size, in_plane, offsets, constants = region
     if K.WEIGHTED:
         weight = slice_of(weight, m)
@@ -112,11 +113,10 @@ def depth_kernel(
     totals,
     K: tl.constexpr,
 ):
-    """The sum of 1 - S over columns of positions, and the derivatives filtered along the depth; or
-    S.
+    """The sum of 1 - S over columns of positions and the derivatives, filtered along depth, or S.
 
-    The variant's ``DOWN`` is the depth of the window. A volume has ``tiles`` programs, each of
-    which adds up a part of its ``plane_tiles`` sums of |x - y| too.
+    The variant's ``DOWN`` is the depth of the window. A volume has ``tiles`` programs. Each also
+    adds up its part of the volume's ``plane_tiles`` sums of |x - y|.
     """
     ABOVE: tl.constexpr = K.DOWN - 1
     FRONT: tl.constexpr = map_begin(K.DOWN, K.PADDING)
@@ -140,7 +140,7 @@ def depth_kernel(
     volume_region = Region(
         x, y, weight, valid, coverage, (height, width), map_size, centre, offsets, constants
     )
-    # A map begins with mirror images of positions, or each of its rows with zeros.
+    # A map begins with mirrored positions, or each of its rows begins with zeros.
     UP: tl.constexpr = first_position(ROWS, K.PADDING, K.GRADIENTS) - MAP_TOP
     BEFORE: tl.constexpr = first_position(COLUMNS, K.PADDING, K.GRADIENTS) - MAP_LEFT
     MARGIN: tl.constexpr = margin(COLUMNS, K.PADDING, K.GRADIENTS)
@@ -151,8 +151,8 @@ def depth_kernel(
     known = inside
     if UP + BEFORE > 0:
         known = (row < map_size[0] + UP) & (column < map_size[1] + BEFORE)
-    # Positions are named by the first plane under their window. The first plane of the maps is
-    # ``before`` the volume where mirror images are there.
+    # A position has the number of the first plane under its window. The maps begin ``before``
+    # planes in front of the volume, which are its mirror images.
     before = (planes - depth) // 2
     begin = tl.minimum(-before, -FRONT)
     end = depth if K.GRADIENTS > 0 else map_depth - FRONT
@@ -165,18 +165,18 @@ def depth_kernel(
     moments = (none, none, none, none)
     deficits = (sums.zeros(K),)
     filtered = (none,) * MAPS
-    # The plane that is loaded next; the one before it is on its way.
+    # The plane that is being loaded while the one before it is added.
     ahead = begin + before
-    values = _load_planes(source, size, ahead, planes, known, outside, K)
+    values = _load_maps(source, size, ahead, planes, known, outside, K)
     for _ in range(ABOVE):
         ahead, source = ahead + 1, source + step
-        moments = _add_planes(moments, values, window, K)
-        values = _load_planes(source, size, ahead, planes, known, outside, K)
+        moments = _add_maps(moments, values, window, K)
+        values = _load_maps(source, size, ahead, planes, known, outside, K)
     z = begin
     while z < end:
         ahead, source = ahead + 1, source + step
-        moments = _add_planes(moments, values, window, K)
-        values = _load_planes(source, size, ahead, planes, known, outside, K)
+        moments = _add_maps(moments, values, window, K)
+        values = _load_maps(source, size, ahead, planes, known, outside, K)
         m = z + FRONT
         in_map = (m >= 0) & (m < map_depth)
         within = in_map
@@ -186,17 +186,17 @@ def depth_kernel(
         counted = inside & in_map
         deficits, derivatives = row_of_map(region, moments, deficits, counted, at, column, K)
         if TOGETHER:
-            filtered = _add_planes(filtered, derivatives, window, K)
-            _store_planes(base + z * step, size, filtered, in_memory & (z >= 0))
+            filtered = _add_maps(filtered, derivatives, window, K)
+            _store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
         elif K.GRADIENTS > 0:
             target = base + (z - begin) * step
-            _store_planes(target, size, derivatives, in_memory & within)
+            _store_maps(target, size, derivatives, in_memory & within)
         elif K.MAP:
             line = ((volume.to(tl.int64) * map_depth + m) * map_size[0] + row) * map_size[1]
             tl.store(similarity_map + (line + column), derivatives[0][0], mask=counted)
         z += 1
     if K.GRADIENTS > 0 and not TOGETHER:
-        # A march of its own, over what each thread has written itself.
+        # A second pass filters the derivatives, which the same thread has written.
         filtered = (none,) * MAPS
         z = begin
         last = end if K.PADDING == SYMMETRIC else map_depth - FRONT
@@ -206,8 +206,8 @@ def depth_kernel(
                 address = base + (z - begin) * step + k * size
                 value = tl.load(address, mask=in_memory & (z < last), other=0)
                 unfiltered = unfiltered + ((value,),)
-            filtered = _add_planes(filtered, unfiltered, window, K)
-            _store_planes(base + z * step, size, filtered, in_memory & (z >= 0))
+            filtered = _add_maps(filtered, unfiltered, window, K)
+            _store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
             z += 1
     sum_place = volume.to(tl.int64) * sums_stride + 2 * tile
     if not K.MAP:

@@ -1,4 +1,4 @@
-"""The kernel that filters maps of derivatives: the gradients of large windows, and of volumes."""
+"""The kernel that filters maps of derivatives, for gradients of large windows and of volumes."""
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
 # ruff: noqa: N803, N806, RUF005
@@ -60,12 +60,12 @@ def gradient_kernel(
     abs_difference_scale,
     K: tl.constexpr,
 ):
-    """The gradients of a tile from the maps that `value_kernel` wrote, or `depth_kernel`.
+    """The gradients of a tile from the maps that `value_kernel` or `depth_kernel` wrote.
 
-    An image's map has all positions whose windows hold a pixel. A volume's has them in each row,
-    from the first to its last derivative, and zeros follow. Where the padding mirrors nothing, it
-    has the rows of derivatives and a row of zeros. The maps are those of the volumes from
-    ``first_volume`` on, with so many ``planes`` each.
+    An image's map has all positions whose windows hold a pixel. So does a volume's map with
+    symmetric padding. Else it has the positions of S, zeros on both sides of each row, and a last
+    row of zeros, which stands for all rows outside it. Each volume from ``first_volume`` on has
+    maps of ``planes`` planes.
     """
     VOLUMES: tl.constexpr = len(x.strides) == 5
     COLUMNS: tl.constexpr = K.COLUMNS
@@ -110,7 +110,7 @@ def gradient_kernel(
             updated = ()
             line = row + ABOVE
             if VOLUMES and K.PADDING != SYMMETRIC:
-                # Beside the rows of derivatives is the row of zeros behind them.
+                # The row of zeros behind the map stands for all rows outside it.
                 line = row + map_begin(K.DOWN, K.PADDING)
                 line = tl.where((line >= 0) & (line < map_rows), line, map_rows)
             for k in tl.static_range(MAPS):

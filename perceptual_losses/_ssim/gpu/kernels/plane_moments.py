@@ -1,6 +1,6 @@
 """The kernel for the moments of a volume within its planes.
 
-`depth` goes on through the planes, and `gradient` is last.
+`depth_kernel` then sums them through the planes, and `gradient_kernel` comes last.
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
@@ -28,16 +28,16 @@ from .value import columns_before, store_row
 
 @triton.constexpr_function
 def first_position(taps, padding, gradients):
-    """Pixels before a volume's plane under the first window of its maps that has so many taps."""
+    """Pixels before a plane that the first window of its maps covers, if it has ``taps``."""
     if gradients > 0 and padding == SYMMETRIC.value:
-        # Mirror images of derivatives.
+        # The maps begin with mirrored positions, for the derivatives there.
         return taps - 1
     return 0 if padding == VALID.value else taps // 2
 
 
 @triton.constexpr_function
 def margin(taps, padding, gradients):
-    """Zeros before each row of a volume's derivatives, for windows of so many taps."""
+    """Zeros before each row of a volume's derivatives, for windows of ``taps``."""
     if gradients == 0 or padding == SYMMETRIC.value:
         return 0
     return taps - 1 if padding == VALID.value else taps // 2
@@ -76,8 +76,8 @@ def plane_moments_kernel(
 ):
     """The sums of d, d^2, t and t^2 under the window within a plane, and the sum of |x - y|.
 
-    The volumes from ``first_volume`` on have ``planes`` each, more than their ``depth`` where the
-    padding mirrors them. The rest is as in `value_kernel`.
+    Each volume from ``first_volume`` on has maps of ``planes`` planes: more than its ``depth``
+    where the padding mirrors planes. The other arguments are those of `value_kernel`.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
     MAP_TOP: tl.constexpr = first_position(K.DOWN, K.PADDING, K.GRADIENTS)
@@ -105,7 +105,7 @@ def plane_moments_kernel(
     top = map_top + band * rows
     bottom = tl.minimum(top + rows, map_bottom)
     left = strip * (K.LANES * K.COLUMNS) - BEFORE
-    # Pixels that belong to the volume, whose mirror images do not count.
+    # The rows of pixels that count for |x - y|: none in a mirror image of a plane.
     own = top + MAP_TOP, tl.where(in_volume, bottom + MAP_TOP, top + MAP_TOP)
     first = tl.arange(0, K.LANES) * K.COLUMNS
     none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
