@@ -37,11 +37,11 @@ def vgg_features(
 ) -> Extractor:
     r"""A frozen network, cut after the deepest requested layer: images in, features by name out.
 
-    The network stays as it was trained, whatever is done to the model around it: it has no
-    parameters or buffers, adds nothing to a state dict, ignores ``.train()``, and moves with
-    ``.to()``; call that where ``fully_shard`` moves a model. ``DistributedDataParallel`` has
-    nothing of it to send. Its values outlive ``to_empty()``, so it may be built on the meta device.
-    Gradients flow to the images, and cost nothing if the images need none.
+    The network stays as it was trained, whatever is done to the model around it. It has no
+    parameters or buffers for ``DistributedDataParallel`` to send, adds nothing to a state dict, and
+    ignores ``.train()``. It moves with ``.to()``; ``fully_shard`` leaves it where it is. Its values
+    outlive ``to_empty()``, so it may be built on the meta device. Gradients flow to the images, and
+    cost nothing if the images need none.
 
     On a CPU, 3x3 convolutions of many values take a quarter of the multiplications in float32 and
     4/9 in bfloat16 (Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR
@@ -63,9 +63,9 @@ def vgg_features(
             ``"squeezenet1_1"``.
         weights: ``"imagenet"`` for torchvision's weights, fetched by the first call or by
             ``.load()`` and kept in torch's cache; the path of a file of ``torch.save`` or
-            safetensors, or a state dict, with the names of torchvision, timm or lpips, of the whole
-            model or of its features up to the deepest layer; such a module; or ``None`` for random
-            weights, with a warning. Only ``"imagenet"`` uses the internet.
+            safetensors, a state dict or a module; or ``None`` for random weights, with a warning.
+            Entries have the names of torchvision, timm or lpips, and are those of the whole model
+            or of its features up to the deepest layer. Only ``"imagenet"`` uses the internet.
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``; ImageNet's
             normalisation follows inside.
         dtype: the dtype that the network computes in, also under autocast: ``torch.bfloat16`` is
@@ -76,8 +76,8 @@ def vgg_features(
 
     Returns:
         A module. Called with images ``(N, 3, H, W)``, or ``(N, 1, H, W)`` for grey images, it
-        returns a dict of features ``(N, C', H', W')``, in the order of ``layers``. Of frames
-        ``(N, C, T, H, W)`` each is an image, and the features are ``(N T, C', H', W')``.
+        returns a dict of features ``(N, C', H', W')``, in the order of ``layers``. Each of the
+        frames ``(N, C, T, H, W)`` is an image, and their features are ``(N T, C', H', W')``.
 
     Raises:
         ValueError: a layer or backbone is unknown, weights belong to another network, or images
@@ -108,23 +108,23 @@ def vgg_features(
 class FeatureLoss(ExtractorLoss):
     r"""Distance between the features of any network for two batches of images.
 
-    It is 0 for identical images, and falls in training: the distance of `VGGLoss`, by the outputs
-    of the network's submodules, such as the stages of a ConvNeXt or the blocks of a DINO.
+    It is 0 for identical images, and falls in training. The formula is that of `VGGLoss`, on the
+    outputs of submodules, such as the stages of a ConvNeXt or the blocks of a DINO.
 
     The loss keeps a frozen copy of the network in evaluation mode. As in `vgg_features`, no
-    optimizer, checkpoint, ``.train()`` or ``DistributedDataParallel`` finds it. Its rectifiers
-    don't work in place, so that a layer's features are those that it gave.
+    optimizer, checkpoint, ``.train()`` or ``DistributedDataParallel`` finds it. The copy's
+    rectifiers don't work in place, so that they don't overwrite the features of other layers.
 
     Args:
-        network: a module that takes images ``(N, 3, H, W)``, or what `vgg_features` returns. That
-            is used as it is, and has the options from ``data_range`` to ``dtype`` already.
+        network: a module that takes images ``(N, 3, H, W)``; or a network of `vgg_features`, which
+            is used as it is and has the options from ``data_range`` to ``dtype`` already.
         layers: weights by names of submodules, as ``network.named_modules()`` has them; each must
             give a tensor ``(N, ...)``.
         distance: ``"l1"``, or ``"l2"`` for the squared distance: means over a layer's elements.
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
-        mean: the colour that the network expects to be subtracted from images in [0, 1]; by
-            default ImageNet's.
-        std: the colour that it expects the result to be divided by.
+        mean: three numbers, one for each colour, which are subtracted from images in [0, 1]; by
+            default ImageNet's, as most networks expect.
+        std: three numbers that the difference is divided by; by default ImageNet's.
         dtype: the dtype that the network computes in, also under autocast; ``None`` for its own,
             or the one that autocast and ``.to()`` choose.
         chunk_size: the number of images that go through the network at a time. The activations of
@@ -139,8 +139,8 @@ class FeatureLoss(ExtractorLoss):
     Gradients flow to ``x`` and ``y``.
 
     Raises:
-        ValueError: a layer is unknown, or gives no tensor, or the network overwrites it; images are
-            on another device, or have other shapes.
+        ValueError: a layer is unknown or gives no tensor, or the network overwrites its output;
+            images are on another device, or have other shapes.
 
     Examples:
         >>> import torch
@@ -360,8 +360,8 @@ class StyleLoss(ExtractorLoss):
         counts = [len(image) * (image.shape[2] if image.dim() == 5 else 1) for image in (x, y)]
         if x.shape[1] != y.shape[1] or counts[1] not in (1, counts[0]):
             raise ValueError(
-                f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass equal shapes on one "
-                "device, as many images or one for all, of the same channels"
+                f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass as many images as x "
+                "has, or one for all, with the same number of channels"
             )
 
     def _representation(self, features: Features) -> Features:
@@ -451,10 +451,10 @@ class LPIPSLoss(ExtractorLoss):
         self._keep(linear_weights)
 
     def map(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """The distance at each pixel: its mean is the loss, but for what the resizing changes.
+        """The distance at each pixel. Its mean is the loss, up to the effect of resizing.
 
         The map of each layer is resized to the images by bilinear interpolation, as ``lpips`` does
-        with ``spatial=True``, and they are added up.
+        with ``spatial=True``, and the maps are added up.
 
         Args:
             x: prediction.

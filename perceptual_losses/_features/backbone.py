@@ -24,7 +24,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureExtractor(Frozen):
-    """A frozen network from images to features by the names of layers.
+    """A frozen network that makes features of images, by the names of layers.
 
     Attributes:
         layers: the names, in the order of the features.
@@ -49,7 +49,7 @@ class FeatureExtractor(Frozen):
         low, length = _validation.low_and_length(data_range)
         scale = [1 / (length * s) for s in deviation]
         shift = [-low / (length * s) - m / s for m, s in zip(mean, deviation, strict=True)]
-        # On no default device, which may be one without values.
+        # The CPU, because torch's default device may be the meta device.
         self._keep(
             {
                 name: torch.tensor(values, dtype=torch.float32, device="cpu").reshape(3, 1, 1)
@@ -58,7 +58,7 @@ class FeatureExtractor(Frozen):
         )
 
     def _dtype_of(self, name: str) -> torch.dtype:
-        # A dtype that was asked for is the network's, and outlives that of the model around it.
+        # A dtype that was asked for stays, whatever dtype the model around the network gets.
         if self.dtype is not None:
             return torch.float32 if name in ("scale", "shift") else self.dtype
         return self._place.dtype
@@ -76,12 +76,12 @@ class FeatureExtractor(Frozen):
             )
 
     def shapes(self, image: Tensor) -> dict[str, tuple[int, ...]]:
-        """The shapes of the features of images like ``image`` by layer, if they are known."""
+        """The shapes of the features by layer, for images like ``image``; empty if not known."""
         return {}
 
     def _normalized(self, x: Tensor) -> Tensor:
-        """The images, or each frame as one, in the network's units."""
-        # One channel is expanded to three here, which costs no memory of its own.
+        """The images, or each frame as an image, with colours normalised for the network."""
+        # One channel is broadcast to three here, which takes no copy of its own.
         x = as_images(x)
         scale = self.constant("scale")
         return x.to(scale.dtype) * scale + self.constant("shift")
@@ -119,7 +119,7 @@ class Extractor(FeatureExtractor):
         self._network = network[: deepest + 1]
         self._blocks, self._smallest = _blocks(self._network), _smallest(self._network)
         if isinstance(weights, str) and weights == "imagenet":
-            # Fetched by the first call: constructing a loss touches neither internet nor disk.
+            # The first call fetches them: constructing a loss uses neither internet nor disk.
             return
         if weights is None:
             warn(
@@ -180,7 +180,7 @@ class Extractor(FeatureExtractor):
             self.load()
         with self._without_autocast():
             x = self._normalized(x).to(self._dtype_of("0.weight"))
-            # These operations make it channels_last, and torch can batch them.
+            # These operations make the images channels_last, and `torch.func` can batch them.
             x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
             found: dict[str, Tensor] = {}
             for block in self._blocks:
@@ -193,7 +193,7 @@ class Extractor(FeatureExtractor):
         return {name: found[name] for name in self.layers}
 
     def _run(self, block: Sequence[Layer], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The output of a block, and its features that were requested."""
+        """The output of a block, and the requested features in it."""
         features = {}
         requested, rectified = True, False
         for layer, following in itertools.zip_longest(block, block[1:]):
@@ -209,7 +209,7 @@ class Extractor(FeatureExtractor):
                 weight, bias, mean, variance = (self.constant(part) for part, _ in layer.tensors())
                 x = functional.batch_norm(x, mean, variance, weight, bias)
             elif layer.layer_type == "relu":
-                # In place, unless the input is a feature that was requested.
+                # The rectifier works in place, unless its input is a requested feature.
                 x = x if rectified else functional.relu(x, inplace=not requested)
                 rectified = False
             else:
@@ -263,7 +263,7 @@ def checkpointed(function: Any, *arguments: Any) -> Any:
 
 
 def _version(weight: Tensor) -> int:
-    """The number of changes of the weight in place, or 0 where torch doesn't count them."""
+    """The number of in-place changes of the weight, or 0 where torch doesn't count them."""
     return 0 if weight.is_inference() else weight._version
 
 
@@ -294,7 +294,7 @@ def _random(network: Sequence[Layer]) -> dict[str, Tensor]:
     """Random weights, drawn as torchvision draws those of a VGG: He et al. 2015."""
     state = {}
     for key, shape in (entry for layer in network for entry in layer.tensors()):
-        # On no default device, which may be one without values.
+        # The CPU, because torch's default device may be the meta device.
         value = torch.empty(shape, dtype=torch.float32, device="cpu")
         if len(shape) == 4:
             init.kaiming_normal_(value, mode="fan_out")

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 class Frozen(nn.Module):
     """A module with constants, which are neither parameters nor buffers.
 
-    An optimizer, a checkpoint and ``.train()`` find nothing, and ``DistributedDataParallel``, which
+    No optimizer, checkpoint or ``.train()`` finds them, and ``DistributedDataParallel``, which
     sends all buffers to all processes at each forward, has nothing to send. ``.to()`` moves them.
-    Their values outlive any move: on the meta device they are kept elsewhere, and ``to_empty()``
-    keeps them.
+    Their values outlive any move: a module on the meta device keeps them where they were, and
+    ``to_empty()`` does not erase them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._constants: dict[str, Tensor] = {}
-        # An empty tensor that shows where to and to which dtype the module has been moved.
+        # An empty tensor with the device and the dtype that the module has been moved to.
         self._place = torch.empty(0, dtype=torch.float32)
 
     @property
@@ -30,10 +30,10 @@ class Frozen(nn.Module):
         return self._place.device
 
     def constant(self, name: str) -> Tensor:
-        """The constant of that name, where the module is."""
+        """The constant of that name, on the module's device."""
         return self._constants[name].to(self.device, self._dtype_of(name))
 
-    # A first call in inference mode may load constants, and a later one train.
+    # A first call may load constants in inference mode, and a later one may train with them.
     @torch.inference_mode(False)
     def _keep(self, constants: Mapping[str, Tensor]) -> None:
         """Keeps copies of these tensors."""
@@ -55,7 +55,7 @@ class Frozen(nn.Module):
     @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # The values that `fn` gives may be rubbish, as those of `to_empty()` are.
+        # `fn` may return uninitialised values, as in `to_empty()`: only its device and dtype count.
         self._place = fn(self._place)
         self._move()
         return self

@@ -28,13 +28,13 @@ class ExtractorLoss(Frozen):
         self._check_chunk_size()
 
     def load(self) -> None:
-        """Fetches ImageNet's weights now, which otherwise the first call does."""
+        """Fetches ImageNet's weights now, if they are to be used; otherwise the first call does."""
         self.extractor.load()
 
     def features(self, y: Tensor) -> Features:
-        """The features that the loss compares, of one batch; each frame is an image of its own.
+        """The features of one batch that the loss compares; each frame is an image of its own.
 
-        Compute them once for a target, and pass them as ``y`` whenever it is compared with.
+        Compute them once for a target, and pass them as ``y`` in each comparison with it.
         """
         self._check_chunk_size()
         self.extractor.check_images("y", y)
@@ -46,7 +46,7 @@ class ExtractorLoss(Frozen):
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def layer_distances(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Features:
-        """The terms of the sum: each layer's weighted distances, ``(N,)``, or ``(N, T)`` of frames.
+        """The terms of the sum: each layer's weighted distances ``(N,)``, for frames ``(N, T)``.
 
         Args:
             x: prediction.
@@ -67,13 +67,13 @@ class ExtractorLoss(Frozen):
     def _in_chunks(
         self, compare: Comparison, x: Tensor, y: Tensor | Mapping[str, Tensor]
     ) -> Features:
-        """The comparison of a batch, after all checks, by as many images at a time as asked for."""
+        """The comparison of a batch after all checks, ``chunk_size`` images at a time."""
         target = self._checked_target(x, y)
         images = as_images(x)
         if isinstance(target, Tensor):
             target = as_images(target)
             if len(target) != len(images):
-                # One target for all images: its features need to be computed once.
+                # There is one target for all images, whose features are computed only once.
                 target = self.features(target)
         size = self.chunk_size or len(images)
         if size >= len(images):
@@ -88,7 +88,7 @@ class ExtractorLoss(Frozen):
                 part = {name: v[chunk] if whole[name] else v for name, v in target.items()}
             kept = [images, *([part] if isinstance(part, Tensor) else part.values())]
             if torch.is_grad_enabled() and any(value.requires_grad for value in kept):
-                # The activations of no other chunk are in memory beside this one's.
+                # Only one chunk's activations are in memory: the backward computes them again.
                 parts.append(checkpointed(compare, images[chunk], part))
             else:
                 parts.append(compare(images[chunk], part))
@@ -114,9 +114,7 @@ class ExtractorLoss(Frozen):
         if isinstance(y, Mapping):
             return self._check_features(x, y)
         if isinstance(y, Tensor) and y.device != x.device:
-            raise ValueError(
-                f"x is on {x.device} and y on {y.device}: pass equal shapes on one device"
-            )
+            raise ValueError(f"x is on {x.device} and y on {y.device}: pass both on one device")
         self.extractor.check_images("y", y)
         self._check_shapes(x, y)
         return y
@@ -147,8 +145,8 @@ class ExtractorLoss(Frozen):
         """Refuses images that ``x`` can't be compared with."""
         if x.shape != y.shape:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass equal shapes on one "
-                "device; nothing is broadcast"
+                f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass equal shapes; nothing "
+                "is broadcast"
             )
 
     def _shapes(self, x: Tensor) -> dict[str, tuple[int, ...]]:
@@ -156,7 +154,7 @@ class ExtractorLoss(Frozen):
         return self.extractor.shapes(x)
 
     def _accepted(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """The shapes of a target's features that fit to those of ``x``."""
+        """The shapes that a target's features may have, where those of ``x`` have ``shape``."""
         return (shape,)
 
     def _check_chunk_size(self) -> None:

@@ -1,4 +1,4 @@
-"""The distance of features that LPIPS weights by channel: by a formula, and on CPUs by kernels."""
+"""LPIPS's distance between features, weighted by channel: its formula, and kernels for CPUs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def linear_weights(linear: Any, network: Any, backbone: str) -> dict[str, Tensor
     Args:
         linear: ``"lpips"`` for the calibrated weights, the path of a file, a state dict, or
             ``None`` for weights of 1.
-        network: the network's weights: if they are a `StateDict` with linear weights in it, these
-            take the place of the calibrated ones.
-        backbone: the network that they were calibrated for.
+        network: the network's weights. If they are a `StateDict` with linear weights in it,
+            ``"lpips"`` stands for these.
+        backbone: the network that the linear weights were calibrated for.
     """
     channels = widths(backbone)
     layers = {name: channels[name] for name in LPIPS_LAYERS[backbone]}
@@ -102,7 +102,7 @@ def _normalize(feature: Tensor) -> Tensor:
     """Features with norm 1 at each pixel, or 0; NaN where their squares overflow."""
     feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
     squared = feature.square().sum(1, keepdim=True)
-    # An infinite norm would make them zero, and all images equal.
+    # An infinite norm would make the features zero, and so all images equal.
     squared = torch.where(squared.isinf(), torch.nan, squared)
     # `where` comes twice, because a gradient of NaN would pass through the branch not taken.
     is_zero = squared == 0
@@ -111,7 +111,7 @@ def _normalize(feature: Tensor) -> Tensor:
 
 
 class _LayerDistance(torch.autograd.Function):
-    """`layer_distance_formula`, which keeps no more than the features for its backward."""
+    """`layer_distance_formula`, which keeps only its inputs for the backward."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class _Recorder:
         self.name = name
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        # A recomputation in the backward has nobody to tell.
+        # Checkpointing runs the network again in the backward, outside any call that collects.
         found = getattr(_LOCAL, "found", None)
         if found is not None:
             found[self.name] = output, _version(output)
@@ -60,7 +60,7 @@ class ModuleExtractor(FeatureExtractor):
                 module.inplace = False  # type: ignore[assignment]
         for name in layers:
             own.get_submodule(name).register_forward_hook(_Recorder(name))
-        # In a tuple no module around it sees it.
+        # A tuple hides the network from the modules around it.
         self._hidden = (own,)
         self._place = _place(own)
         self._network_dtype = dtype or self._place.dtype
@@ -113,7 +113,7 @@ class ModuleExtractor(FeatureExtractor):
 
 
 def _version(output: Any) -> int:
-    """The number of changes of a tensor in place, or 0 where torch doesn't count them."""
+    """The number of in-place changes of a tensor, or 0 where torch doesn't count them."""
     if torch.compiler.is_compiling() or not isinstance(output, Tensor) or output.is_inference():
         return 0
     return output._version

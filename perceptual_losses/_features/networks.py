@@ -11,11 +11,11 @@ class Layer(NamedTuple):
 
     Attributes:
         name: the name in the literature: ``relu3_2`` follows the second convolution of block 3.
-        layer_type: ``"conv"``, ``"norm"``, ``"relu"``, ``"pool"`` or ``"fire"``: SqueezeNet's
-            module of a convolution to few channels and two side by side back to many.
+        layer_type: ``"conv"``, ``"norm"``, ``"relu"``, ``"pool"`` or ``"fire"``, SqueezeNet's
+            module: a convolution to few channels, then two side by side to many.
         position: the layer's index in torchvision's ``features``.
         shape: the weight's shape: ``(out, in, size, size)`` of a convolution, ``(channels,)`` of a
-            normalisation, ``(out, in, squeezed)`` of a fire module, and empty of the others.
+            normalisation, ``(out, in, squeezed)`` of a fire module, and ``()`` of all others.
         size: the side of the window.
         stride: the step between windows.
         padding: the zeros on each side.
@@ -115,7 +115,7 @@ without classifier."""
 
 
 def widths(backbone: str) -> dict[str, int]:
-    """The number of channels behind each layer of a network."""
+    """The number of channels of each layer's output, by the layer's name."""
     found, width = {}, 3
     for layer in BACKBONES[backbone]:
         width = layer.shape[0] if layer.shape else width

@@ -1,4 +1,4 @@
-"""Weights of networks and of LPIPS, whose layout the names of the entries tell."""
+"""Weights of networks and of LPIPS, which are recognised by the names of their entries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BESIDE = re.compile(
 
 
 class StateDict(NamedTuple):
-    """Entries by name, and the words for where they are from."""
+    """Entries by name, and their source in words, for errors."""
 
     entries: Mapping[str, Any]
     source: str
@@ -54,12 +54,12 @@ def read(name: str, weights: Any) -> StateDict:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        raise ValueError(f"{source} is no state dict: pass one, of names and tensors")
+        raise ValueError(f"{source} is no state dict: pass a dict of tensors by name")
     return StateDict(found, source)
 
 
 def imagenet(backbone: str) -> StateDict:
-    """Torchvision's weights: read in its cache, or downloaded with their hash checked."""
+    """Torchvision's weights, read from torch's cache, or downloaded and checked by their hash."""
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(backbone)["IMAGENET1K_V1"]
@@ -71,7 +71,7 @@ def imagenet(backbone: str) -> StateDict:
             f"the ImageNet weights of {backbone} could not be downloaded ({error}). On a machine "
             f"with network fetch {weights.url} and put it at {file}, or pass its path as weights="
         ) from error
-    except Exception as error:  # Torch's text would advise to unpickle whatever is there.
+    except Exception as error:  # Torch's message would advise to unpickle the file.
         kind = _kind(file) if file.exists() else type(error).__name__
         raise RuntimeError(
             f"the ImageNet weights of {backbone} at {file} cannot be read ({kind}). Delete the "
@@ -85,12 +85,12 @@ def network_weights(state: StateDict, backbone: str, network: Sequence[Layer]) -
 
     Args:
         state: entries with the names of torchvision, timm or lpips, of the whole model or of its
-            features, also in modules around it.
+            features, which may lie inside other modules.
         backbone: the name of the network.
-        network: its layers, up to the deepest that is needed: those after it may be missing.
+        network: its layers, up to the deepest that is needed. Weights of later ones may be missing.
 
     Raises:
-        ValueError: an entry is missing, or belongs to another network.
+        ValueError: an entry is missing, belongs to another network, or is on the meta device.
     """
     entries, source = state
     advice = f"pass the state dict of torchvision.models.{backbone}() or of its .features"
@@ -133,7 +133,7 @@ def network_weights(state: StateDict, backbone: str, network: Sequence[Layer]) -
 
 
 def linear_entries(state: StateDict) -> dict[int, tuple[str, Any]]:
-    """The entries that are LPIPS's linear weights: the name and the tensor of each layer's."""
+    """LPIPS's linear weights by the number of the layer: each entry's name and tensor."""
     found = {}
     for name, value in state.entries.items():
         if match := _LINEAR.fullmatch(name):
@@ -146,13 +146,13 @@ def _read_file(name: str, path: str | os.PathLike[str]) -> Any:
     if not os.path.exists(path):
         known = " (or 'imagenet')" if name == "weights" else ""
         raise FileNotFoundError(
-            f"{name}={str(path)!r}: there is no such file; pass its path{known}"
+            f"{name}={str(path)!r}: there is no such file; pass the path of a file{known}"
         )
     try:
         if os.fspath(path).endswith(".safetensors"):
             return safetensors.read(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # Torch's text would advise to unpickle whatever is there.
+    except Exception:  # Torch's message would advise to unpickle any file, which can run code.
         raise ValueError(
             f"{name}={str(path)!r} cannot be read as tensors only: it is {_kind(path)}. Pass a "
             "complete file that torch.save has written of a state dict, or a .safetensors file"
@@ -177,7 +177,7 @@ def _kind(path: str | os.PathLike[str]) -> str:
             return kind
     if start[8:9] == b"{":
         return "a safetensors file that is not complete or has another name"
-    return "of no kind that is known" if start else "empty"
+    return "of no known kind" if start else "empty"
 
 
 def _kind_of_archive(path: str | os.PathLike[str]) -> str:

@@ -38,20 +38,20 @@ class LPIPS(nn.Module):
     """LPIPS as the ``lpips`` package computes it: 0 for identical images; lower is more similar.
 
     Args:
-        pretrained: must be true, unless ``lpips`` is false: linear weights that are random are
-            there to be trained, and nothing here is.
+        pretrained: must be true, unless ``lpips`` is false: random linear weights have to be
+            trained, and this module is frozen.
         net: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
         version: must be ``"0.1"``: the release 0.0 did not normalise the images.
         lpips: whether the features are weighted by the linear weights, or all by 1.
         spatial: whether the result is a map of distances.
         pnet_rand: whether the trunk has random weights.
         pnet_tune: must be false: the trunk is frozen.
-        use_dropout: is ignored: it acts only where the linear weights are trained.
+        use_dropout: is ignored: dropout acts only where the linear weights are trained.
         model_path: a file of linear weights in place of those that come with the package.
         eval_mode: must be true: a training mode is for training LPIPS itself.
         verbose: is ignored.
         weights: the trunk's weights, as for `LPIPSLoss`: ``"imagenet"``, a path, a state dict or a
-            module. Linear weights that lie beside them are taken too.
+            module. Linear weights in the same place are taken too.
 
     Shapes:
         images: ``(N, 3, H, W)`` in [-1, 1], or in [0, 1] with ``normalize=True``; result:
@@ -98,7 +98,7 @@ class LPIPS(nn.Module):
             ),
             (
                 lpips and not pretrained,
-                "pretrained=False: random linear weights are there to be trained, and the loss is "
+                "pretrained=False: random linear weights have to be trained, and the loss is "
                 "frozen; leave it out, or pass lpips=False for no linear weights",
             ),
             (pnet_tune, "pnet_tune=True: the trunk is frozen; train LPIPS itself with lpips"),

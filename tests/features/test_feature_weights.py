@@ -160,7 +160,7 @@ def test_wrong_weights(networks, tmp_path):
         (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
         (b"<!DOCTYPE html>", "a web page"),
         (b"", "it is empty"),
-        (b"vgg", "of no kind that is known"),
+        (b"vgg", "of no known kind"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"cannot be read as tensors only.*{kind}") as failure:
