@@ -1,5 +1,6 @@
-"""Image files: which a folder has, and their pixels as the files have them.
+"""Image files: those of a folder, and their pixels as they are stored.
 
-`folders` finds the files, `reader` reads one of any format, `tiff` those whose tags decide, and
-`picture` has what they give. Pillow and tifffile are imported where they are used.
+`folders` finds the files, `reader` reads one of any format, `tiff` reads TIFFs for it, and
+`picture` has the result and the user's choices. Pillow and tifffile are imported where they are
+used.
 """

@@ -15,7 +15,7 @@ LEFTOVERS = {"@eaDir", "__MACOSX", "Thumbs.db"}
 def image_files(folder: Path) -> tuple[list[Path], int]:
     """The images at any depth, in the order of their paths, and the number of other files.
 
-    Leftovers are neither: ``._photo.jpg`` has a photo's name, and ``@eaDir`` is full of thumbnails.
+    Leftovers count as neither: ``._photo.jpg`` is no photo, and ``@eaDir`` has only thumbnails.
     """
     images: list[Path] = []
     others = 0

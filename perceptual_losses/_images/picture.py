@@ -42,7 +42,7 @@ class Reading:
     """The choices that files leave open.
 
     Attributes:
-        megapixels: the most that an image may have.
+        megapixels: the most million pixels that an image may have.
         data_range: the highest possible value, for files that use fewer bits than they have, and
             for floats; by default the highest value of the bits.
         background: the colour behind transparent images, as `colour` takes it; by default they
@@ -76,7 +76,7 @@ class Picture(NamedTuple):
 
 
 def check_size(width: int, height: int, reading: Reading) -> None:
-    """Refuses an image with more pixels than are wanted, before it is decoded."""
+    """Refuses an image with more pixels than are allowed, before it is decoded."""
     if width * height > reading.megapixels * 1e6:
         raise NotReadError(
             f"has {width}x{height} pixels, more than {reading.megapixels:g} million: raise "
@@ -102,8 +102,8 @@ def finished(
         notices: earlier remarks.
 
     Raises:
-        NotReadError: transparent without a background; values outside the range; floats without
-            one.
+        NotReadError: the image is transparent and there is no background, or has values outside
+            the range, or floats without a range.
     """
     if values.dtype.kind == "f" and reading.data_range is None:
         raise NotReadError(
@@ -120,7 +120,7 @@ def finished(
     if not 0 <= low <= top <= data_range:
         raise NotReadError(
             f"has values from {low:g} to {top:g}, which are not all from 0 to {data_range:g}: pass "
-            "--data-range with the highest possible value, of values from 0 upwards"
+            "--data-range with the highest possible value; none may be below 0"
         )
     if reading.data_range is None and values.dtype == np.uint16 and top <= USUAL_RANGES[-1]:
         usual = next(usual for usual in USUAL_RANGES if top <= usual)
@@ -136,7 +136,7 @@ def _without_alpha(
     reading: Reading,
     premultiplied: bool,
 ) -> tuple[NDArray[Any], str]:
-    """The colours without alpha, on the background where they are transparent; and a notice."""
+    """The colours, put on the background where they are transparent, and a notice."""
     colours, alpha = values[..., :-1], values[..., -1:]
     if alpha.min() == highest:
         return colours, "alpha is opaque everywhere and left out"

@@ -1,4 +1,4 @@
-"""One reader of image files, for the comparison and for training."""
+"""The reader of image files, for the comparison and for training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
-"""The formats that Pillow reads here. In others it may cut off bits without a word."""
+"""The formats that Pillow reads here. In other formats it may cut off bits silently."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-DEEP = "has more than 8 bits for each colour, which are read from PNG and TIFF only: save it so"
+DEEP = "has more than 8 bits for each colour, which are read from PNG and TIFF only: save it as one"
 
 
 def read_picture(
@@ -36,9 +36,9 @@ def read_picture(
     Args:
         path: the file.
         reading: the choices that files leave open.
-        at_least: a side in pixels, where an image with larger sides will be scaled down to. A JPEG
-            is then decoded at an eighth, a quarter or half of its size, which takes a fraction of
-            the time, with sides of twice these pixels at least.
+        at_least: the side in pixels that the caller scales larger images down to. A JPEG is then
+            decoded at half, a quarter or an eighth of its size, but with sides of at least twice
+            ``at_least``, which takes a fraction of the time.
 
     Raises:
         NotReadError: the file cannot be read completely and exactly.
@@ -68,10 +68,10 @@ _thread = threading.local()
 
 @contextlib.contextmanager
 def _pillow_settings() -> Iterator[list[str]]:
-    """Suspends Pillow's limit of pixels, and collects what it warns of in this thread.
+    """Suspends Pillow's limit of pixels, and collects its warnings in this thread.
 
-    Its limit is fixed and warns at half of it. Both settings belong to the process: the first
-    thread changes them and the last one brings them back.
+    Pillow has the same limit for all, and warns at half of it. The limit and the handling of
+    warnings belong to the process: the first thread changes them and the last one restores them.
     """
     global _users
     with _lock:
@@ -111,10 +111,10 @@ def _change_settings() -> None:
 
 
 def _read(path: Path, reading: Reading, at_least: int | None) -> Picture:
-    """The picture of a file; its reasons and notices don't name it."""
+    """The picture of a file, whose name is in neither the notices nor the errors."""
     from PIL import Image
 
-    # Given a name, Pillow maps the file, and mixes up the pixels of a rotated one.
+    # Given a name, Pillow maps the file to memory, and mixes up the pixels of a rotated image.
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -159,9 +159,9 @@ def _decode(
 
 
 def _stored_mode(image: Image.Image) -> tuple[str, int]:
-    """Pillow's mode of the pixels in the file, and their highest value or 0 if it isn't stated.
+    """Pillow's mode of the pixels in the file, and their highest value, or 0 if it isn't stated.
 
-    The file may have more bits than Pillow reads. A decoded image only knows its present mode.
+    The file may have more bits than Pillow reads. A decoded image knows only the mode it has then.
     """
     tiles = getattr(image, "tile", None)
     arguments: Any = tiles[0][3] if tiles else image.mode

@@ -1,4 +1,4 @@
-"""TIFF files, whose tags say what their numbers mean."""
+"""The reader of TIFF files, whose tags say what their numbers mean."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ AS_GREY = "save it with 8 or 16 bits, in grey or RGB"
 
 
 def read_tiff(file: BinaryIO, reading: Reading) -> Picture:
-    """The picture of a TIFF; its reasons and notices don't name the file.
+    """The picture of a TIFF, whose name is in neither the notices nor the errors.
 
     Raises:
-        NotReadError: the tags describe another thing than a grey or RGB image.
+        NotReadError: the tags describe something else than a grey or RGB image, or one that can't
+            be read exactly.
     """
     from tifffile import TiffFile
 
@@ -147,7 +148,8 @@ def _samples(file: BinaryIO, page: TiffPage) -> NDArray[Any]:
 def _unpacked_by_pillow(file: BinaryIO, page: TiffPage) -> NDArray[Any]:
     """The numbers of a compression that tifffile needs another package for.
 
-    Pillow would cut off bits. So it gets the bytes of each part as a row of grey pixels.
+    Pillow would cut off bits of the pixels. So it unpacks the bytes of each strip or tile as a row
+    of grey pixels with 8 bits.
     """
     separate = page.planarconfig == SEPARATE and page.samplesperpixel > 1
     planes, channels = (page.samplesperpixel, 1) if separate else (1, page.samplesperpixel)
@@ -187,7 +189,7 @@ def _unpacked_bytes(packed: bytes, size: int, compression: int) -> bytes:
 
 
 def _upright(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
-    """The values turned and mirrored as the tag of the orientation says."""
+    """The values turned and mirrored as the orientation tag says."""
     tag = page.tags.get("Orientation")
     orientation = 1 if tag is None else int(tag.value)
     if orientation in (5, 6, 7, 8):
@@ -198,7 +200,7 @@ def _upright(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
 
 
 def _coloured(indices: NDArray[Any], page: TiffPage) -> NDArray[Any]:
-    """The colours of a palette, whose entries have 16 bits, with 8 bits where they say it all."""
+    """The colours of a palette. Its entries of 16 bits become 8 bits where these are enough."""
     assert page.colormap is not None
     palette = np.moveaxis(np.asarray(page.colormap), 0, -1)
     # Programs widen 8 bits by repeating them, or by zeros.

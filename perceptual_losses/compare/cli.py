@@ -100,7 +100,7 @@ def measured(
         threads_of(jobs),
         tqdm(total=len(pairs), desc="comparing", unit="file", leave=False, disable=quiet) as bar,
     ):
-        # Without a second thread the first has all of torch's threads at once.
+        # A single job runs in the main thread, which has all of torch's threads already.
         results = (pool.map if jobs > 1 else map)(comparison.row, pairs)
         try:
             for name in sorted([*by_name, *(pair.name for pair in pairs)]):
@@ -137,7 +137,7 @@ def ready_comparison(options: argparse.Namespace) -> Comparison:
 
 
 def say_progress(text: str) -> None:
-    """Says on a terminal what goes on."""
+    """Prints a step of the work, if stderr is a terminal."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -230,7 +230,7 @@ def report(
     *,
     interrupted: bool,
 ) -> None:
-    """Prints on stderr what was not compared, left out, or fails."""
+    """Prints on stderr the pairs that were not compared or fail, and the files left out."""
     for row in rows:
         if "problem" in row:
             print(f"{row['file']}: {row['problem']}", file=sys.stderr)
@@ -239,7 +239,7 @@ def report(
     for name, reasons in failed.items():
         print(f"{name} fails: {'; '.join(reasons)}", file=sys.stderr)
     if other_files:
-        print(f"left out {other_files} files whose names are no images'", file=sys.stderr)
+        print(f"left out {other_files} files without an image's suffix", file=sys.stderr)
     done = len(compared_rows(rows))
     if done < total:
         before = "interrupted: " if interrupted else ""
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
     except BrokenPipeError:
-        # The interpreter writes what is left when it ends, and would complain again.
+        # The interpreter flushes stdout when it ends, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except KeyboardInterrupt:

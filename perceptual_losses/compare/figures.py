@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BAND = 2**20
-"""Values in a band of the map: plain torch computes it, with many maps of that size."""
+"""The most values in a band of the map: plain torch may compute it, with many maps in memory."""
 
 
 def similarity_map(
@@ -36,7 +36,7 @@ def similarity_map(
     Args:
         a: values ``(H, W, C)``.
         b: other values of this shape.
-        tensor: makes a batch of one of the values.
+        tensor: a function that makes a batch of one image of values.
         data_range: the highest possible value.
     """
     height, width, channels = a.shape
@@ -69,7 +69,7 @@ def draw_figure(a: Picture, b: Picture, similarity: Tensor, row: Row) -> Figure:
     extend = "min" if similarity.min() < 0 else "neither"
     label = "SSIM" if row["channels"] == 1 else "SSIM, mean over channels"
     figure.colorbar(shown, ax=axes[2], label=label, extend=extend)
-    # A dollar in a file's name begins no formula.
+    # Matplotlib would take a dollar in a file's name for a formula.
     figure.suptitle(row["file"], parse_math=False)
     return figure
 
@@ -88,6 +88,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure, and makes its folder first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # The font lacks many scripts, and draws boxes.
+        # Matplotlib warns of letters that its font lacks, and draws boxes.
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(path, dpi=100)

@@ -1,4 +1,4 @@
-"""The image files to compare: which belong together."""
+"""The image files to compare, in pairs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Pair(NamedTuple):
 
 
 def find_pairs(a: Path, b: Path, *, by_stem: bool = False) -> tuple[list[Pair], list[Row], int]:
-    """Two files, or the images of two folders that have the same path in both, at any depth.
+    """Pairs two files, or the images of two folders that have the same path in both.
 
     Args:
-        a: a file or a folder.
-        b: a file or a folder.
+        a: a file, or a folder whose images are taken at any depth.
+        b: another file, or another folder.
         by_stem: whether the path counts without its suffix, so that ``x.png`` goes with ``x.jpg``.
 
     Returns:
@@ -51,7 +51,7 @@ def find_pairs(a: Path, b: Path, *, by_stem: bool = False) -> tuple[list[Pair], 
             raise ValueError(f"{path} does not exist: pass two images or two folders of images")
     if a.is_dir() != b.is_dir():
         one, other = (a, b) if a.is_dir() else (b, a)
-        raise ValueError(f"{one} is a folder and {other} a file: pass two of a kind")
+        raise ValueError(f"{one} is a folder and {other} a file: pass two files or two folders")
     if not a.is_dir():
         return [Pair(printable(a.name if a.name == b.name else f"{a}, {b}"), a, b)], [], 0
     (found_a, others_a), (found_b, others_b) = (_named(path, by_stem) for path in (a, b))
@@ -65,10 +65,10 @@ def find_pairs(a: Path, b: Path, *, by_stem: bool = False) -> tuple[list[Pair], 
         if [len(same) for same in files] == [1, 1]:
             paired.append(Pair(name, files[0][0], files[1][0]))
         elif all(files):
-            why = "without its suffix" if by_stem else "in other characters"
+            why = "without its suffix" if by_stem else "in different Unicode forms"
             problems.append(problem_row(name, f"several files have this name {why}"))
         else:
-            problems.append(problem_row(name, f"is in {printable(a if files[0] else b)} alone"))
+            problems.append(problem_row(name, f"is only in {printable(a if files[0] else b)}"))
     if not by_stem:
         problems = list(_with_advice(problems, found_a, found_b))
     return paired, problems, others_a + others_b
@@ -89,13 +89,13 @@ def _named(folder: Path, by_stem: bool) -> tuple[dict[str, list[Path]], int]:
 def _with_advice(
     problems: list[Row], found_a: Mapping[str, Any], found_b: Mapping[str, Any]
 ) -> Iterator[Row]:
-    """The problems, with an advice where the other folder has the same name but the suffix."""
+    """The problems, with advice where the other folder has the name with another suffix."""
     stems = [{name.rpartition(".")[0] for name in found} for found in (found_a, found_b)]
     both = stems[0] & stems[1]
     for row in problems:
         alone = (row["file"] in found_a) != (row["file"] in found_b)
         if alone and row["file"].rpartition(".")[0] in both:
-            text = f"{row['problem']}; the suffix keeps it from its namesake: pass --by-stem"
+            text = f"{row['problem']}; the other has it with another suffix: pass --by-stem"
             row = {**row, "problem": text}
         yield row
 

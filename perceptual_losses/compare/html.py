@@ -1,4 +1,4 @@
-"""All pairs' metrics as one page, which needs no other file and no network."""
+"""The metrics of all pairs as one page, which needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _table_row(
 
 
 def _statistics(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    """A table of the least, the median, the mean and the worst."""
+    """A table of the least, the median, the mean and the worst value of each metric."""
     keys = [key for key in labels if key in METRICS]
     if len(compared_rows(rows)) < 2:
         return ""
@@ -215,7 +215,7 @@ def _worst(
 
 
 def _small(picture: Picture) -> Picture:
-    """The picture, thinned out to little more than a thumbnail's size, to save memory."""
+    """The picture without most rows and columns, still larger than a thumbnail: to save memory."""
     step = max(1, max(picture.values.shape[:2]) // (2 * THUMBNAIL))
     return picture._replace(values=picture.values[::step, ::step].copy())
 

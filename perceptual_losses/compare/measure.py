@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LARGE = 2**24
-"""The pixels from which the channels are compared one by one, to save memory."""
+"""The most pixels of images whose channels are compared at once; more take too much memory."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,7 +44,7 @@ class Comparison:
         luma: whether PSNR, MSE, SSIM and MS-SSIM are those of the luma of BT.601.
         match_grey: whether an RGB image with three equal channels goes with a grey one.
         draw: a function that writes a picture of a pair.
-        progress: a function that is told of the steps of large images.
+        progress: a function that takes a line of text for each step of a large image.
     """
 
     dtype: str = "float64"
@@ -160,7 +160,7 @@ class Comparison:
         return float(similarity)
 
 
-# Matplotlib is made for one thread.
+# Matplotlib is made for one thread at a time.
 _one_figure = threading.Lock()
 
 
@@ -184,9 +184,9 @@ def _cropped(picture: Picture, crop: int) -> Picture:
 
 
 def luma(picture: Picture) -> Any:
-    """The luma of BT.601 in its range for video, from 16 to 235 of 255; grey stays as it is.
+    """The luma of BT.601, from 16 to 235 of 255 as in video; a grey picture stays as it is.
 
-    MATLAB's ``rgb2ycbcr`` rounds it. It is in units of the picture's range here.
+    It is that of MATLAB's ``rgb2ycbcr`` without the rounding, scaled to the picture's range.
     """
     values = picture.values
     if values.shape[2] == 1:
@@ -211,7 +211,7 @@ def fitting_levels(x: Tensor) -> int:
 
 @contextlib.contextmanager
 def threads_of(workers: int) -> Iterator[None]:
-    """Shares torch's threads out to so many workers."""
+    """Divides torch's threads among ``workers`` that compute at once."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))
     try:

@@ -31,7 +31,7 @@ exit codes:
 
 
 class Threshold(NamedTuple):
-    """A bound of a metric: the metric's key, and whether it is an upper bound."""
+    """A bound of a metric, by the metric's key: an upper or a lower one."""
 
     key: str
     upper: bool
@@ -152,7 +152,7 @@ def _add_measurement_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="half the memory of float64; some 1e-7 from scikit-image",
     )
-    parser.add_argument("--device", default="cpu", help="to compute on; default: cpu")
+    parser.add_argument("--device", default="cpu", help="device to compute on; default: cpu")
     parser.add_argument(
         "-j", "--jobs", type=count, metavar="N", help="pairs to compare at once; default: 1"
     )
@@ -160,7 +160,7 @@ def _add_measurement_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_loss_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the feature losses."""
-    weights = "a file of torchvision's weights, or imagenet, which are fetched"
+    weights = "a file of torchvision's weights, or imagenet to fetch them"
     parser.add_argument("--vgg-weights", metavar="PATH", help=f"adds the VGG loss: {weights}")
     parser.add_argument("--vgg-layers", choices=VGG_PRESETS, help="default: johnson, of VGG-16")
     parser.add_argument("--lpips-weights", metavar="PATH", help=f"adds LPIPS: {weights}")
@@ -237,7 +237,9 @@ def check_outputs(options: argparse.Namespace) -> None:
         for given in (options.a, options.b):
             same = path.resolve() == given.resolve()
             if same or (image and path.resolve().is_relative_to(given.resolve())):
-                raise ValueError(f"--{name} {path} is in what is compared: pass another place")
+                raise ValueError(
+                    f"--{name} {path} would be among the compared images: pass another place"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
     if options.picture and not folders:
         from matplotlib.figure import Figure

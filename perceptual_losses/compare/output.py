@@ -1,4 +1,4 @@
-"""All pairs' metrics as a table, as CSV or as JSON."""
+"""The metrics of all pairs as a table, as CSV or as JSON."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class CsvFile:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Closes the file. Every row has been written: what fails here has failed before."""
+        """Closes the file, which has every row already."""
         if self.file:
             self.file.close()
 

@@ -45,7 +45,7 @@ def whole(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """The number in a text, which torch must take as a seed."""
+    """The number in a text, from 0 to the largest seed that torch takes."""
     number = whole(text)
     if number >= 2**64:
         raise argparse.ArgumentTypeError(f"{number} is too large: pass at most {2**64 - 1}")
@@ -56,7 +56,7 @@ def rate(text: str) -> float:
     """The number in a text, above 0."""
     number = float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no rate: pass a number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not positive: pass a number above 0")
     return number
 
 
@@ -105,7 +105,7 @@ def _add_demo(commands: Commands) -> None:
     parser.add_argument("--steps", type=positive, default=2000, help="updates of each model")
     parser.add_argument("--batch-size", type=positive, default=32, help="images for each update")
     parser.add_argument(
-        "--seed", type=seed, default=0, help="of the weights, the order and the noise"
+        "--seed", type=seed, default=0, help="seed of the weights, the order and the noise"
     )
     parser.add_argument("--out", type=folder, default=Path("runs/demo"), help="folder to write to")
 
@@ -118,28 +118,42 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("--model", choices=MODELS, required=True)
     _add_data(parser, trains=True)
     parser.add_argument("--image-size", type=positive, help="side in pixels; else the data's")
-    parser.add_argument("--channels", type=int, choices=(1, 3), help="else the data's")
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="1 for grey, 3 for colour; else the data's"
+    )
     parser.add_argument("--output-activation", choices=OUTPUTS, default="sigmoid")
     parser.add_argument("--steps", type=positive, default=2000, help="updates in all")
     parser.add_argument(
         "--batch-size", type=positive, default=32, help="images for each update, of all processes"
     )
     parser.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
-    parser.add_argument("--seed", type=seed, default=0, help="of the weights, the order, the noise")
-    parser.add_argument("--kl-weight", type=float, help="else the model's")
     parser.add_argument(
-        "--level-weights", type=float, nargs="+", help="msssim: else those of Wang et al."
+        "--seed", type=seed, default=0, help="seed of the weights, the order and the noise"
     )
-    parser.add_argument("--layers", help="dfc: dfc-345, or else dfc-123")
     parser.add_argument(
-        "--weights", help="dfc: a path, random (features of no meaning), or else imagenet"
+        "--kl-weight", type=float, help="weight of the KL divergence; else the model's"
+    )
+    parser.add_argument(
+        "--level-weights",
+        type=float,
+        nargs="+",
+        help="msssim: weights of the levels; else those of Wang et al.",
+    )
+    parser.add_argument("--layers", help="dfc: dfc-123, which is the default, or dfc-345")
+    parser.add_argument(
+        "--weights",
+        help="dfc: a path, or random for features of no meaning; else imagenet",
     )
     parser.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
     parser.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
     parser.add_argument(
-        "--eval-every", type=positive, help="steps; else those of an epoch, 100 or more"
+        "--eval-every",
+        type=positive,
+        help="steps between evaluations; else those of an epoch, 100 or more",
     )
-    parser.add_argument("--save-every", type=positive, default=500, help="steps")
+    parser.add_argument(
+        "--save-every", type=positive, default=500, help="steps between checkpoints"
+    )
     parser.add_argument("--workers", type=whole, default=0, help="processes that prepare batches")
     parser.add_argument("--out", type=folder, help="folder to write to; else runs/MODEL")
     parser.add_argument(

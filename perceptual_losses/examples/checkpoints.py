@@ -20,17 +20,19 @@ KEYS = {
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values. A process that is killed leaves the last checkpoint.
+    """Writes a checkpoint of tensors and plain values.
+
+    The last checkpoint stays until the new one is complete, also if the process is killed.
 
     Raises:
-        OSError: it cannot be written; the last checkpoint is still there.
+        OSError: the file cannot be written; the last checkpoint is still there.
     """
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # Torch turns a full disk into the second.
+    except (OSError, RuntimeError) as error:  # Torch raises a RuntimeError for a full disk.
         reason = str(error).partition("\n")[0]
         raise OSError(f"{path} cannot be written ({reason})") from error
 

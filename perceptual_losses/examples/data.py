@@ -1,7 +1,7 @@
 """Labelled images to train on, and others to measure on.
 
-They are photos that come with scikit-image, so that nothing has to be downloaded, a folder of
-images, or a data set of torchvision.
+They are patches of scikit-image's photos, for which nothing has to be downloaded, the images of a
+folder, or a data set of torchvision.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ TRAINING_PHOTOS: dict[str, Photo] = {
 HELD_OUT_PHOTOS: dict[str, Photo] = {"chelsea": photos.chelsea, "coffee": photos.coffee}
 
 SHORT_SIDES = (256, 224, 192, 160, 128)
-"""The shorter sides that each photo is scaled to: a patch shows a detail of it, or a good part.
+"""The shorter sides that each photo is scaled to: a patch shows a detail or a large part of it.
 
-A patch's label is the number of its side in this list.
+A patch's label is the index of its photo's shorter side.
 """
 
 HELD_OUT_EVERY = 10
-"""Each tenth file of a folder is held out, in the order of their names."""
+"""One file of so many in a folder is held out, in the order of the paths, the first included."""
 
 HELD_OUT_AT_MOST = 1000
-"""The most images that are measured on; if there are more, these are spread evenly over all."""
+"""The most images that are measured on; they are spread evenly over all that are held out."""
 
 READING = Reading(background="white")
 
@@ -136,8 +136,8 @@ def embedded(form: Form) -> Data:
     size = form.image_size
     if size > min(SHORT_SIDES):
         raise ValueError(
-            f"the photos are cut at a height of {min(SHORT_SIDES)} pixels too, and image_size="
-            f"{size}: pass at most {min(SHORT_SIDES)}, or a folder of larger images"
+            f"image_size={size} is larger than photos scaled to a side of {min(SHORT_SIDES)}: "
+            f"pass at most {min(SHORT_SIDES)}, or a folder of larger images"
         )
     return Data(
         "photos",

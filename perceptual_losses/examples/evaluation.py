@@ -1,4 +1,4 @@
-"""Metrics of what a model makes of images."""
+"""Metrics of a model's reconstructions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Metrics(NamedTuple):
 
 @torch.no_grad()
 def evaluate(model: BaseVAE, images: Images, batch_size: int = 64) -> Metrics:
-    """The metrics of the images' reconstructions. The model stays in its mode."""
+    """The metrics of the images' reconstructions, whether the model is in training mode or not."""
     device = next(model.parameters()).device
     low, high = model.data_range
     options: dict[str, Any] = {"data_range": model.data_range, "reduction": "none"}
@@ -47,4 +47,4 @@ def evaluate(model: BaseVAE, images: Images, batch_size: int = 64) -> Metrics:
 
 
 EVALUATION = {"step", *Metrics._fields, "training"}
-"""The entries of a line of the metrics' file."""
+"""The entries of a line in a training's file of metrics."""

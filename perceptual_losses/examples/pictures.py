@@ -59,13 +59,13 @@ def samples(model: BaseVAE, *, rows: int = 8, columns: int = 8, seed: int = 0) -
 
 @torch.no_grad()
 def interpolations(model: BaseVAE, images: Tensor, labels: Tensor, *, columns: int = 8) -> Tensor:
-    """A row for each pair of neighbours: images between their codes in equal steps."""
+    """A row for each pair of neighbours: images decoded between their codes, in equal steps."""
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
     mu, _ = model.encode(images, labels)
     way = torch.linspace(0, 1, columns, device=device)[:, None]
     rows = [
-        # A class has no half: the first image's stays.
+        # There is nothing between two classes: all images have that of the first.
         model.decode(torch.lerp(begin, end, way), label.expand(columns))
         for begin, end, label in zip(mu[::2], mu[1::2], labels[::2], strict=True)
     ]

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 ORDER_STREAM = 0
-"""The stream of random numbers of a seed that the order of the images comes from."""
+"""The number of the seed's random stream that decides the order of the images."""
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def process_share(batch_size: int) -> tuple[int, slice]:
     world = distributed.get_world_size() if together else 1
     if batch_size % world:
         raise ValueError(
-            f"batch_size={batch_size} is not a multiple of the {world} processes: pass one"
+            f"batch_size={batch_size} is not a multiple of the {world} processes: pass a multiple"
         )
     part = batch_size // world
     return rank, slice(rank * part, (rank + 1) * part)
@@ -58,7 +58,7 @@ def process_share(batch_size: int) -> tuple[int, slice]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and the request to end, for the step to be finished; twice means at once."""
+    """Collects SIGINT and SIGTERM, so that a step can be finished; a second one ends at once."""
     asked: list[int] = []
 
     def ask(number: int, _: Any) -> None:

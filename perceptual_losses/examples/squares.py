@@ -30,7 +30,7 @@ Images = Dataset[Any]
 """Images ``(C, H, W)``, each with the number of its class."""
 
 MAPPED_FROM = 2**28
-"""The bytes from which the squares of a folder are kept in a file instead of in memory."""
+"""The most bytes of squares that are kept in memory; more are kept in a file."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Form:
             raise ValueError(f"channels={self.channels}: pass 1 for grey images or 3 for colour")
 
     def of(self, image: Image.Image) -> Tensor:
-        """The middle of an image with 8 bits, in the range."""
+        """The middle of an image with 8 bits, ``(C, H, W)`` in the range."""
         return self.ranged(functional.to_tensor(self._square(image)))
 
     def bytes_of(self, picture: Picture) -> Tensor:
@@ -94,7 +94,7 @@ def read_squares(files: Sequence[Path], form: Form, reading: Reading) -> tuple[l
     """The files that can be used, and their middles ``(N, C, H, W)`` as bytes.
 
     Each file is decoded once. Many squares are kept in a temporary file that is mapped to memory.
-    What is left out or changed is said on stderr.
+    Stderr names the files that are left out, and counts those that are changed.
     """
     shape = form.channels, form.image_size, form.image_size
     used: list[Path] = []
@@ -105,7 +105,7 @@ def read_squares(files: Sequence[Path], form: Form, reading: Reading) -> tuple[l
         opened = tempfile.TemporaryFile if is_mapped else io.BytesIO
         memory = stack.enter_context(opened())
         pool = stack.enter_context(ThreadPoolExecutor())
-        # A broken-off pass must not read all the files that wait.
+        # When reading is interrupted, the files that wait are not read.
         stack.callback(pool.shutdown, cancel_futures=True)
         found = pool.map(lambda file: read_square(file, form, reading), files)
         options: dict[str, Any] = {
@@ -138,7 +138,7 @@ def read_squares(files: Sequence[Path], form: Form, reading: Reading) -> tuple[l
 
 
 def read_square(file: Path, form: Form, reading: Reading) -> tuple[bytes, tuple[str, ...]] | str:
-    """The middle of an image as bytes with remarks, or the reason why it cannot be used."""
+    """The middle of an image as bytes and the notices, or the reason why it cannot be used."""
     try:
         picture = read_picture(file, reading, at_least=form.image_size)
     except NotReadError as error:

@@ -34,14 +34,13 @@ from .processes import Shares, leave_stopping_to_the_trainer, process_share, sto
 from .vae import DFCVAE, MODELS, VAELoss
 
 REPORT_EVERY = 10
-"""Steps between looks at the loss, each of which waits for the device."""
+"""Steps between reports of the loss, each of which waits for the device."""
 
 EVALUATE_EVERY = 100
-"""The fewest steps between evaluations, unless others are asked for: small folders have short
-epochs."""
+"""The fewest steps between evaluations by default: small folders have short epochs."""
 
 NOISE_STREAM = 1
-"""The stream of random numbers of a seed that the noise comes from."""
+"""The number of the seed's random stream that the noise comes from."""
 
 
 class StoppedError(Exception):
@@ -69,7 +68,8 @@ class Training:
 
     Args:
         model: a name of `MODELS`.
-        options: the model's options, plain values; those that the data decide are added.
+        options: the model's options, plain values, without the size, the channels and the number
+            of classes of the images.
         data: the images to learn from, and others to measure on.
         out: the folder for the checkpoint, metrics and pictures.
         steps: the number of updates, including those before a resumption.
@@ -83,8 +83,8 @@ class Training:
             ``"replace"``. Without a checkpoint all three start from the beginning. Only
             ``"replace"`` accepts files of these names that no training has written.
         workers: processes that prepare batches for each process that trains.
-        init: a checkpoint whose weights a training begins with, of any model and loss with the
-            same layers. It has no effect on one that is resumed.
+        init: a checkpoint whose weights the training begins with, of any model and loss with the
+            same layers. It has no effect on a training that is resumed.
 
     Raises:
         ValueError: options that do not go together; ``out`` cannot be written to; ``init`` has
@@ -116,7 +116,7 @@ class Training:
         options = {**options, "image_size": data.form.image_size, "in_channels": data.form.channels}
         if model == "cvae":
             options["num_classes"] = len(data.classes)
-        # So a resumption has the same first weights, and the same random features of a DFC-VAE.
+        # The seed decides the first weights, and a resumption's random features of a DFC-VAE.
         torch.manual_seed(seed)
         self.model = MODELS[model](**options)
         self._check_range()
@@ -205,7 +205,7 @@ class Training:
         Raises:
             StoppedError: Ctrl-C was pressed; the last step is saved.
             DivergedError: the loss or the weights are not finite; nothing of that is saved.
-            OSError: a file cannot be written; those of before are still there.
+            OSError: a file cannot be written; the earlier files are still there.
         """
         if self.first >= self.steps:
             return evaluate(self.model, self.data.held_out)
@@ -269,7 +269,7 @@ class Training:
         return bool(flag)
 
     def _refuse_infinities(self, step: int, terms: Mapping[str, float], *, weights: bool) -> None:
-        """Refuses to go on with a loss, or with weights, that are not finite."""
+        """Refuses to go on with a loss or weights that are not finite."""
         wrong = [f"{name} {value}" for name, value in terms.items() if not math.isfinite(value)]
         if weights and not all(p.isfinite().all() for p in self.model.parameters()):
             wrong.append("some of the weights")
@@ -351,13 +351,13 @@ class Training:
             rows = [None]
         if not all(isinstance(row, dict) and row.keys() >= EVALUATION for row in rows):
             raise ValueError(
-                f"{self.metrics} has lines that are of no training: pass another --out"
+                f"{self.metrics} has lines that no training has written: pass another --out"
             )
 
     def _forget_what_comes_again(self) -> None:
-        """Drops the metrics of steps after the checkpoint, and a line that was cut off."""
+        """Drops the metrics of steps after the checkpoint, which come again, and a line cut off."""
         if not self.first:
-            # No line is kept, and the file need not be a training's.
+            # No line is kept, and the file may be of another kind.
             self.metrics.unlink(missing_ok=True)
         lines = self._lines()
         whole = [line for line in lines if line.endswith("\n")]

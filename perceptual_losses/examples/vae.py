@@ -211,7 +211,7 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
 class RelativeMSE(nn.Module):
     """The mean squared error of images in units of their range.
 
-    So a weight means the same for sigmoid and for tanh decoders, as it does with SSIM.
+    So a weight means the same for sigmoid and for tanh decoders, as a weight of SSIM does.
     """
 
     def __init__(self, data_range: tuple[float, float]) -> None:
@@ -224,7 +224,7 @@ class RelativeMSE(nn.Module):
 
 
 def levels_that_fit(image_size: int) -> int:
-    """The number of MS-SSIM's levels, at most five, in whose last a window of 11 pixels fits.
+    """The number of MS-SSIM's levels, at most five: the last has room for a window of 11 pixels.
 
     Examples:
         >>> [levels_that_fit(size) for size in (32, 64, 128, 256)]
@@ -235,9 +235,9 @@ def levels_that_fit(image_size: int) -> int:
 
 # The weights of the KL divergence belong to 64x64 RGB images, as the losses are means. With a
 # Gaussian decoder of variance v the evidence lower bound is MSE + 2 v / (3 * 64 * 64) * KL; v is
-# the MSE that training reaches, 0.006. The other losses have no such likelihood: theirs is the
-# weight that leaves the code about as many nats, so that no model sees more of the image. That of
-# VGG was found with random features; ImageNet's are larger, and leave the code more.
+# the MSE that training reaches, 0.006. The other losses have no such likelihood. Their weights
+# leave the code about as many nats, so that no model's code holds more of the image. That of VGG
+# was found with random features; ImageNet's are larger, and leave the code more nats.
 MSE_KL_WEIGHT = 1e-6
 MS_SSIM_KL_WEIGHT = 5e-5
 SSIM_KL_WEIGHT = 2e-6
@@ -309,7 +309,8 @@ class DFCVAE(BaseVAE):
             `perceptual_losses.VGGLoss` takes.
         weights: the network's weights, as for `perceptual_losses.VGGLoss`. `load` fetches
             ``"imagenet"``, or else the first loss does; constructing the model fetches nothing.
-        kl_weight: as for `BaseVAE`. The features have no unit: it has to suit layers and weights.
+        kl_weight: as for `BaseVAE`. The features have no unit, so it has to suit layers and
+            weights.
         options: as for `BaseVAE`; 1 or 3 ``in_channels``.
     """
 

@@ -192,7 +192,7 @@ def test_names_in_any_script(tmp_path, capsys):
     # Both forms in one folder.
     write(tmp_path / "a" / decomposed, x)
     assert run(tmp_path / "a", tmp_path / "b") == 1
-    said = f"{composed}: several files have this name in other characters\n"
+    said = f"{composed}: several files have this name in different Unicode forms\n"
     assert said in capsys.readouterr().err
 
 

@@ -43,18 +43,18 @@ def test_pairs_by_stem(tmp_path, capsys):
     write(tmp_path / "a" / "y.png", x)
     folders = tmp_path / "a", tmp_path / "b"
     assert run(*folders) == 1
-    advice = "; the suffix keeps it from its namesake: pass --by-stem\n"
+    advice = "; the other has it with another suffix: pass --by-stem\n"
     assert capsys.readouterr().err == (
-        f"sub/x.bmp: is in {folders[1]} alone{advice}"
-        f"sub/x.png: is in {folders[0]} alone{advice}"
-        f"y.png: is in {folders[0]} alone\ncompared 0 of 3\n"
+        f"sub/x.bmp: is only in {folders[1]}{advice}"
+        f"sub/x.png: is only in {folders[0]}{advice}"
+        f"y.png: is only in {folders[0]}\ncompared 0 of 3\n"
     )
     assert run(*folders, "--by-stem", "--csv", "-") == 1
     captured = capsys.readouterr()
     found, missing = rows_of(captured.out)
     assert found["file"] == "sub/x"
     assert float(found["ssim"]) == pytest.approx(definition(x, y), abs=1e-12)
-    assert (missing["file"], missing["problem"]) == ("y", f"is in {folders[0]} alone")
+    assert (missing["file"], missing["problem"]) == ("y", f"is only in {folders[0]}")
     write(tmp_path / "a" / "sub" / "x.tif", x)
     assert run(*folders, "--by-stem") == 1
     assert "sub/x: several files have this name without its suffix" in capsys.readouterr().err

@@ -43,13 +43,13 @@ PROBLEMS = {
     "bits.png": "a/bits.png has 175x170 pixels, 1 channel, 8 bits and b/bits.png 175x170 pixels, "
     "1 channel, 16 bits",
     "cut.png": "b/cut.png cannot be read (OSError: image file is truncated)",
-    "here.png": "is in a alone",
+    "here.png": "is only in a",
     "kind.png": "a/kind.png has 175x170 pixels, 1 channel, 8 bits and b/kind.png 175x170 pixels, "
     "3 channels, 8 bits; --match-grey may help",
     "size.png": "a/size.png has 175x170 pixels, 1 channel, 8 bits and b/size.png 175x169 pixels, "
     "1 channel, 8 bits",
     "text.png": "a/text.png is not in any of BMP, GIF, JPEG, PNG, PPM, WEBP, TIFF",
-    "there.png": "is in b alone",
+    "there.png": "is only in b",
     "tiny.png": "has 175x10 pixels, 1 channel, 8 bits, less than the window of 11x11",
 }
 
@@ -63,7 +63,7 @@ def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
     )
     assert done.stderr.splitlines() == [
         *(f"{name}: {text}" for name, text in PROBLEMS.items()),
-        "left out 2 files whose names are no images'",
+        "left out 2 files without an image's suffix",
         "compared 2 of 10",
     ]
     assert done.returncode == 1
@@ -138,7 +138,7 @@ def test_nothing_to_compare(tmp_path, capsys):
     assert run(tmp_path / "a", tmp_path / "b", "--json", tmp_path / "out.json") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"x.png: is in {tmp_path / 'a'} alone\ncompared 0 of 1\n"
+    assert captured.err == f"x.png: is only in {tmp_path / 'a'}\ncompared 0 of 1\n"
     assert json.loads((tmp_path / "out.json").read_text())["mean"] is None
 
 
@@ -146,14 +146,14 @@ def test_nothing_to_compare(tmp_path, capsys):
     ("flags", "text"),
     [
         (["a/x.png", "absent.png"], "absent.png does not exist: pass two images or two folders"),
-        (["a/x.png", "b"], "b is a folder and a/x.png a file: pass two of a kind"),
+        (["a/x.png", "b"], "b is a folder and a/x.png a file: pass two files"),
         (["empty", "empty"], "empty and empty have no images: pass folders with files .bmp .gif"),
         (["a", "b", "--csv", "a"], "--csv a: pass a file, which this is not"),
         (["a", "b", "--picture", "a/x.png"], "--picture a/x.png: pass a folder, which this is not"),
-        (["a", "b", "--picture", "a/new"], "--picture a/new is in what is compared"),
-        (["a", "b", "--csv", "a/x.png"], "--csv a/x.png is in what is compared"),
+        (["a", "b", "--picture", "a/new"], "--picture a/new would be among the compared"),
+        (["a", "b", "--csv", "a/x.png"], "--csv a/x.png would be among the compared"),
         (["a", "b", "--csv", "c", "--json", "./c"], "--json c is where --csv goes: pass another"),
-        (["a/x.png", "b/x.png", "--json", "b/x.png"], "--json b/x.png is in what is compared"),
+        (["a/x.png", "b/x.png", "--json", "b/x.png"], "--json b/x.png would be among the compared"),
         (["a/x.png", "b/x.png", "--picture", "b"], "--picture b: pass a file, which this is not"),
         (["a/x.png", "b/x.png", "--picture", "c.txt"], "--picture c.txt: pass a name that ends in"),
         (["a", "b", "--device", "no"], "--device no: Expected one of cpu"),

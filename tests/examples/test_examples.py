@@ -331,7 +331,7 @@ def test_the_verdict(monkeypatch, capsys, tmp_path, ssim, ms_ssim, lost):
         (["demo", "--out", __file__], "is a file: pass a folder"),
         (["train", "--out", "x"], "the following arguments are required: --model"),
         (["train", "--model", "gan", "--out", "x"], "invalid choice: 'gan'"),
-        (["train", "--model", "vae", "--out", "x", "--lr", "0"], "0 is no rate"),
+        (["train", "--model", "vae", "--out", "x", "--lr", "0"], "0 is not positive"),
         (["train", "--model", "vae", "--out", "x", "--channels", "4"], "choose from 1, 3"),
     ],
 )
