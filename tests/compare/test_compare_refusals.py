@@ -161,7 +161,7 @@ def test_nothing_to_compare(tmp_path, capsys):
         (["a", "b", "--vgg-weights", "a/x.png"], "weights='a/x.png' cannot be read as tensors"),
         (
             ["a", "b", "--lpips-weights", "no.pth", "--lpips-linear", "lin.pth"],
-            "linear='lin.pth': there is no such file",
+            "weights='no.pth': there is no such file",
         ),
     ],
 )
