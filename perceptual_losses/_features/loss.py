@@ -133,7 +133,9 @@ class ExtractorLoss(Frozen):
                     f"x is on {x.device} and y[{name!r}] on {feature.device}: pass both on one "
                     "device"
                 )
-        for name, shape in self._shapes(x).items():
+        # Networks that are no record of layers tell only the number of images.
+        shapes = self._shapes(x) or {name: (len(as_images(x)), *y[name].shape[1:]) for name in y}
+        for name, shape in shapes.items():
             if tuple(y[name].shape) not in self._accepted(shape):
                 raise ValueError(
                     f"the features {name} of x have shape {shape} and those of y "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _validation
-from .backbone import FeatureExtractor
+from .backbone import FeatureExtractor, as_images
 
 _LOCAL = threading.local()
 """``found`` collects the outputs of this thread's call."""
@@ -98,6 +98,16 @@ class ModuleExtractor(FeatureExtractor):
                     f"the layer {name!r} gives {kind}: pass the name of a submodule that runs and "
                     "returns a tensor"
                 )
+            if not output.is_floating_point():
+                raise ValueError(
+                    f"the layer {name!r} gives values of {output.dtype}: pass a layer with real "
+                    "floating-point features"
+                )
+            if output.dim() < 2 or len(output) != len(as_images(x)):
+                raise ValueError(
+                    f"the layer {name!r} gives the shape {tuple(output.shape)} for "
+                    f"{len(as_images(x))} images: pass a layer with an entry for each image"
+                )
             if version != _version(output):
                 raise ValueError(
                     f"the network changes the output of {name!r} in place: pass the name of the "
@@ -130,7 +140,8 @@ def _place(network: nn.Module) -> Tensor:
 def _check_network(network: Any, layers: Sequence[str]) -> None:
     if not isinstance(network, nn.Module):
         raise TypeError(f"network is of type {type(network).__name__}: pass a torch.nn.Module")
-    known = [name for name, _ in network.named_modules() if name]
+    named = network.named_modules(remove_duplicate=False)
+    known = [name for name, _ in named if name]
     for name in layers:
         if name not in known:
             raise ValueError(

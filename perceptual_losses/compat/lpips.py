@@ -14,6 +14,7 @@ Values equal those of lpips for the same weights, up to rounding. The difference
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ _BACKBONES = {
     "vgg16": "vgg16",
     "squeeze": "squeezenet1_1",
 }
-_ENTRIES = ("net.", "scaling_layer.", "lin")
+_ENTRIES = re.compile(r"net\.|scaling_layer\.|lins?\.?\d+\.model\.")
 
 
 class LPIPS(nn.Module):
@@ -59,6 +60,7 @@ class LPIPS(nn.Module):
         pair of it and the list of its terms for the layers.
 
     Raises:
+        TypeError: an image holds integers.
         ValueError: an option is not supported; the message says why. Errors of images and weights
             are those of `LPIPSLoss`.
 
@@ -126,6 +128,12 @@ class LPIPS(nn.Module):
     def forward(
         self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False
     ) -> Any:
+        for name, image in (("in0", in0), ("in1", in1)):
+            if isinstance(image, Tensor) and not image.is_floating_point():
+                raise TypeError(
+                    f"{name} has dtype {image.dtype}: pass floats in [-1, 1], or in [0, 1] with "
+                    "normalize=True; LPIPSLoss(data_range=255) takes bytes"
+                )
         if normalize:
             in0, in1 = (2 * image - 1 for image in (in0, in1))
         if self.spatial:
@@ -137,7 +145,8 @@ class LPIPS(nn.Module):
         return (value, terms) if retPerLayer else value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        old = [key for key in state_dict if key.startswith(tuple(prefix + e for e in _ENTRIES))]
+        own = [key for key in state_dict if key.startswith(prefix)]
+        old = [key for key in own if _ENTRIES.match(key, len(prefix))]
         for key in old:
             del state_dict[key]
         if old:

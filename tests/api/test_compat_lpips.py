@@ -161,3 +161,22 @@ def test_a_training_on_both():
 def test_refusals(options, text):
     with pytest.raises(ValueError, match=text):
         LPIPS(**options)
+
+
+def test_a_subclass_keeps_its_own_entries():
+    class Own(LPIPS):
+        def __init__(self):
+            super().__init__(net="alex", pnet_rand=True)
+            self.linear_out = torch.nn.Linear(2, 2)
+
+    first, second = Own(), Own()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.linear_out.weight, first.linear_out.weight)
+
+
+def test_bytes_are_refused():
+    x = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(
+        TypeError, match="in0 has dtype torch.uint8: pass floats in .*data_range=255"
+    ):
+        LPIPS(net="alex", pnet_rand=True)(x, x, normalize=True)

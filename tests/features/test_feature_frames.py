@@ -80,7 +80,7 @@ def test_one_style_for_all(networks, chunk_size):
     torch.testing.assert_close(loss(x, loss.features(y)), expected)
     video = x.movedim(0, 1)[None]
     torch.testing.assert_close(loss(video, y), expected[None])
-    with pytest.raises(ValueError, match="as many images or one for all"):
+    with pytest.raises(ValueError, match="as many images as x has, or one for all"):
         loss(x, y.expand(2, -1, -1, -1))
 
 

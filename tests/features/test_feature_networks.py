@@ -167,3 +167,49 @@ def test_wrong_networks_and_layers():
     ):
         with pytest.raises(error, match=text):
             build()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_features_of_other_images_are_not_broadcast(chunk_size):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    loss = FeatureLoss(network, {"0": 1.0}, chunk_size=chunk_size)
+    x, y = pair(4, 3, 8, 8)
+    for count in (1, 2):
+        with pytest.raises(
+            ValueError, match=r"shape \(4, 4, 6, 6\) and those of y \(\d, 4, 6, 6\)"
+        ):
+            loss(x, loss.features(y[:count]))
+    torch.testing.assert_close(loss(x, loss.features(y)), loss(x, y))
+
+
+class Odd(nn.Module):
+    """Outputs that are no features of images."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer = nn.Identity()
+        self.function = function
+
+    def forward(self, x):
+        return self.layer(self.function(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (torch.fft.fft2, "values of torch.complex64: pass a layer with real"),
+        (lambda x: x.flatten(0, 1), r"the shape \(6, 8, 8\) for 2 images"),
+        (torch.sum, r"the shape \(\) for 2 images"),
+    ],
+)
+def test_outputs_that_are_no_features(function, text):
+    x, _ = pair(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=text):
+        FeatureLoss(Odd(function), {"layer": 1.0})(x, x)
+
+
+def test_a_submodule_with_two_names():
+    x, y = pair(2, 3, 8, 8)
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
+    network.append(network[0])
+    assert FeatureLoss(network, {"1": 1.0})(x, y) > 0
