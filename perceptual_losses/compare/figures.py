@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._images.picture import Picture
+from .._runtime.output import replacing
 from ..similarity import ssim_map
 from .files import Row
 from .metrics import METRICS, WINDOW
@@ -87,7 +88,7 @@ def _drawable(picture: Picture) -> NDArray[Any]:
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure, and makes its folder first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replacing(path) as partial:
         # Matplotlib warns of letters that its font lacks, and draws boxes.
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(path, dpi=100)
+        figure.savefig(partial, dpi=100)

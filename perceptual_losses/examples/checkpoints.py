@@ -27,14 +27,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written; the last checkpoint is still there.
     """
-    try:
-        with replacing(path) as partial, partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # Torch raises a RuntimeError for a full disk.
-        reason = str(error).partition("\n")[0]
-        raise OSError(f"{path} cannot be written ({reason})") from error
+    with replacing(path) as partial:
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # Torch raises it on top of the file's own error.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise OSError(str(error).partition("\n")[0]) from error
 
 
 def load(

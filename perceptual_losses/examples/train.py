@@ -356,9 +356,9 @@ class Training:
 
     def _forget_what_comes_again(self) -> None:
         """Drops the metrics of steps after the checkpoint, which come again, and a line cut off."""
-        if not self.first:
+        if not self.first and self.metrics.exists():
             # No line is kept, and the file may be of another kind.
-            self.metrics.unlink(missing_ok=True)
+            self.metrics.write_bytes(b"")
         lines = self._lines()
         whole = [line for line in lines if line.endswith("\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= self.first]

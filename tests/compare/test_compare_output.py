@@ -1,6 +1,7 @@
 """The pictures that the command draws, its progress bar, its help and its page."""
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -63,6 +64,27 @@ def test_pictures(folders, drawn):
         )
         colour = row["channels"] == 3
         assert bar.get_ylabel() == ("SSIM, mean over channels" if colour else "SSIM")
+
+
+def test_only_regular_files_are_replaced(tmp_path):
+    for name, values in zip(("x.png", "y.png"), patch("camera", 20), strict=True):
+        write(tmp_path / name, values)
+    pair = tmp_path / "x.png", tmp_path / "y.png"
+    link, linked, pipe = tmp_path / "link.json", tmp_path / "linked.json", tmp_path / "pipe"
+    link.symlink_to(linked)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for linked_text in (None, "the last results"):
+        if linked_text:
+            linked.write_text(linked_text)
+        assert run(*pair, "--json", link, "--html", pipe) == 0
+        assert link.readlink() == linked
+        assert json.loads(linked.read_text())["complete"] is True
+        assert pipe.is_fifo()
+        assert os.read(reader, 15) == b"<!doctype html>"
+        while os.read(reader, 2**16):
+            pass
+    os.close(reader)
 
 
 def test_a_defect_is_where_the_map_says(tmp_path, drawn):
