@@ -117,6 +117,10 @@ def finished(
         values, notice = _without_alpha(values, highest, data_range, reading, premultiplied)
         notices = (*notices, notice)
     low, top = values.min(), values.max()
+    if np.isnan(low):
+        raise NotReadError(
+            f"has NaN among its values: save it with numbers from 0 to {data_range:g}"
+        )
     if not 0 <= low <= top <= data_range:
         raise NotReadError(
             f"has values from {low:g} to {top:g}, which are not all from 0 to {data_range:g}: pass "

@@ -115,6 +115,8 @@ def _read(path: Path, reading: Reading, at_least: int | None) -> Picture:
     from PIL import Image
 
     # Given a name, Pillow maps the file to memory, and mixes up the pixels of a rotated image.
+    if path.exists() and not path.is_file():
+        raise NotReadError("is no regular file: pass one")
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -139,6 +141,9 @@ def _decode(
             raise NotReadError(f"has {frames} frames or pages: save the one that is meant")
         notices = (f"the first of {frames} pictures is read",)
     raw, highest = _stored_mode(image)
+    if raw in ("1", "L;2", "L;4") and image.format == "PNG" and "transparency" in image.info:
+        # Pillow scales the pixels to 8 bits and looks for the unscaled colour among them.
+        raise NotReadError("has a transparent colour in fewer than 8 bits: save it with alpha")
     if at_least is not None:
         # Decoding at twice the size leaves most of the filtering to the scaling.
         image.draft(None, (2 * at_least, 2 * at_least))

@@ -23,7 +23,15 @@ from .html import worst_pairs, write_html
 from .measure import Comparison, threads_of
 from .metrics import BOUND, METRICS, WINDOW, compared_rows, largest_difference
 from .options import THRESHOLDS, check_effects, check_outputs, option, parse_arguments
-from .output import STDOUT, CsvFile, format_table, print_encodable, value_text, write_json
+from .output import (
+    STDOUT,
+    CsvFile,
+    escaped,
+    format_table,
+    print_encodable,
+    value_text,
+    write_json,
+)
 
 FULL_SIZE = smallest_side(len(MS_SSIM_WEIGHTS), WINDOW)
 """The smallest side of images that have all levels of MS-SSIM."""
@@ -42,7 +50,8 @@ def compare(options: argparse.Namespace) -> int:
         pairs, problems, other_files = find_pairs(options.a, options.b, by_stem=options.by_stem)
         check_effects(options)
         check_outputs(options)
-        comparison = ready_comparison(options)
+        unwritten: list[str] = []
+        comparison = ready_comparison(options, unwritten)
         labels = column_titles(options)
         keys = ["file", "width", "height", "channels", *labels, "notice", "problem"]
         table = CsvFile(options.csv, keys) if options.csv else None
@@ -61,8 +70,7 @@ def compare(options: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"error: {options.csv}: {error}", file=sys.stderr)
-        code = 2
+        unwritten.append(str(error))
     finally:
         if table:
             with contextlib.suppress(OSError):
@@ -70,6 +78,9 @@ def compare(options: argparse.Namespace) -> int:
     complete = len(rows) == len(pairs) + len(problems)
     failed = failures(rows, options)
     report(rows, failed, other_files, len(pairs) + len(problems), interrupted=code == INTERRUPTED)
+    for text in unwritten:
+        print(escaped(f"error: {text}"), file=sys.stderr)
+        code = code or 2
     if compared_rows(rows) and STDOUT not in (options.csv, options.json):
         print_encodable("\n\n".join([format_table(rows, labels), *remarks(rows, options)]))
     with refusals():
@@ -120,8 +131,13 @@ def required_modules(options: argparse.Namespace) -> list[str]:
     return modules + ["matplotlib"] * figures + ["skimage"] * options.check
 
 
-def ready_comparison(options: argparse.Namespace) -> Comparison:
-    """The measurements that the options ask for, with all that they need."""
+def ready_comparison(options: argparse.Namespace, unwritten: list[str]) -> Comparison:
+    """The measurements that the options ask for, with all that they need.
+
+    Args:
+        options: the options.
+        unwritten: a list that gets the reason for each picture that can't be written.
+    """
     return Comparison(
         dtype="float32" if options.float32 else "float64",
         device=check_device(options),
@@ -131,7 +147,7 @@ def ready_comparison(options: argparse.Namespace) -> Comparison:
         crop=options.crop or 0,
         luma=options.luma is not None,
         match_grey=options.match_grey,
-        draw=picture_writer(options),
+        draw=picture_writer(options, unwritten),
         progress=say_progress,
     )
 
@@ -141,7 +157,7 @@ def say_progress(text: str) -> None:
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(escaped(text), file=sys.stderr)
 
 
 def check_device(options: argparse.Namespace) -> str:
@@ -182,14 +198,21 @@ def lpips_backbone(options: argparse.Namespace) -> str:
     return options.lpips_backbone or "alexnet"
 
 
-def picture_writer(options: argparse.Namespace) -> Any:
-    """The function that writes a pair's picture, or ``None`` without ``--picture``."""
+def picture_writer(options: argparse.Namespace, unwritten: list[str]) -> Any:
+    """The function that writes a pair's picture, or ``None`` without ``--picture``.
+
+    The pair keeps its numbers if the picture can't be written: the reason goes to ``unwritten``.
+    """
     if options.picture is None:
         return None
     folders = options.a.is_dir()
 
     def write(pair: Pair, figure: Any) -> None:
-        save_figure(figure, options.picture / f"{pair.name}.png" if folders else options.picture)
+        path = options.picture / f"{pair.name}.png" if folders else options.picture
+        try:
+            save_figure(figure, path)
+        except OSError as error:
+            unwritten.append(str(error))
 
     return write
 
@@ -233,11 +256,11 @@ def report(
     """Prints on stderr the pairs that were not compared or fail, and the files left out."""
     for row in rows:
         if "problem" in row:
-            print(f"{row['file']}: {row['problem']}", file=sys.stderr)
+            print(escaped(f"{row['file']}: {row['problem']}"), file=sys.stderr)
         elif row["notice"]:
-            print(row["notice"], file=sys.stderr)
+            print(escaped(row["notice"]), file=sys.stderr)
     for name, reasons in failed.items():
-        print(f"{name} fails: {'; '.join(reasons)}", file=sys.stderr)
+        print(escaped(f"{name} fails: {'; '.join(reasons)}"), file=sys.stderr)
     if other_files:
         print(f"left out {other_files} files without an image's suffix", file=sys.stderr)
     done = len(compared_rows(rows))
@@ -297,6 +320,13 @@ def refusals() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") -> int:
     """Runs the command; returns the exit code."""
     options = parse_arguments(argv, prog)
+    if sys.stdout is None:
+        # The next file to be opened takes the number of stdout, and gets what libraries print.
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+        ):
+            return main(argv, prog=prog) or CLOSED_PIPE
     try:
         return compare(options)
     except ModuleNotFoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ exit codes:
   1    some were not; stderr names them with the reason
   2    wrong usage, or the results could not be written
   3    a pair fails a threshold or --check, whatever else there was
-  130  interrupted; what was done until then is written
+  130  interrupted; --csv and --json have what was done until then
   141  standard output was closed
 """
 
@@ -67,6 +68,14 @@ def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not positive: pass 1 or more")
+    return number
+
+
+def bound(text: str) -> float:
+    """The number that a text spells, which may be infinite."""
+    number = float(text)
+    if math.isnan(number):
+        raise argparse.ArgumentTypeError(f"{text} bounds nothing: pass a number")
     return number
 
 
@@ -196,7 +205,7 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
     for name, threshold in THRESHOLDS.items():
         side = "above" if threshold.upper else "below"
         parser.add_argument(
-            option(name), type=float, metavar="X", help=f"fails pairs {side}, with exit code 3"
+            option(name), type=bound, metavar="X", help=f"fails pairs {side}, with exit code 3"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .. import __version__
-from .._runtime.output import replacing
+from .._runtime.output import naming, replacing
 from .files import Row
 from .metrics import statistics, worst_first
 
@@ -23,6 +24,8 @@ STDOUT = Path("-")
 def format_table(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     """The numbers as text, the worst pairs first, and statistics below them.
 
+    Letters of names that would control the terminal are escaped.
+
     Args:
         rows: the results of all pairs.
         labels: the columns' titles, by the rows' keys.
@@ -31,7 +34,7 @@ def format_table(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     lines = [["file", "size", *labels.values()]]
     for row in compared:
         size = f"{row['width']}x{row['height']}"
-        lines.append([row["file"], size, *(value_text(key, row[key]) for key in labels)])
+        lines.append([escaped(row["file"]), size, *(value_text(key, row[key]) for key in labels)])
     if len(compared) > 1:
         for name, values in statistics(rows).items():
             last = (value_text(key, values[key]) if key in values else "" for key in labels)
@@ -40,6 +43,14 @@ def format_table(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
+    )
+
+
+def escaped(text: str) -> str:
+    r"""A text in one line, in which letters that can't be printed are escapes such as ``\n``."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
     )
 
 
@@ -66,15 +77,21 @@ class CsvFile:
         self.file: TextIO | None = None
         if path != STDOUT:
             self.file = path.open("w", encoding="utf-8", newline="", buffering=1)
-        self.keys = list(keys)
-        self.write(dict(zip(keys, keys, strict=True)))
+        self.path, self.keys = path, list(keys)
+        try:
+            self.write(dict(zip(keys, keys, strict=True)))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.close()
+            raise
 
     def write(self, row: Row) -> None:
         """Writes a row."""
         text = io.StringIO()
         csv.DictWriter(text, self.keys, restval="", lineterminator="\n").writerow(row)
         if self.file:
-            self.file.write(text.getvalue())
+            with naming(self.path):
+                self.file.write(text.getvalue())
         else:
             print_encodable(text.getvalue(), end="")
             sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -300,7 +301,10 @@ def train(options: argparse.Namespace) -> int:
                 print(f"error: {error}", file=sys.stderr)
             return 1
         except OSError as error:
-            raise RefusedError(f"{error}; what was saved before is in {out}") from error
+            text = f"the disk of {out} is full" if error.errno == errno.ENOSPC else error
+            saved = training.checkpoint.exists()
+            left = f"; what was saved before is in {out}" if saved else ""
+            raise RefusedError(f"{text}{left}") from error
     if training.writes:
         psnr, ssim, ms_ssim = metrics
         print(f"held out: PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}")
@@ -383,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'{error.name} is not installed: pip install "perceptual-losses[examples]"',
             file=sys.stderr,
         )
-    except RefusedError as error:
+    except (RefusedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from perceptual_losses._runtime.output import replacing
+from perceptual_losses._runtime.output import reason, replacing
 
 from .vae import MODELS, BaseVAE
 
@@ -52,11 +52,13 @@ def load(
         raise ValueError(f"{path} is no file: pass {instead}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Whatever a broken file raises is the reason.
-        reason = str(error).partition("\n")[0]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({reason(error)}): pass {instead}") from error
+    except Exception:  # Torch's message would advise to unpickle any file, which can run code.
         raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {reason}): pass {instead}"
-        ) from error
+            f"{path} cannot be read as tensors and plain values only, because it is of another "
+            f"kind or not complete: pass {instead}"
+        ) from None
     if not (isinstance(state, dict) and state.keys() >= KEYS):
         raise ValueError(f"{path} is no checkpoint of a training: pass {instead}")
     return state

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from perceptual_losses._runtime.output import replacing
+from perceptual_losses._runtime.output import naming, replacing
 from perceptual_losses.compare.output import finite
 
 from . import checkpoints, pictures
@@ -370,7 +370,7 @@ class Training:
         """Adds a line to the metrics, or leaves them as they were."""
         before = self.metrics.stat().st_size if self.metrics.exists() else 0
         try:
-            with self.metrics.open("a") as file:
+            with naming(self.metrics), self.metrics.open("a") as file:
                 file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         except OSError:
             os.truncate(self.metrics, before)

@@ -39,6 +39,14 @@ def trouble(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def small_pair(tmp_path):
+    """Two folders with one small image each."""
+    for folder, values in zip("ab", patch("camera", 20), strict=True):
+        write(tmp_path / folder / "x.png", values)
+    return tmp_path
+
+
 PROBLEMS = {
     "bits.png": "a/bits.png has 175x170 pixels, 1 channel, 8 bits and b/bits.png 175x170 pixels, "
     "1 channel, 16 bits",
@@ -183,6 +191,8 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, flags, text):
     [
         (["a"], "the following arguments are required: B"),
         (["a", "b", "--max-megapixels", "0"], "0 is not positive: pass a number above 0"),
+        (["a", "b", "--min-ssim", "nan"], "nan bounds nothing: pass a number"),
+        (["a", "b", "--max-lpips", "NaN"], "NaN bounds nothing: pass a number"),
         (["a", "b", "--vgg-layers", "no"], "invalid choice: 'no'"),
         (["a", "b", "--lpips-backbone", "no"], "invalid choice: 'no'"),
     ],
@@ -205,6 +215,59 @@ def test_results_that_cannot_be_written(folders, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.err == "error: No space left on device\n"
     assert "mean of 4" in captured.out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("flag", ["--csv", "--html", "--json", "--picture"])
+def test_a_full_disk_is_named_with_the_file(small_pair, capsys, flag):
+    full = small_pair / "full.png"
+    full.symlink_to("/dev/full")
+    results = small_pair / "out.csv"
+    rest = [] if flag == "--csv" else ["--csv", results]
+    assert run(small_pair / "a" / "x.png", small_pair / "b" / "x.png", flag, full, *rest) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {full} cannot be written (the disk is full)\n"
+    if rest:
+        assert "x.png  25x20" in captured.out
+        assert "x.png,25,20,1,255," in results.read_text()
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 141), (["--csv", "-"], 141), (["--check"], 2)])
+def test_standard_output_that_is_closed(small_pair, monkeypatch, capsys, flags, code):
+    if code == 2:
+        monkeypatch.setitem(sys.modules, "skimage", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    results = small_pair / "out.json"
+    assert run(small_pair / "a", small_pair / "b", "--json", results, *flags) == code
+    assert sys.stdout is None
+    assert ("skimage is not installed" in capsys.readouterr().err) == (code == 2)
+    assert results.exists() == (code == 141)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipes_are_not_read(small_pair, capsys):
+    for folder in "ab":
+        os.mkfifo(small_pair / folder / "pipe.png")
+    assert run(small_pair / "a", small_pair / "b") == 1
+    said = f"pipe.png: {small_pair / 'a' / 'pipe.png'} is no regular file: pass one\n"
+    assert capsys.readouterr().err == said + "compared 1 of 2\n"
+
+
+def test_names_do_not_control_the_terminal(small_pair, capsys):
+    name = "y\n\x1b[31mé.png"
+    for folder in "ab":
+        (small_pair / folder / "x.png").rename(small_pair / folder / name)
+    write(small_pair / "a" / "z\n.png", patch("camera", 20)[0])
+    results = small_pair / "out.json"
+    flags = ["--min-ssim", "1", "--json", results]
+    assert run(small_pair / "a", small_pair / "b", *flags) == 3
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1].startswith(r"y\n\x1b[31mé.png  25x20")
+    problem, fails, count = captured.err.splitlines()
+    assert problem.startswith(r"z\n.png: is only in ")
+    assert fails.startswith(r"y\n\x1b[31mé.png fails: SSIM is ")
+    assert count == "compared 1 of 2"
+    assert [row["file"] for row in json.loads(results.read_text())["files"]] == [name, "z\n.png"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 import struct
 import threading
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -249,9 +250,13 @@ def test_floats_with_a_range(tmp_path, photos, capsys):
     )
     found, _ = ssim_of(capsys, *files, "--data-range", 1)
     assert found == pytest.approx(definition(x, y, data_range=1), abs=1e-9)
-    for wrong in (np.nan, -0.1, 1.1):
+    for wrong, text in (
+        (np.nan, "has NaN among its values: save it with numbers from 0 to 1"),
+        (-0.1, "which are not all from 0 to 1: pass"),
+        (1.1, "which are not all from 0 to 1: pass"),
+    ):
         tifffile.imwrite(tmp_path / "x.tif", np.where(x[..., 0] < 0.2, wrong, x[..., 0]))
-        assert "which are not all from 0 to 1: pass" in read(tmp_path / "x.tif", data_range=1)
+        assert text in read(tmp_path / "x.tif", data_range=1)
 
 
 # Backgrounds
@@ -289,6 +294,29 @@ def test_a_transparent_colour_of_a_deep_png(tmp_path):
     values = (RANDOM.rand(*SIDES, 3) * 65535).astype(np.uint16)
     png16(tmp_path / "x.png", values, chunk=b"tRNS" + struct.pack(">HHH", *values[2, 3]))
     assert read(tmp_path / "x.png", background="white").startswith("has a transparent colour")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey(tmp_path, bits):
+    """Pillow looks for a transparent colour of fewer bits among pixels that it has scaled."""
+    path, top = tmp_path / "x.png", 2**bits - 1
+    stored = (np.arange(12).reshape(3, 4) % (top + 1)).astype(np.uint8)
+    lines = [np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel() for row in stored]
+    header = struct.pack(">IIBBBBB", 4, 3, bits, 0, 0, 0, 0)
+    data = b"".join(b"\0" + np.packbits(line).tobytes() for line in lines)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", 1)), (b"IDAT", zlib.compress(data))]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+            for kind, part in [*parts, (b"IEND", b"")]
+        )
+    )
+    found = read(path, background="white")
+    if bits == 8:
+        assert is_same(found[..., 0], np.where(stored == 1, 255, stored))
+    else:
+        assert found == "has a transparent colour in fewer than 8 bits: save it with alpha"
 
 
 def test_files_are_read_in_several_threads(tmp_path, monkeypatch):

@@ -180,7 +180,11 @@ def test_checkpoints_of_no_use(tmp_path, capsys):
     torch.save(torch.zeros(2), tensor)
     for path, text in (
         (tmp_path / "absent.pt", "is no file"),
-        (broken, "cannot be read ("),
+        (
+            broken,
+            "cannot be read as tensors and plain values only, because it is of another kind or not "
+            "complete: pass a checkpoint.pt that `train` has written\n",
+        ),
         (weights, "is no checkpoint of a training: pass a checkpoint.pt that"),
         (tensor, "is no checkpoint of a training: pass a checkpoint.pt that"),
     ):
