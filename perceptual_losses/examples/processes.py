@@ -78,6 +78,22 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Hides tracebacks of threads that can't write: TensorBoard also raises these errors here."""
+    show = threading.excepthook
+
+    def show_others(raised: threading.ExceptHookArgs) -> None:
+        if not issubclass(raised.exc_type, OSError):
+            show(raised)
+
+    threading.excepthook = show_others
+    try:
+        yield
+    finally:
+        threading.excepthook = show
+
+
 def leave_stopping_to_the_trainer(_: int) -> None:
     """Lets a process that reads images outlive Ctrl-C, which a terminal sends to all."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

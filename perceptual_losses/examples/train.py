@@ -30,7 +30,13 @@ from perceptual_losses.compare.output import finite
 from . import checkpoints, pictures
 from .data import Data, count
 from .evaluation import EVALUATION, Metrics, evaluate
-from .processes import Shares, leave_stopping_to_the_trainer, process_share, stop_signals
+from .processes import (
+    Shares,
+    leave_stopping_to_the_trainer,
+    process_share,
+    quiet_writers,
+    stop_signals,
+)
 from .vae import DFCVAE, MODELS, VAELoss
 
 REPORT_EVERY = 10
@@ -213,14 +219,15 @@ class Training:
             self._run(None)
             return evaluate(self.model, self.data.held_out)
         self._forget_what_comes_again()
-        board = SummaryWriter(self.out, purge_step=self.first + 1)
-        try:
-            self._run(board)
-        except BaseException:
-            with contextlib.suppress(Exception):  # The first error is the one to show.
-                board.close()
-            raise
-        board.close()
+        with quiet_writers():
+            board = SummaryWriter(self.out, purge_step=self.first + 1)
+            try:
+                self._run(board)
+            except BaseException:
+                with contextlib.suppress(Exception):  # The first error is the one to show.
+                    board.close()
+                raise
+            board.close()
         return evaluate(self.model, self.data.held_out)
 
     def _run(self, board: SummaryWriter | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 
@@ -98,18 +99,51 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_file(tmp_path, monkeypatc
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        assert __main__.main([*map(str, go), "--steps", "2"]) == 2
+        for out, earlier in (
+            (tmp_path / "out", f"; what was saved before is in {tmp_path / 'out'}"),
+            (tmp_path / "new", ""),
+        ):
+            assert __main__.main([*map(str, go), "--steps", "2", "--out", str(out)]) == 2
+            said = capsys.readouterr().err
+            (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+            path = out / "checkpoint.pt"
+            assert line == f"error: {path} cannot be written (File too large){earlier}"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    said = capsys.readouterr().err
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "checkpoint.pt cannot be written (" in line
-    assert line.endswith(f"; what was saved before is in {tmp_path / 'out'}")
     assert checkpoints.load(tmp_path / "out" / "checkpoint.pt")["step"] == 1
     after = {path.name for path in (tmp_path / "out").iterdir()}
     assert {name for name in after if "tfevents" not in name} == {
         name for name in before if "tfevents" not in name
     }
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_checkpoint_says_that_the_disk_is_full(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=re.escape(f"{path} cannot be written (the disk is full)")):
+        checkpoints.save(path, {"weights": torch.zeros(10)})
+    assert path.is_symlink()
+
+
+def test_only_threads_that_cannot_write_are_quiet(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda raised: shown.append(raised.exc_type))
+
+    def fail(error):
+        raise error
+
+    def run_threads():
+        for error in (OSError(), ValueError()):
+            thread = threading.Thread(target=fail, args=[error])
+            thread.start()
+            thread.join()
+
+    with processes.quiet_writers():
+        run_threads()
+    assert shown == [ValueError]
+    run_threads()
+    assert shown == [ValueError, OSError, ValueError]
 
 
 def test_a_line_that_finds_the_disk_full_is_taken_back(tmp_path, monkeypatch):
