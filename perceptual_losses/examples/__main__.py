@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -301,10 +300,8 @@ def train(options: argparse.Namespace) -> int:
                 print(f"error: {error}", file=sys.stderr)
             return 1
         except OSError as error:
-            text = f"the disk of {out} is full" if error.errno == errno.ENOSPC else error
-            saved = training.checkpoint.exists()
-            left = f"; what was saved before is in {out}" if saved else ""
-            raise RefusedError(f"{text}{left}") from error
+            left = f"; what was saved before is in {out}" if training.checkpoint.exists() else ""
+            raise RefusedError(f"{error}{left}") from error
     if training.writes:
         psnr, ssim, ms_ssim = metrics
         print(f"held out: PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}")

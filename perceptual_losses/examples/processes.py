@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,8 +81,11 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def quiet_writers() -> Iterator[None]:
-    """Hides tracebacks of threads that can't write: TensorBoard also raises these errors here."""
+def quiet_writers(out: Path) -> Iterator[None]:
+    """Hides tracebacks of threads that can't write into ``out``, and says that its disk is full.
+
+    TensorBoard raises the error in its thread and also here, and names no file.
+    """
     show = threading.excepthook
 
     def show_others(raised: threading.ExceptHookArgs) -> None:
@@ -90,6 +95,10 @@ def quiet_writers() -> Iterator[None]:
     threading.excepthook = show_others
     try:
         yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(f"the disk of {out} is full") from error
     finally:
         threading.excepthook = show
 

@@ -219,7 +219,7 @@ class Training:
             self._run(None)
             return evaluate(self.model, self.data.held_out)
         self._forget_what_comes_again()
-        with quiet_writers():
+        with quiet_writers(self.out):
             board = SummaryWriter(self.out, purge_step=self.first + 1)
             try:
                 self._run(board)

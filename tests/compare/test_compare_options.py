@@ -168,15 +168,21 @@ def test_an_interruption_keeps_what_is_done(two, monkeypatch, capsys, jobs):
 def test_a_full_disk_keeps_what_is_done(two, monkeypatch, capsys):
     write_row = cli.CsvFile.write
 
+    class FullFile(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
     def full(self, row):
         if row["file"] == "2.png":
-            raise OSError(28, "No space left on device")
+            self.file.close()
+            self.file = FullFile()
         write_row(self, row)
 
     monkeypatch.setattr(cli.CsvFile, "write", full)
     assert run("a", "b", "--csv", "out.csv") == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: out.csv: [Errno 28] No space left on device\n")
+    said = "compared 2 of 3\nerror: out.csv cannot be written (the disk is full)\n"
+    assert captured.err == said
     assert [row["file"] for row in rows_of((two / "out.csv").read_text())] == ["1.png"]
     assert captured.out.count(".png") == 2
 

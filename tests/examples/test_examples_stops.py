@@ -1,10 +1,12 @@
 """Trainings that are interrupted, diverge or find the disk full, and those that begin anew."""
 
+import errno
 import json
 import os
 import re
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,8 +141,13 @@ def test_only_threads_that_cannot_write_are_quiet(monkeypatch):
             thread.start()
             thread.join()
 
-    with processes.quiet_writers():
+    @processes.quiet_writers(Path("runs"))
+    def fill_the_disk():
         run_threads()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"^the disk of runs is full$"):
+        fill_the_disk()
     assert shown == [ValueError]
     run_threads()
     assert shown == [ValueError, OSError, ValueError]
