@@ -78,8 +78,8 @@ def _too_old(device: torch.device) -> str | None:
     capability = _capability(device)
     if capability is None or capability >= OLDEST_CAPABILITY:
         return None
-    major, minor = capability
-    return f"{device} has compute capability {major}.{minor}, and 7.5 is the oldest it runs on"
+    found, oldest = (".".join(map(str, number)) for number in (capability, OLDEST_CAPABILITY))
+    return f"{device} has compute capability {found}, and {oldest} is the oldest it runs on"
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import steps
 import torch
 
 from perceptual_losses import L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim
+from perceptual_losses._ssim.gpu import backend as gpu
 
 SHAPE = 2, 3, 64, 90
 LOSSES = {"SSIM": SSIMLoss, "L1-SSIM": L1SSIMLoss, "MS-SSIM": MSSSIMLoss}
@@ -118,11 +119,13 @@ def test_images_on_two_devices(loss):
         steps.take(loss, x, y)
 
 
-def test_an_old_device(through_triton):
+def test_an_old_device(monkeypatch, through_triton):
     """The reference compares images there, and a process is told so once."""
+    # The oldest device that torch takes is one that has the kernels.
+    monkeypatch.setattr(gpu, "OLDEST_CAPABILITY", (8, 0))
     old = torch.device("cuda", standins.OLD_DEVICE)
     x, y = steps.images(*SHAPE, device=old)
-    with pytest.warns(RuntimeWarning, match="cuda:2 has compute capability 7.5, not 8.0"):
+    with pytest.warns(RuntimeWarning, match="cuda:2 has compute capability 7.5, and 8.0 is"):
         step = steps.take(SSIMLoss(), x, y)
     # Warnings are errors here.
     ssim(x, y)
@@ -130,5 +133,15 @@ def test_an_old_device(through_triton):
     assert step.forward.launches
     assert {event.device for event in step.forward.launches} == {standins.OLD_DEVICE}
     assert step.gradients[0].device == old
-    with pytest.raises(ValueError, match="cannot run: cuda:2 has compute capability 7.5, not 8.0"):
+    with pytest.raises(
+        ValueError, match="cannot run: cuda:2 has compute capability 7.5, and 8.0 is"
+    ):
         SSIMLoss(backend="triton")(x, y)
+
+
+def test_an_old_device_has_no_bfloat16(through_triton):
+    old = torch.device("cuda", standins.OLD_DEVICE)
+    x, y = steps.images(*SHAPE, device=old)
+    with pytest.raises(ValueError, match="cannot run: cuda:2 has no bfloat16: pass float16"):
+        SSIMLoss(backend="triton")(x.bfloat16(), y.bfloat16())
+    assert not through_triton
