@@ -205,12 +205,9 @@ def test_the_operations_are_good_citizens_in_the_interpreter(tiles):
 @pytest.mark.interpreted
 def test_what_is_refused_in_the_interpreter():
     x = torch.rand(1, 1, 16, 16)
-    for images, reason in (
-        (x.double(), "it computes in float32, and the images are float64"),
-        (x.expand(1, 1, 16, 16, 16), "volumes"),
-    ):
-        with pytest.raises(ValueError, match=f"backend='triton' cannot run: .*{reason}"):
-            ssim(images, images, backend="triton")
+    reason = "it computes in float32, and the images are float64"
+    with pytest.raises(ValueError, match=f"backend='triton' cannot run: {reason}"):
+        ssim(x.double(), x.double(), backend="triton")
     larger = torch.rand(1, 1, 40, 40)
     with pytest.raises(ValueError, match="its windows have at most 33 pixels, not 35"):
         ssim(larger, larger, window_size=35, backend="triton")

@@ -264,6 +264,7 @@ def test_padded_iterations_begin_with_their_pixels(padding, store_after_read, gr
 
 @pytest.mark.interpreted
 def test_tuning_in_the_interpreter():
+    before = dict(gpu_tiles.TILES[None])
     settings = [
         tune.Setting(3, "fused", 8, 1, 1, 8, True),
         tune.Setting(3, "maps", 8, 2, 2, 8, False),
@@ -276,4 +277,4 @@ def test_tuning_in_the_interpreter():
     assert all(row["milliseconds"]["1x1x6x6"] > 0 for row in rows[:3])
     for row, kernels in zip(rows, ("fused", "maps", "plain_value"), strict=False):
         assert tune.fastest(rows, 3, kernels, "1x1x6x6") == row
-    assert gpu_tiles.TILES[None].keys() == {11, 21, 33}
+    assert gpu_tiles.TILES[None] == before
