@@ -49,7 +49,7 @@ NOISE_STREAM = 1
 """The number of the seed's random stream that the noise comes from."""
 
 
-class StoppedError(Exception):
+class StoppedError(KeyboardInterrupt):
     """The training was asked to stop, and has saved what it had; the message says how to go on."""
 
 
