@@ -70,14 +70,17 @@ def wide_tiles() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return _wide_tiles
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every path, by name: each property is asserted on each of them."""
+    """Every path, by name: each property is asserted on each of them.
+
+    The tiles of one module's tests are not those of the next one's.
+    """
     with _wide_tiles() if request.param == "triton" else contextlib.nullcontext():
         yield request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sized(backend: str) -> Callable[[T, T], T]:
     """The first of two sizes; in the interpreter, which takes seconds for a kernel, the second."""
     return lambda usual, small: small if backend == "triton" else usual
@@ -103,7 +106,7 @@ class Precision(NamedTuple):
         return max(tolerance, self.least_relative)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def precision(backend: str) -> Precision:
     """Tolerances are written for float64: a path that has less takes what float32 keeps of them."""
     if backend == "triton":
@@ -111,7 +114,7 @@ def precision(backend: str) -> Precision:
     return Precision(torch.float64, 0.0, 0.0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def assert_within_budget(backend: str, precision: Precision) -> Callable[..., None]:
     """Compares what a function of ``backend=`` gives with what is exact.
 
