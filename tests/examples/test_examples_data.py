@@ -271,7 +271,8 @@ def test_photos_in_other_forms(monkeypatch):
     assert -1 <= image.min() < -0.5 < 0.5 < torch.stack([i for i, _ in found.held_out]).max() <= 1
     assert label == 0
     assert [int(label) for _, label in found.held_out] == [0] * 9 + [1] * 4
-    with pytest.raises(ValueError, match="image_size=80 is larger .*: pass at most 64, or a folder of larger"):
+    text = "image_size=80 is larger .*: pass at most 64, or a folder of larger"
+    with pytest.raises(ValueError, match=text):
         data.load("photos", data.Form(80))
     with pytest.raises(ValueError, match="channels=2: pass 1 for grey images or 3"):
         data.Form(16, 2)
