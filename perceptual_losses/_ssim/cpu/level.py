@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._runtime.threads import in_threads
 from ..definition import Request, plane_gradient
-from ..pyramid import halve, halve_transpose, halve_valid, halve_valid_transpose
+from ..pyramid import halve_valid, halve_valid_transpose
 from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
 # The march takes as long for one pixel as the other kernels take for so many.
@@ -170,12 +170,9 @@ class Level:
 
     def halve(self, pair: Pair, coarse: Level, valid: Tensor | None = None) -> Pair:
         """The images of the next coarser level: their 2x2 means, over the valid pixels if said."""
-        if self._is_volume:
-            if valid is None:
-                halves = [halve(image.to(self._memory.dtype)) for image in pair.tensors]
-            else:
-                tensors = [image.to(self._memory.dtype) for image in pair.tensors]
-                halves = [halve_valid(image, valid) for image in tensors]
+        if self._is_volume and valid is not None:
+            tensors = [image.to(self._memory.dtype) for image in pair.tensors]
+            halves = [halve_valid(image, valid) for image in tensors]
             return Pair(halves, coarse.images(*halves))
         halves = [self._memory.new_empty(coarse.shape) for _ in pair.tensors]
         images = coarse.images(*halves)
@@ -211,9 +208,8 @@ class Level:
         Autograd does not see it: its function remembers that the gradients are used up.
         """
         images, factors = self.images(gradient), factors.reshape(-1)
-        sent = None
-        if coarse is not None and not self._is_volume:
-            sent = coarse.flatten(0, 1).numpy()
+        with_torch = self._is_volume and valid is not None
+        sent = None if coarse is None or with_torch else coarse.flatten(0, -3).numpy()
         if sent is None or valid is None:
             run = functools.partial(
                 self._kernels.accumulate_level, *images, self._size, factors, sent
@@ -225,11 +221,8 @@ class Level:
                 self._rows_of_threads(1)[:, 0],
             )
         in_threads(run, self._rows, self._values // LIGHT)
-        if coarse is not None and self._is_volume:
-            if valid is None:
-                gradient.data.add_(halve_transpose(coarse, self.shape))
-            else:
-                gradient.data.add_(halve_valid_transpose(coarse, valid))
+        if coarse is not None and valid is not None and with_torch:
+            gradient.data.add_(halve_valid_transpose(coarse, valid))
 
     def add_sign(self, gradient: Tensor, x: Tensor, y: Tensor, scale: Any) -> None:
         """Adds the gradient of each plane's mean ``|x - y|`` with respect to ``x``, in place."""

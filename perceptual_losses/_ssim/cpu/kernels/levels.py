@@ -4,63 +4,57 @@ The last three arguments of each kernel are those that `in_threads` passes: the 
 ``begin`` to ``end``, and the number of the share, which none of them needs.
 """
 
-from ...._runtime.numba_kernels import entry, kernel, ordered
+from ...._runtime.numba_kernels import entry, inlined, kernel, ordered
 from .formulas import add_signs, signed
 from .images import place
 
 
 @entry
 def halve(x, y, x_half, y_half, size, begin, end, share):
-    """2x2 means of both images; the rows are those of the halves, which have unit columns."""
+    """2x2 (2x2x2) means of both images; the rows are those of the halves, with unit columns."""
     _halve_rows(x, x_half, size, begin, end)
     _halve_rows(y, y_half, size, begin, end)
 
 
 @kernel
 def _halve_rows(image, out, size, begin, end):
-    _, height, width = size
-    rows, columns = (height + 1) // 2, (width + 1) // 2
+    slices, height, width = size
+    half_slices, rows, columns = (slices + 1) // 2, (height + 1) // 2, (width + 1) // 2
     half = out.flat.dtype.type(0.5)
     for index in range(begin, end):
         plane = index // rows
         i = index - plane * rows
-        upper = place(image, plane, 2 * i, 0)
-        lower = place(image, plane, min(2 * i + 1, height - 1), 0)
         start = place(out, plane, i, 0)
         row = out.flat[start : start + columns]
-        if image.column == 1:
-            _halve_row(
-                image.flat[upper : upper + width], image.flat[lower : lower + width], half, row
-            )
-            continue
-        step = image.column
-        for j in range(width // 2):
-            left, right = 2 * j * step, (2 * j + 1) * step
-            row[j] = _mean_of_four(
-                row.dtype.type(image.flat[upper + left]),
-                row.dtype.type(image.flat[lower + left]),
-                row.dtype.type(image.flat[upper + right]),
-                row.dtype.type(image.flat[lower + right]),
-                half,
-            )
-        if width % 2:
-            last = (width - 1) * step
-            first, second = image.flat[upper + last], image.flat[lower + last]
-            row[-1] = half * (row.dtype.type(first) + row.dtype.type(second))
+        volume = plane // half_slices
+        front = 2 * (plane - volume * half_slices)
+        # An odd last slice would count twice, which changes no mean. An image has only that one.
+        for z in range(front, min(front + 2, slices)):
+            upper = image.flat[place(image, volume * slices + z, 2 * i, 0) :]
+            lower = image.flat[place(image, volume * slices + z, min(2 * i + 1, height - 1), 0) :]
+            if image.column == 1:
+                _halve_row(upper, lower, 1, width, half, z == front, row)
+            else:
+                _halve_row(upper, lower, image.column, width, half, z == front, row)
 
 
-@kernel
-def _halve_row(upper, lower, half, out):
-    for j in range(upper.shape[0] // 2):
-        out[j] = _mean_of_four(
-            out.dtype.type(upper[2 * j]),
-            out.dtype.type(lower[2 * j]),
-            out.dtype.type(upper[2 * j + 1]),
-            out.dtype.type(lower[2 * j + 1]),
+@inlined
+def _halve_row(upper, lower, step, width, half, is_first, out):
+    """Means of two rows of a slice, or the means of these and the other slice's in ``out``."""
+    for j in range(width // 2):
+        left, right = 2 * j * step, (2 * j + 1) * step
+        mean = _mean_of_four(
+            out.dtype.type(upper[left]),
+            out.dtype.type(lower[left]),
+            out.dtype.type(upper[right]),
+            out.dtype.type(lower[right]),
             half,
         )
-    if upper.shape[0] % 2:
-        out[-1] = half * (out.dtype.type(upper[-1]) + out.dtype.type(lower[-1]))
+        out[j] = mean if is_first else half * (out[j] + mean)
+    if width % 2:
+        last = (width - 1) * step
+        mean = half * (out.dtype.type(upper[last]) + out.dtype.type(lower[last]))
+        out[-1] = mean if is_first else half * (out[-1] + mean)
 
 
 @ordered
@@ -72,8 +66,8 @@ def _mean_of_four(a, b, c, d, half):
 def accumulate_level(gradient, size, factors, coarse, begin, end, share):
     """Scales rows of a level's gradient and adds what the next coarser level sends back.
 
-    ``factors`` has a number for each plane, ``coarse`` is ``(planes, h, w)``, or ``None`` to only
-    scale.
+    ``factors`` has a number for each image's plane or volume. ``coarse`` is ``(planes, h, w)``, a
+    volume's slices in turn, or ``None`` to only scale.
     """
     slices, height, width = size
     for index in range(begin, end):
@@ -84,9 +78,11 @@ def accumulate_level(gradient, size, factors, coarse, begin, end, share):
         if coarse is None:
             _scale(gradient, start, width, factor)
         else:
-            # A pixel is one of four under a coarse one, in an odd last row one of two.
-            fraction = coarse.dtype.type(0.5 if i == height - 1 and height % 2 else 0.25)
-            row = coarse[plane, i // 2]
+            # A pixel is one of two along each axis under a coarse one, or the only one at the end.
+            z = plane % slices
+            fraction = 0.5 * _fraction(i, height) * _fraction(z, slices)
+            row = coarse[plane // slices * ((slices + 1) // 2) + z // 2, i // 2]
+            fraction = coarse.dtype.type(fraction)
             if gradient.column == 1:
                 here = gradient.flat[start : start + width]
                 _scale_and_spread(row, fraction, factor, here)
@@ -97,6 +93,11 @@ def accumulate_level(gradient, size, factors, coarse, begin, end, share):
                     if j == width - 1 and width % 2:
                         sent += sent
                     gradient.flat[at] = gradient.flat[at] * factor + sent
+
+
+@inlined
+def _fraction(index, size):
+    return 1.0 if index == size - 1 and size % 2 else 0.5
 
 
 @kernel
