@@ -85,6 +85,8 @@ class Evaluator:
             ValueError: an option has a value that is not.
         """
         self.request = _request(options)
+        # The unit of pixels is the range of their image, where each image has its own.
+        self._request_in_ranges = _request(replaced(options, data_range=1.0))
         self._options = options
         self._plans: Plans = {}
         self._terms_plans: Plans = {}
@@ -174,7 +176,7 @@ class Evaluator:
         """A call whose tensors are all checked; warns if levels are left out."""
         options, request = self._options, self.request
         if ranges is not None:
-            request = _request(replaced(options, data_range=1.0))
+            request = self._request_in_ranges
         data_range = options.data_range if ranges is None else None
         _validation.check_images(x, y, request.definition, data_range)
         request = replaced(request, definition=for_axes(request.definition, x.dim() - 2))

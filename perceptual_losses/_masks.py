@@ -84,7 +84,11 @@ def _normalized(
     """
     pixels = valid if mask is None else mask
     assert pixels is not None  # Only levels with one of the two come here.
+    # Bytes become numbers ten times faster than booleans.
+    pixels = pixels.view(torch.uint8) if pixels.dtype == torch.bool else pixels
     weights = centres(pixels, request.definition).to(dtype)
     total = weights.sum(tuple(range(1, weights.dim())), keepdim=True)
     _validation.check_total(total)
-    return weights / total.clamp(min=torch.finfo(dtype).tiny)
+    total = total.clamp(min=torch.finfo(dtype).tiny)
+    # In place where it is not the user's mask: new memory costs more than the division.
+    return weights.div_(total) if mask is None else weights / total

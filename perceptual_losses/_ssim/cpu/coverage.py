@@ -27,7 +27,7 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
     windows = [kernels.Window((0,) * len(w), np.array(w, number)) for w in definition.windows]
     down, across = map(len, definition.windows)
     columns = -(-(valid.shape[-1] + across) // 64) * 64
-    scratch = np.empty((torch.get_num_threads(), down + 2, columns), number)
+    scratch = np.empty((torch.get_num_threads(), down + 3, columns), number)
     padding = getattr(kernels, definition.padding.upper())
     run = functools.partial(
         kernels.inverse_coverage,

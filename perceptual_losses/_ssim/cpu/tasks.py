@@ -125,7 +125,7 @@ def tasks_for_volumes(
     wide = _whole_steps(-(-width // strips) + halo)
     area = (-(-height // bands) + row_halo + 2) * wide
     columns = wide + 2 * max(window_sizes)
-    scratch = Scratch([(6 + 4 * (down + 1), columns), (8 * (through + 1) + 24, area)], dtype)
+    scratch = Scratch([(6 + 4 * (down + 1), columns), (8 * (through + 1) + 26, area)], dtype)
     return Tasks(np.array(tasks), scratch, layers * bands * strips)
 
 

@@ -2,7 +2,7 @@
 
 from ...._runtime.numba_kernels import entry, kernel
 from .arguments import SYMMETRIC, ZEROS
-from .filters import sum_across
+from .filters import sum_across, sum_down_row
 from .images import fill, shown_pixel
 
 
@@ -11,8 +11,8 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
     """Writes the rows ``begin`` to ``end`` of all images' maps ``out``, ``(N, H', W')``.
 
     It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``.
-    Each share has two rows of ``scratch`` more than the window, where rows of pixels become numbers
-    once.
+    Each share has three rows of ``scratch`` more than the window, where rows of pixels become
+    numbers once.
     """
     height, width = valid.shape[1:]
     rows, columns = out.shape[1:]
@@ -20,7 +20,8 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
     # Rows and columns of pixels before the first of the map.
     top, left = (height - rows) // 2, (width - columns) // 2
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    ring, sums, line = scratch[share, :size], scratch[share, size], scratch[share, size + 1]
+    slots = size + 1
+    ring, sums, line = scratch[share, :slots], scratch[share, slots], scratch[share, slots + 1]
     # Sums begin as far before the image as the first window does.
     before = side_radius - left
     for index in range(begin, end):
@@ -30,28 +31,21 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
         for row in range(first_row, i + radius + 1):
             shown = shown_pixel(row, height, padding)
             # Pixels that zeros add are valid.
-            fill(one if padding == ZEROS else zero, scratch.shape[2], ring[row % size])
+            fill(one if padding == ZEROS else zero, scratch.shape[2], ring[row % slots])
             if shown >= 0:
-                _convert(valid[image, shown], ring[row % size, before:])
-        fill(zero, scratch.shape[2], sums)
-        for k in range(size):
-            _add(down.taps[k], ring[(i + k - radius) % size], sums)
+                _convert(valid[image, shown], ring[row % slots, before:])
+        sum_down_row(down, ring, 0, i - radius, scratch.shape[2], sums)
         if padding == SYMMETRIC:
             for j in range(before):
                 sums[before - 1 - j] = sums[before + j]
                 sums[before + width + j] = sums[before + width - 1 - j]
         sum_across(across, sums, columns, line)
+        row = out[image, i - top]
         for j in range(columns):
-            out[image, i - top, j] = one / line[j] if line[j] > least else zero
+            row[j] = one / line[j] if line[j] > least else zero
 
 
 @kernel
 def _convert(valid, row):
     for j in range(valid.shape[0]):
         row[j] = row.dtype.type(valid[j])
-
-
-@kernel
-def _add(tap, row, sums):
-    for j in range(sums.shape[0]):
-        sums[j] += tap * row[j]

@@ -62,13 +62,13 @@ def moments_down(window, slot_taps, ring, row, count, apart, moments):
             sum_down(window, slot_taps, ring, m * slots, count, upper, lower)
         else:
             first = row - len(window.extent) // 2
-            _sum_down_row(window, ring, m * slots, first, count, upper)
-            _sum_down_row(window, ring, m * slots, first + 1, count, lower)
+            sum_down_row(window, ring, m * slots, first, count, upper)
+            sum_down_row(window, ring, m * slots, first + 1, count, lower)
 
 
 @kernel
-def _sum_down_row(window, ring, begin, first, count, out):
-    """Sums of the rows of a ring from ``first`` on."""
+def sum_down_row(window, ring, begin, first, count, out):
+    """Sums of one row of the map, whose window begins at row ``first``, from such a ring."""
     slots = len(window.extent) + 1
     for j in range(count):
         total = window.taps[0] * ring[begin + first % slots, j]

@@ -15,33 +15,52 @@ def _variance(square, mean, zero):
 
 
 @kernel
-def similarity(mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, count, out):
-    """A row of the map: SSIM or its contrast-structure factor."""
+def similarity(
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, coverage, weights, count, out
+):  # fmt: skip
+    """A row of the map: SSIM or its contrast-structure factor.
+
+    Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
+    ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
+    images exactly 1, whatever the weights round to.
+    """
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = constants.c1, constants.c2
     for j in range(count):
-        var_d = _variance(e_d[j], mu_d[j], zero)
-        var_t = _variance(e_t[j], mu_t[j], zero)
+        mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
+        if coverage is not None:
+            covered = coverage[j]
+            mean_d, mean_t = covered * mean_d, covered * mean_t
+            square_d, square_t = covered * square_d, covered * square_t
+        var_d = _variance(square_d, mean_d, zero)
+        var_t = _variance(square_t, mean_t, zero)
         value = one - two * var_d / (var_t + var_d + two * c2)
         if not contrast:
-            full_d, full_t = mu_d[j] + offset_d[j], mu_t[j] + offset_t[j]
+            full_d, full_t = mean_d + offset_d[j], mean_t + offset_t[j]
             dd = full_d * full_d
             value *= one - two * dd / (full_t * full_t + dd + two * c1)
-        out[j] = value
+        out[j] = value if weights is None else weights[j] * (value - one)
 
 
 @kernel
 def derivatives(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, sign, inside, count, m_d, m_t,
-    v_d, v_t, out,
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, coverage, weights, sign, inside,
+    count, m_d, m_t, v_d, v_t, out,
 ):  # fmt: skip
-    """`similarity` with M_d, M_t + sign M_d, V_d and V_t, all zero where ``inside`` is zero."""
+    """`similarity` with M_d, M_t + sign M_d, V_d and V_t, all zero where ``inside`` is zero.
+
+    They are multiplied by the weights and the coverage, if these are not ``None``.
+    """
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = constants.c1, constants.c2
     for j in range(count):
-        mean_d, mean_t = mu_d[j], mu_t[j]
-        var_d = _variance(e_d[j], mean_d, zero)
-        var_t = _variance(e_t[j], mean_t, zero)
+        mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
+        if coverage is not None:
+            covered = coverage[j]
+            mean_d, mean_t = covered * mean_d, covered * mean_t
+            square_d, square_t = covered * square_d, covered * square_t
+        var_d = _variance(square_d, mean_d, zero)
+        var_t = _variance(square_t, mean_t, zero)
         inverse = one / (var_t + var_d + two * c2)
         b = var_d * inverse
         value = one - two * b
@@ -61,36 +80,19 @@ def derivatives(
             value *= luminance
         from_mu_d -= two * mean_d * from_var_d
         from_mu_t -= two * mean_t * from_var_t
+        if weights is not None:
+            factor = weights[j]
+            value = factor * (value - one)
+            if coverage is not None:
+                factor *= coverage[j]
+            from_mu_d, from_mu_t = factor * from_mu_d, factor * from_mu_t
+            from_var_d, from_var_t = factor * from_var_d, factor * from_var_t
         # Chosen, not multiplied: a position that is not inside may be NaN, from another plane.
         m_d[j] = from_mu_d if inside[j] > zero else zero
         m_t[j] = from_mu_t + sign * from_mu_d if inside[j] > zero else zero
         v_d[j] = from_var_d if inside[j] > zero else zero
         v_t[j] = from_var_t if inside[j] > zero else zero
         out[j] = value
-
-
-@kernel
-def weigh(weights, a):
-    """Multiplies each value by its weight."""
-    for j in range(weights.shape[0]):
-        a[j] *= weights[j]
-
-
-@kernel
-def multiply(factor, a):
-    """Multiplies all values by one factor."""
-    for j in range(a.shape[0]):
-        a[j] *= factor
-
-
-@kernel
-def weigh_deficits(weights, a):
-    """Weighted 1 - SSIM, negated.
-
-    Sums of deficits make identical images exactly 1, whatever the weights round to.
-    """
-    for j in range(weights.shape[0]):
-        a[j] = weights[j] * (a[j] - a.dtype.type(1))
 
 
 @inlined

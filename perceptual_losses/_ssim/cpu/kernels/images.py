@@ -18,16 +18,28 @@ def gather(image, start, out):
 
 
 @inlined
-def store_row(image, plane, i, begin, count, row):
-    """Writes a row's pixels from column ``begin`` on."""
+def store_row(image, plane, i, begin, scale, valid, row):
+    """Writes a row's pixels from column ``begin`` on.
+
+    They are multiplied by ``scale`` first, and those that are not valid are zero, whatever they
+    were. Either argument may be ``None``.
+    """
     start = place(image, plane, i, begin)
     if image.column == 1:
-        target = image.flat[start : start + count]
-        for j in range(count):
-            target[j] = row[j]
+        target = image.flat[start : start + row.shape[0]]
+        for j in range(row.shape[0]):
+            target[j] = _stored(j, scale, valid, row)
     else:
-        for j in range(count):
-            image.flat[start + j * image.column] = row[j]
+        for j in range(row.shape[0]):
+            image.flat[start + j * image.column] = _stored(j, scale, valid, row)
+
+
+@inlined
+def _stored(j, scale, valid, row):
+    value = row[j] if scale is None else row[j] * scale
+    if valid is None:
+        return value
+    return value if valid[j] else row.dtype.type(0)
 
 
 @kernel
@@ -42,13 +54,6 @@ def fill(value, count, out):
     """Sets the first values."""
     for j in range(count):
         out[j] = value
-
-
-@kernel
-def clear_invalid(valid, row):
-    """Sets the values of pixels that are not valid to zero, whatever they are."""
-    for j in range(valid.shape[0]):
-        row[j] = row[j] if valid[j] else row.dtype.type(0)
 
 
 @inlined
@@ -82,9 +87,13 @@ def representable(offset, low):
 
 
 @inlined
-def _combine(x, y, scale, offset_d, half, d, t):
+def _combine(x, y, scale, valid, offset_d, half, d, t):
+    zero = d.dtype.type(0)
     for j in range(x.shape[0]):
-        d[j], t[j] = _contrasts(d.dtype.type(x[j]), d.dtype.type(y[j]), scale, offset_d, half)
+        dj, tj = _contrasts(d.dtype.type(x[j]), d.dtype.type(y[j]), scale, offset_d, half)
+        # Chosen, not multiplied: a pixel that is not valid may be NaN.
+        d[j] = dj if valid is None or valid[j] else zero
+        t[j] = tj if valid is None or valid[j] else zero
 
 
 @inlined
@@ -104,21 +113,21 @@ def load_row(
         return
     begin, end = max(first, 0), min(first + count, width)
     x_at, y_at = place(x, plane, here, begin), place(y, plane, here, begin)
-    half = d.dtype.type(0.5) * offset_t + low
+    zero, half = d.dtype.type(0), d.dtype.type(0.5) * offset_t + low
     # The place of column 0 in the row.
     at -= first
     d_row, t_row = d[at + begin : at + end], t[at + begin : at + end]
+    kept = None if valid is None else valid[here, begin:end]
     if x.column == 1 and y.column == 1:
         x_row, y_row = x.flat[x_at : x_at + end - begin], y.flat[y_at:]
-        _combine(x_row, y_row, scale, offset_d, half, d_row, t_row)
+        _combine(x_row, y_row, scale, kept, offset_d, half, d_row, t_row)
     else:
         for j in range(end - begin):
             a = d.dtype.type(x.flat[x_at + j * x.column])
             b = d.dtype.type(y.flat[y_at + j * y.column])
-            d_row[j], t_row[j] = _contrasts(a, b, scale, offset_d, half)
-    if valid is not None:
-        clear_invalid(valid[here, begin:end], d_row)
-        clear_invalid(valid[here, begin:end], t_row)
+            dj, tj = _contrasts(a, b, scale, offset_d, half)
+            d_row[j] = dj if kept is None or kept[j] else zero
+            t_row[j] = tj if kept is None or kept[j] else zero
     for side in range(2):
         beside = range(first, begin) if side == 0 else range(end, first + count)
         for j in beside:

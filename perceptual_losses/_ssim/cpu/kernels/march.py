@@ -34,13 +34,10 @@ from .formulas import (
     add_signs_of_row,
     derivatives,
     finish_gradient,
-    multiply,
     similarity,
     total,
-    weigh,
-    weigh_deficits,
 )
-from .images import clear_invalid, copy, fill, load_row, local_offsets, representable, store_row
+from .images import copy, fill, load_row, local_offsets, representable, store_row
 
 
 @entry
@@ -170,35 +167,31 @@ def march(
                     for p in range(planes):
                         covered = coverage[(plane + p) // channels, here - map_top, begin:end]
                         copy(covered, coverage_row[p * pitch : p * pitch + count])
-                    for m in range(4):
-                        weigh(coverage_row[:length], moments[2 * m + i])
-                if gradients:
-                    derivatives(
-                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, contrast, sign, inside, length, source[3, shift:],
-                        source[0, shift:], source[1, shift:], source[2, shift:], line,
-                    )  # fmt: skip
-                else:
-                    similarity(
-                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, contrast, length, line,
-                    )  # fmt: skip
-                own = top <= here < bottom
-                if map_out is not None and own:
-                    for p in range(planes):
-                        out = map_out[plane + p, here - map_top, begin + own_begin : end]
-                        copy(line[p * pitch + own_begin :], out[: own_end - own_begin])
                 if map_weights is not None:
                     # The weights of an image are those of all its channels, or each has its own.
                     sharing = shape[0] * channels // map_weights.shape[0]
                     for p in range(planes):
                         weights = map_weights[(plane + p) // sharing, here - map_top, begin:end]
                         copy(weights, weight_row[p * pitch : p * pitch + count])
-                    weigh_deficits(weight_row[:length], line)
-                    if coverage is not None and gradients:
-                        weigh(coverage_row[:length], weight_row)
-                    for m in range(maps):
-                        weigh(weight_row[:length], source[m, shift:])
+                if gradients:
+                    derivatives(
+                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
+                        offset_t, constants, contrast, None if coverage is None else coverage_row,
+                        None if map_weights is None else weight_row, sign, inside, length,
+                        source[3, shift:], source[0, shift:], source[1, shift:], source[2, shift:],
+                        line,
+                    )  # fmt: skip
+                else:
+                    similarity(
+                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
+                        offset_t, constants, contrast, None if coverage is None else coverage_row,
+                        None if map_weights is None else weight_row, length, line,
+                    )  # fmt: skip
+                own = top <= here < bottom
+                if map_out is not None and own:
+                    for p in range(planes):
+                        out = map_out[plane + p, here - map_top, begin + own_begin : end]
+                        copy(line[p * pitch + own_begin :], out[: own_end - own_begin])
                 if own:
                     for p in range(planes):
                         at = p * pitch
@@ -239,11 +232,9 @@ def march(
                             added = add_signs_of_row(x, y, plane + p, done, left, step, pixels)
                             if k == 0:
                                 abs_differences[plane + p, part] += added
-                        if scales is not None:
-                            multiply(scales[image], pixels)
-                        if valid is not None:
-                            clear_invalid(valid[image, done, left:right], pixels)
+                        scaled = None if scales is None else scales[image]
+                        kept = None if valid is None else valid[image, done, left:right]
                         if k == 0:
-                            store_row(grad_x, plane + p, done, left, right - left, pixels)
+                            store_row(grad_x, plane + p, done, left, scaled, kept, pixels)
                         else:
-                            store_row(grad_y, plane + p, done, left, right - left, pixels)
+                            store_row(grad_y, plane + p, done, left, scaled, kept, pixels)

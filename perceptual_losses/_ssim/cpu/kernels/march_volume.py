@@ -7,14 +7,10 @@ from .formulas import (
     add_signs_of_row,
     derivatives,
     finish_gradient,
-    multiply,
     similarity,
     total,
-    weigh,
-    weigh_deficits,
 )
 from .images import (
-    clear_invalid,
     copy,
     fill,
     load_row,
@@ -59,6 +55,7 @@ def march_volume(
     ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     offsets_d, offsets_t, inside, values = rest[20], rest[21], rest[22], rest[23]
+    covered_slice, weight_slice = rest[24], rest[25]
     slot_taps, line = rows[:2], rows[5]
 
     for index in range(tasks.shape[0]):
@@ -93,6 +90,8 @@ def march_volume(
         fill(offset_d, area, offsets_d)
         fill(offset_t, area, offsets_t)
         fill(zero, area, inside)
+        fill(zero, area, covered_slice)
+        fill(zero, area, weight_slice)
         for i in range(end - begin):
             fill(one, count, inside[i * length :])
         for k in range(maps * slots):
@@ -120,22 +119,30 @@ def march_volume(
                 here = z + k
                 if here >= min(map_back, back + halo):
                     break
-                if coverage is not None:
-                    for i in range(begin, end):
-                        covered = coverage[image, here - map_front, i - map_top]
-                        for m in range(4):
-                            out = moments[2 * m + k, (i - begin) * length :]
-                            weigh(covered[columns_begin:columns_end], out)
+                sharing = channels
+                if map_weights is not None:
+                    # The weights of an image are those of all its channels, or each has its own.
+                    sharing = shape[0] * channels // map_weights.shape[0]
+                for i in range(begin, end):
+                    at, row = (i - begin) * length, i - map_top
+                    if coverage is not None:
+                        covered = coverage[image, here - map_front, row]
+                        copy(covered[columns_begin:columns_end], covered_slice[at : at + count])
+                    if map_weights is not None:
+                        weights = map_weights[volume // sharing, here - map_front, row]
+                        copy(weights[columns_begin:columns_end], weight_slice[at : at + count])
                 if gradients:
                     derivatives(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, contrast, sign, inside, area, source[3], source[0],
-                        source[1], source[2], values,
+                        offsets_t, constants, contrast, None if coverage is None else covered_slice,
+                        None if map_weights is None else weight_slice, sign, inside, area,
+                        source[3], source[0], source[1], source[2], values,
                     )  # fmt: skip
                 else:
                     similarity(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, contrast, area, values,
+                        offsets_t, constants, contrast, None if coverage is None else covered_slice,
+                        None if map_weights is None else weight_slice, area, values,
                     )  # fmt: skip
                 for i in range(begin, end):
                     at = (i - begin) * length
@@ -144,16 +151,6 @@ def march_volume(
                         out = map_out[volume, here - map_front, i - map_top]
                         out = out[columns_begin + own_begin : columns_begin + own_end]
                         copy(values[at + own_begin :], out)
-                    if map_weights is not None:
-                        sharing = shape[0] * channels // map_weights.shape[0]
-                        weights = map_weights[volume // sharing, here - map_front, i - map_top]
-                        weights = weights[columns_begin:columns_end]
-                        weigh_deficits(weights, values[at:])
-                        for m in range(maps):
-                            weigh(weights, source[m, at:])
-                            if coverage is not None:
-                                covered = coverage[image, here - map_front, i - map_top]
-                                weigh(covered[columns_begin:columns_end], source[m, at:])
                     if own:
                         sum_of_map += total(values[at + own_begin : at + own_end])
                 if gradients:
@@ -196,14 +193,11 @@ def march_volume(
                             added = add_signs_of_row(x, y, plane, i, left, step, pixels)
                             if g == 0:
                                 sum_of_differences += added
-                        if scales is not None:
-                            multiply(scales[image], pixels)
-                        if valid is not None:
-                            clear_invalid(valid[image, done, i, left:right], pixels)
+                        kept = None if valid is None else valid[image, done, i, left:right]
                         if g == 0:
-                            store_row(grad_x, plane, i, left, right - left, pixels)
+                            store_row(grad_x, plane, i, left, pixel_scale, kept, pixels)
                         else:
-                            store_row(grad_y, plane, i, left, right - left, pixels)
+                            store_row(grad_y, plane, i, left, pixel_scale, kept, pixels)
         sums[volume, part] = sum_of_map
         if l1 is not None:
             abs_differences[volume, part] = sum_of_differences
