@@ -13,6 +13,7 @@ from backends import BACKENDS, INTERPRETED, INTERPRETER
 from perceptual_losses import _evaluator
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import programs as gpu_programs
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.gpu import volume as gpu_volume
 
@@ -55,7 +56,7 @@ def _wide_tiles() -> Iterator[None]:
         tiles = gpu_tiles.Tile(64, 1, 1, 8), gpu_tiles.Tile(256, 1, 1, 8)
         of_kernels = gpu_tiles.KernelTiles(tiles, tiles, tiles, tiles)
         patch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
-        patch.setattr(gpu_tiles, "MIN_ROWS", 256)
+        patch.setattr(gpu_programs, "MIN_ROWS", 256)
         patch.setattr(gpu_volume, "DEPTH_TILE", gpu_tiles.Tile(1024, 1, 1, 8))
         patch.setattr(gpu_combine, "ROWS", 64)
         patch.setattr(gpu_levels, "TILES", 4)

@@ -23,7 +23,7 @@ from perceptual_losses._ssim.backend import Auxiliary, layout_of
 from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
-from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.gpu import programs
 
 CAPABILITIES = {75: 40, 80: 108, 90: 132}
 """Compute capabilities, with the multiprocessors of a GPU of each: a T4, an A100, an H200."""
@@ -179,7 +179,7 @@ class Figures(NamedTuple):
 def recording(capability: int, architecture: str | None = None) -> Iterator[list[Launch]]:
     """Collects the launches on such a GPU, or another, for tensors without memory."""
     launches: list[Launch] = []
-    machine = gpu_tiles.Machine(architecture or f"sm_{capability}", CAPABILITIES[capability])
+    machine = programs.Machine(architecture or f"sm_{capability}", CAPABILITIES[capability])
 
     def record(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
         launches.append(Launch(kernel, programs, warps, arguments, constants))

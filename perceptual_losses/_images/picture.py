@@ -79,8 +79,8 @@ def check_size(width: int, height: int, reading: Reading) -> None:
     """Refuses an image with more pixels than are allowed, before it is decoded."""
     if width * height > reading.megapixels * 1e6:
         raise NotReadError(
-            f"has {width}x{height} pixels, more than {reading.megapixels:g} million: raise "
-            "--max-megapixels"
+            f"has {width}x{height} pixels, more than {reading.megapixels:g} million: make it "
+            "smaller, or pass a larger --max-megapixels to compare"
         )
 
 

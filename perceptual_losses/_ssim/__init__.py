@@ -1,7 +1,7 @@
 """SSIM and MS-SSIM of two images, by one of several backends.
 
-`reference` is the specification, `backend` the interface of the fast ones, `plans` chooses among
-them and remembers, `autograd` gives them their gradient. Backends never import each other.
+`reference` is the specification, `backend` the interface of the fast ones. `dispatch` chooses among
+them, `plans` remembers, `autograd` gives them their gradient. Backends never import each other.
 """
 
 from .backend import Auxiliary
@@ -16,7 +16,8 @@ from .definition import (
     replaced,
     uniform,
 )
-from .plans import BACKENDS, Plans, call_key, choose_backend, evaluate, inverse_coverage
+from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
+from .plans import Plans, call_key
 from .pyramid import halve, halve_any, halve_valid
 from .reference import combine
 

@@ -139,7 +139,9 @@ def _add_train(commands: Commands) -> None:
         nargs="+",
         help="msssim: weights of the levels; else those of Wang et al.",
     )
-    parser.add_argument("--layers", help="dfc: dfc-123, which is the default, or dfc-345")
+    parser.add_argument(
+        "--layers", choices=("dfc-123", "dfc-345"), help="dfc: the model of the paper; else dfc-123"
+    )
     parser.add_argument(
         "--weights",
         help="dfc: a path, or random for features of no meaning; else imagenet",

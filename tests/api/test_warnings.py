@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perceptual_losses import L1MSSSIMLoss, MSSSIMLoss, VGGLoss, ms_ssim
-from perceptual_losses._ssim import plans
+from perceptual_losses._ssim import dispatch
 from perceptual_losses._ssim.cpu import backend as cpu
 from perceptual_losses.compat import pytorch_msssim
 
@@ -38,9 +38,9 @@ def test_the_line_of_the_call(call):
 
 def test_the_line_of_a_call_that_runs_the_reference(monkeypatch):
     monkeypatch.setattr(cpu, "unavailable", lambda device: "Numba is not there")
-    plans._warn_of_fallback.cache_clear()
+    dispatch._warn_of_fallback.cache_clear()
     with pytest.warns(RuntimeWarning, match="Numba is not there") as caught:
         MSSSIMLoss(levels=2)(IMAGE, IMAGE)
-    plans._warn_of_fallback.cache_clear()
+    dispatch._warn_of_fallback.cache_clear()
     (warning,) = caught
     assert warning.filename == __file__

@@ -11,7 +11,7 @@ from cpu_steps import pair, step
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss, _evaluator, ssim
 from perceptual_losses._runtime import numba_installed
-from perceptual_losses._ssim import plans
+from perceptual_losses._ssim import dispatch
 
 # Made before the fork: torch's own OpenMP threads do not survive one.
 IMAGES = pair(2, 3, 128, 128)
@@ -91,7 +91,7 @@ def no_numba(monkeypatch, request):
     else:
         monkeypatch.setitem(sys.modules, "perceptual_losses._runtime.numba_kernels", None)
     numba_installed._broken.cache_clear()
-    plans._warn_of_fallback.cache_clear()
+    dispatch._warn_of_fallback.cache_clear()
     # A function that has met such images would not ask again.
     _evaluator._evaluator.cache_clear()
     yield request.param

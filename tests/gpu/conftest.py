@@ -8,6 +8,7 @@ from kernel_steps import forget_plans
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import programs
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 
@@ -37,8 +38,8 @@ def tiles(monkeypatch):
         tiles = (gpu_tiles.Tile(lanes, columns, columns, 8, store_after_read=columns == 2),)
         of_kernels = gpu_tiles.KernelTiles(tiles, tiles if fused else (), tiles, tiles)
         monkeypatch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
-        monkeypatch.setattr(gpu_tiles, "MIN_ROWS", rows)
-        monkeypatch.setattr(gpu, "machine_of", lambda device: gpu_tiles.Machine("cpu", 1000))
+        monkeypatch.setattr(programs, "MIN_ROWS", rows)
+        monkeypatch.setattr(gpu, "machine_of", lambda device: programs.Machine("cpu", 1000))
         monkeypatch.setattr(gpu_levels, "TILES", 4)
         monkeypatch.setattr(gpu_combine, "ROWS", 4)
         monkeypatch.setattr(gpu_combine, "COLUMNS", 8)

@@ -10,7 +10,7 @@ from perceptual_losses._ssim.definition import Definition, Request, gaussian, pl
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import launch as gpu_launch
-from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.gpu import planning, programs
 from perceptual_losses._ssim.pyramid import halve
 
 MISSING = gpu.unavailable(torch.device("cpu"))
@@ -124,7 +124,7 @@ def step(function, x, y, **options):
 
 
 def planned(shapes, gradients, taps=11, padding="valid", multiprocessors=132, **others):
-    machine = gpu_tiles.Machine("sm_90", multiprocessors)
+    machine = programs.Machine("sm_90", multiprocessors)
     shapes = tuple(map(tuple, shapes))
-    work = gpu_tiles.Workload(shapes, (taps, taps), padding, gradients, **others)
-    return gpu_tiles.plan_level(work, machine)
+    work = programs.Workload(shapes, (taps, taps), padding, gradients, **others)
+    return planning.plan_level(work, machine)

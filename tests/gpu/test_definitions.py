@@ -20,6 +20,7 @@ from perceptual_losses._ssim.definition import Definition, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import programs
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 
 MISSING = gpu.unavailable(torch.device("cpu"))
@@ -47,7 +48,7 @@ def tiles(monkeypatch):
         tiles = (gpu_tiles.Tile(lanes, columns, 1, 8, store_after_read=columns == 2),)
         of_kernels = gpu_tiles.KernelTiles(tiles, tiles if fused else (), tiles, tiles)
         monkeypatch.setattr(gpu_tiles, "TILES", {None: {33: of_kernels}})
-        monkeypatch.setattr(gpu, "machine_of", lambda device: gpu_tiles.Machine("cpu", 2))
+        monkeypatch.setattr(gpu, "machine_of", lambda device: programs.Machine("cpu", 2))
         monkeypatch.setattr(gpu_levels, "TILES", 4)
         monkeypatch.setattr(gpu_combine, "ROWS", 8)
         monkeypatch.setattr(gpu_combine, "COLUMNS", 16)

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss
-from perceptual_losses._ssim import plans
+from perceptual_losses._ssim import dispatch
 from perceptual_losses._ssim.gpu import backend as gpu
 
 MISSING = gpu.unavailable(torch.device("cpu"))
@@ -44,14 +44,14 @@ def test_auto_takes_the_kernels(monkeypatch, loss, device):
 def test_auto_on_an_old_gpu(monkeypatch):
     old = "cuda:0 has compute capability 7.0, and 7.5 is the oldest it runs on"
     monkeypatch.setattr(gpu, "_capability", lambda device: (7, 0))
-    plans._warn_of_fallback.cache_clear()
+    dispatch._warn_of_fallback.cache_clear()
     with FakeTensorMode():
         x = torch.empty(2, 3, 64, 64, device="cuda")
         with pytest.warns(RuntimeWarning, match=f"{old}: the GPU runs the reference path"):
             assert SSIMLoss()(x, x).device.type == "cuda"
         with pytest.raises(ValueError, match=f"backend='triton' cannot run: {old}"):
             SSIMLoss(backend="triton")(x, x)
-    plans._warn_of_fallback.cache_clear()
+    dispatch._warn_of_fallback.cache_clear()
 
 
 def test_no_bfloat16_on_an_old_gpu(monkeypatch):

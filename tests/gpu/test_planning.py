@@ -17,7 +17,7 @@ from perceptual_losses._ssim.backend import NO_AUXILIARY, Layout, layout_of
 from perceptual_losses._ssim.definition import gaussian, uniform
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import levels as gpu_levels
-from perceptual_losses._ssim.gpu import taps
+from perceptual_losses._ssim.gpu import programs, taps
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.pyramid import halved_shape
 
@@ -167,7 +167,7 @@ def test_programs_share_the_rows(planes, strips, height, share):
     """Each row of each strip has one program, and each sum one place."""
     rows = min(share, height)
     tile = gpu_tiles.Tile(32, 2, 1, 8)
-    cover = gpu_tiles.Cover(tile, True, strips, height, rows, spans_strips=True, time=0.0)
+    cover = programs.Cover(tile, True, strips, height, rows, spans_strips=True, time=0.0)
     assert cover.lines(planes) == planes * strips * height
     owners = [line // rows for line in range(cover.lines(planes))]
     assert owners[-1] == cover.programs(planes) - 1
@@ -199,7 +199,7 @@ def test_maps_fit_their_memory(shape, width, taps, multiprocessors, padding, gra
         assert cover.strips * cover.tile.lanes * cover.tile.columns + beyond <= plan.pitch
         assert 1 <= cover.rows <= cover.height
     # All planes have their maps at once, and a kernel is launched for all.
-    machine = gpu_tiles.Machine("sm_90", multiprocessors)
+    machine = programs.Machine("sm_90", multiprocessors)
     x, request = Layout(torch.float32, shape, (1,) * 4, True), request_of(settings(taps, padding))
     request = request._replace(gradients=gradients)
     device = torch.device("meta")

@@ -15,6 +15,7 @@ from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ss
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Layout
 from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import levels as gpu_levels
+from perceptual_losses._ssim.gpu import programs
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.gpu import volume as gpu_volume
 
@@ -250,7 +251,7 @@ def launches_of(shape, padding, gradients=1, taps=11, mix=None):
     request = Request(definition, mix=mix, reduction="loss", gradients=gradients)
     strides = tuple(math.prod(shape[i + 1 :]) for i in range(5))
     layout = Layout(torch.float32, shape, strides, True)
-    machine = gpu_tiles.Machine("sm_90", 132)
+    machine = programs.Machine("sm_90", 132)
     device = torch.device("meta")
     return gpu_levels.forward_launches(machine, device, layout, layout, NO_AUXILIARY, request)
 
@@ -287,9 +288,9 @@ def test_programs_cover_every_plane():
     for padding, gradients in itertools.product(("valid", "zeros", "symmetric"), (0, 1)):
         moments, depth, *others = launches_of(shape, padding, gradients, taps)
         plan = gpu_volume.plan_volume(
-            gpu_tiles.Workload((shape,), (taps, taps), padding, gradients),
+            programs.Workload((shape,), (taps, taps), padding, gradients),
             Definition((gaussian(taps, 1.5),) * 3, 0.0, 1.0, 1e-4, 9e-4, padding),
-            gpu_tiles.Machine("sm_90", 132),
+            programs.Machine("sm_90", 132),
         )
         extended = {"symmetric": (taps - 1) * (2 if gradients else 1)}.get(padding, 0)
         assert plan.planes == shape[2] + extended

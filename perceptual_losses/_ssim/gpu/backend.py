@@ -23,7 +23,8 @@ from ..definition import Request, num_levels
 from . import combine, levels
 from .launch import Launches, in_rows
 from .map import MapPlan
-from .tiles import LARGEST_WINDOW, Machine
+from .programs import Machine
+from .tiles import LARGEST_WINDOW
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 OLDEST_TRITON = (3, 6)

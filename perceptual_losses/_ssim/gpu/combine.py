@@ -8,7 +8,7 @@ from ..backend import Auxiliary, Layout
 from ..definition import FLOOR, Request
 from .launch import Allocation, Buffer, Launch
 from .level import beside, load_kernels
-from .tiles import Machine, ceil_div
+from .programs import Machine, ceil_div
 
 # Rows and columns of a program that adds up levels.
 ROWS, COLUMNS = 4, 256

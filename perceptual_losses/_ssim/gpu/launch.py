@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backend import gradient_memory
-from .tiles import ceil_div
+from .programs import ceil_div
 
 # The filters are multiply-adds, which Triton 3.10 will no longer fuse unless it is asked to.
 OPTIONS = {"enable_fp_fusion": True}

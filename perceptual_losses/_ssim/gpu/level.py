@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from ..backend import Auxiliary, Layout
 from ..definition import Definition
 from .launch import Allocation, Buffer, Counter, Image, Launch
+from .planning import Plan
+from .programs import Cover, Machine
 from .taps import Passes, passes_of
-from .tiles import Cover, Machine, Plan
 
 
 @functools.cache

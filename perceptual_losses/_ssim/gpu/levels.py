@@ -23,7 +23,8 @@ from .level import (
     no_total,
     window_size,
 )
-from .tiles import Machine, Plan, Workload, ceil_div, plan_level
+from .planning import Plan, plan_level
+from .programs import Machine, Workload, ceil_div
 from .volume import VolumePlan, plan_volume, volume_launches
 
 # Rows and columns of a program that halves: from each halving of its rows comes a level.

@@ -12,7 +12,7 @@ from ..definition import Request
 from .launch import Allocation, Buffer, Image, Launch, Launches
 from .level import Level, beside, map_shape, no_total, window_size
 from .levels import auxiliary_names, gradient_of, launches_of_level, plan_of_level
-from .tiles import Machine, Workload
+from .programs import Machine, Workload
 
 
 class MapPlan:

@@ -17,7 +17,9 @@ from .level import (
     variant_of,
     window_size,
 )
-from .tiles import Cover, Machine, Tile, Workload, ceil_div, plan_planes
+from .planning import plan_planes
+from .programs import Cover, Machine, Workload, ceil_div
+from .tiles import Tile
 
 # The tile of `depth_kernel`: each thread goes through the planes at one position.
 DEPTH_TILE = Tile(64, 1, 1, 8)

@@ -21,7 +21,7 @@ from benchmarks.gpu import registers
 from perceptual_losses import _evaluator
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
-from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.gpu import programs
 
 KINDS = {
     **{f"u{bits}": np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -420,7 +420,7 @@ def _launch(kernel, programs, warps, *arguments, capability, **constants):
 @contextlib.contextmanager
 def running(capability, multiprocessors):
     """Lets tensors on the CPU take the GPU path as on such a GPU."""
-    machine = gpu_tiles.Machine(f"sm_{capability}", multiprocessors)
+    machine = programs.Machine(f"sm_{capability}", multiprocessors)
     launch = functools.partial(_launch, capability=capability)
     _evaluator._evaluator.cache_clear()
     try:

@@ -27,12 +27,12 @@ from .arguments import (
 )
 from .combine import combine_levels_kernel
 from .depth import depth_kernel
-from .fused import fused_kernel
-from .gradient import gradient_kernel
+from .gradient_of_maps import gradient_kernel
 from .levels import coarse_levels_kernel, downsample_kernel
 from .plane_moments import plane_moments_kernel
 from .sums import reduce_tiles_kernel
 from .value import value_kernel
+from .value_and_gradient import fused_kernel
 
 __all__ = [
     "COLUMNS_PER_ACCESS",

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from .addresses import map_begin, plane_at, tile_of
 from .arguments import COLUMNS_PER_ACCESS, Constants, Image, Maps
-from .fused import fused_kernel
 from .value import columns_before, value_kernel
+from .value_and_gradient import fused_kernel
 
 
 @triton.jit
