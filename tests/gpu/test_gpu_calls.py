@@ -17,7 +17,7 @@ from perceptual_losses import (
     ms_ssim,
     ssim,
 )
-from perceptual_losses._ssim import autograd, plans
+from perceptual_losses._ssim import autograd, dispatch
 from perceptual_losses._ssim.backend import NO_AUXILIARY
 
 pytestmark = needs_triton
@@ -119,7 +119,7 @@ def test_remembered_calls_in_the_interpreter(tiles, monkeypatch, loss, wanted):
     new = step(0)
     loss.backend = "triton"
     step(1)
-    for module, name in ((_validation, "check_images"), (plans, "choose_backend")):
+    for module, name in ((_validation, "check_images"), (dispatch, "choose_backend")):
         monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("is remembered"))
     for value, remembered in zip(new, step(0), strict=True):
         assert torch.equal(value, remembered)
