@@ -1,0 +1,46 @@
+"""Checks of tensors, whatever they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .values import describe
+
+
+def check_plain_tensor(name: str, values: Any) -> None:
+    """Refuses everything but a dense, strided tensor of real values."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} is {describe(values)}: pass a torch.Tensor")
+    if values.is_complex():
+        raise TypeError(f"{name} is {values.dtype}: pass real values, such as its abs()")
+    if values.layout != torch.strided or values.is_nested or values.is_quantized:
+        kind = "nested" if values.is_nested else f"{values.layout}, {values.dtype}"
+        raise TypeError(
+            f"{name} is {kind}: pass a plain tensor, such as its to_dense() or dequantize()"
+        )
+
+
+def check_differentiable(name: str, image: Any) -> None:
+    """Refuses an image that cannot have a gradient."""
+    check_plain_tensor(name, image)
+    if not image.is_floating_point():
+        raise TypeError(f"{name} is {image.dtype} and has no gradient: pass {name}.float()")
+
+
+def kept(values: Tensor) -> Tensor:
+    """Values that autograd may keep: a copy of those that were made in inference mode."""
+    if torch.compiler.is_compiling() or not values.is_inference():
+        return values
+    return values.clone()
+
+
+def host_readable(values: Tensor) -> bool:
+    """Whether values can be read without waiting for a GPU, and outside any tracing."""
+    return (
+        values.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
