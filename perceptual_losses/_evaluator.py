@@ -54,6 +54,9 @@ class Options(NamedTuple):
 
 # The options that make a definition.
 _DEFINING = Options._fields[: Options._fields.index("reduction")]
+# The options that may be sequences, and the types of those that need no conversion.
+SEQUENCES = ("window_size", "sigma", "weights")
+_UNCHANGING = (tuple, int, float, type(None))
 
 
 class Terms(NamedTuple):
@@ -251,15 +254,18 @@ class _Prepared(NamedTuple):
 
 def evaluator(options: Options) -> Evaluator:
     """The evaluator of these options: the same one for the same options, if these can be hashed."""
-    if isinstance(options.weights, list):
-        options = replaced(options, weights=tuple(options.weights))
+    for name in SEQUENCES:
+        if not isinstance(getattr(options, name), _UNCHANGING):
+            options = replaced(options, **{name: _validation.as_tuple(getattr(options, name))})
     if torch.compiler.is_compiling():
         return Evaluator(options)
     try:
         return _evaluator(options, _types(options))
     except TypeError:
         # An option is not accepted, or accepted and not hashable.
-        return Evaluator(options)
+        pass
+    # Not in the handler: the error would be shown twice.
+    return Evaluator(options)
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from . import _validation
-from ._evaluator import Evaluator, Options, Terms
+from ._evaluator import SEQUENCES, Evaluator, Options, Terms
+from ._runtime.tracing import refuse_scripting
 from .similarity import MS_SSIM_WEIGHTS
 
 
@@ -97,6 +98,8 @@ class StructuralLoss(nn.Module):
         """The options, for `repr`."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
+    __prepare_scriptable__ = refuse_scripting
+
     # The checked options with the plans of the images so far; no part of a copy or a pickle.
     _evaluator = None
 
@@ -110,7 +113,8 @@ class StructuralLoss(nn.Module):
         return checked
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
+        # A list could change later without being set.
+        super().__setattr__(name, _validation.as_tuple(value) if name in SEQUENCES else value)
         if name in self.__dataclass_fields__:
             # The next call checks the new options.
             self.__dict__["_evaluator"] = None
@@ -131,11 +135,6 @@ class MultiScaleLoss(StructuralLoss):
         super().__post_init__()
         self.weights = tuple(map(float, self.weights))
         self._checked_evaluator()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # A list could change later without being set.
-        value = tuple(value) if name == "weights" and isinstance(value, list) else value
-        super().__setattr__(name, value)
 
 
 class SSIMLoss(StructuralLoss):

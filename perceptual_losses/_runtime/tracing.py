@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -59,4 +59,12 @@ def observed(*tensors: Any) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
         or any(tensor.is_neg() for tensor in tensors)
+    )
+
+
+def refuse_scripting(module: Any) -> NoReturn:
+    """Refuses ``torch.jit.script``, which asks each module that it finds what it may compile."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile {type(module).__name__}: pass the model with the loss to "
+        "torch.export.export or torch.jit.trace, or script only the model"
     )

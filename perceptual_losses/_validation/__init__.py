@@ -1,9 +1,9 @@
 """Checks of what the public functions are given, before any work.
 
-Each module is about one kind of argument: `options`, `levels`, `ranges`, `images` and `masks`; they
-share `values` and `tensors`. No check reads the values of an image: that would wait for the GPU,
-and overshoot beyond the range is normal while training. Each error says what was given, what is
-allowed and what to pass.
+Each module is about one kind of argument: `options`, `levels`, `ranges`, `images` (with `axes`) and
+`masks`; they share `values` and `tensors`. No check reads the values of an image: that would wait
+for the GPU, and overshoot beyond the range is normal while training. Each error says what was
+given, what is allowed and what to pass.
 """
 
 from .images import check_colour_images, check_images, size_text
@@ -12,11 +12,12 @@ from .masks import check_total, mask_weights, valid_pixels
 from .options import REDUCTIONS, settings, structural_share
 from .ranges import low_and_length, ranges_of_images
 from .tensors import check_differentiable, check_plain_tensor
-from .values import check_choice, finite_number, positive_number
+from .values import as_tuple, check_choice, finite_number, positive_number
 
 __all__ = [
     "NORMALIZATIONS",
     "REDUCTIONS",
+    "as_tuple",
     "check_choice",
     "check_colour_images",
     "check_differentiable",

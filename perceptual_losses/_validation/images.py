@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._ssim import Definition, compute_dtype
+from . import axes
 from .ranges import check_integer_range
 from .tensors import check_plain_tensor
 
@@ -25,12 +26,14 @@ def check_images(
         if image.dim() not in (4, 5):
             raise ValueError(
                 f"{name} has shape {tuple(image.shape)}: pass images (N, C, H, W) or volumes "
-                "(N, C, D, H, W); unsqueeze(0) adds a missing batch or channel dimension"
+                f"(N, C, D, H, W){axes.missing_axes(name, tuple(image.shape))}"
             )
     if x.shape != y.shape:
+        shapes = {"x": tuple(x.shape), "y": tuple(y.shape)}
+        advice = [axes.channels_last(name, shape) for name, shape in shapes.items()]
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: pass equal shapes; nothing is "
-            "broadcast (use expand_as)"
+            f"x has shape {shapes['x']} and y {shapes['y']}: pass "
+            f"{advice[0] or advice[1] or 'equal shapes; nothing is broadcast (use expand_as)'}"
         )
     if x.device != y.device:
         raise ValueError(
@@ -59,24 +62,25 @@ def check_window(definition: Definition, x: Tensor) -> None:
     """Refuses images that the window does not fit into."""
     sides, windows = x.shape[2:], definition.windows
     if len(windows) not in (1, len(sides)):
+        advice = axes.as_images_or_volumes("x", tuple(x.shape))
         raise ValueError(
             f"window_size or sigma has {len(windows)} entries and x has shape {tuple(x.shape)}: "
             f"pass one number, or {len(sides)}, one for each axis after the channels"
+            + (f"; or pass {advice}, and y alike" if advice else "")
         )
     sizes = [len(window) for window in windows] * (len(sides) // len(windows))
     if all(size <= side for size, side in zip(sizes, sides, strict=True)):
         return
+    window_size = sizes[0] if len(windows) == 1 else tuple(sizes)
+    text = f"window_size={window_size} is larger than the image, {size_text(x)}"
+    advice = axes.as_images_or_volumes("x", tuple(x.shape))
+    if advice is not None:
+        raise ValueError(f"{text}, and x has shape {tuple(x.shape)}: pass {advice}, and y alike")
     if len(windows) > 1:
-        raise ValueError(
-            f"window_size={tuple(sizes)} is larger than the image, {size_text(x)}: pass a smaller "
-            "one, or larger images"
-        )
+        raise ValueError(f"{text}: pass a smaller one, or larger images")
     size, smallest = sizes[0], min(sides)
     fits = f"window_size={smallest - 1 + smallest % 2} or " if smallest > 0 else ""
-    raise ValueError(
-        f"window_size={size} is larger than the image, {size_text(x)}: pass {fits}images of at "
-        f"least {size_text(x, size)}"
-    )
+    raise ValueError(f"{text}: pass {fits}images of at least {size_text(x, size)}")
 
 
 def check_colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
@@ -85,15 +89,16 @@ def check_colour_images(name: str, image: Any, data_range: float | tuple[float, 
     shape = tuple(image.shape)
     if image.dim() not in (4, 5):
         raise ValueError(
-            f"{name} has shape {shape}: pass images (N, C, H, W) or frames (N, C, T, H, W); "
-            "unsqueeze(0) adds a missing batch dimension"
+            f"{name} has shape {shape}: pass images (N, C, H, W) or frames (N, C, T, H, W)"
+            f"{axes.missing_axes(name, shape)}"
         )
     if 0 in (shape[0], *shape[2:-2]):
         raise ValueError(f"{name} has shape {shape}, which holds no image: pass at least one")
     if image.shape[1] not in (1, 3):
+        advice = axes.as_images_or_frames(name, shape)
         raise ValueError(
             f"{name} has shape {shape} with {image.shape[1]} channels: the networks know images of "
-            "3 channels, and 1 that is repeated; pass those that are colours"
+            f"3 channels, and 1 that is repeated; pass {advice or 'those that are colours'}"
         )
     check_integer_range(name, image, data_range)
 

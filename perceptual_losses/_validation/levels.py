@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -32,9 +33,9 @@ def check_levels(value: Any, count: int) -> None:
     """Refuses a number of levels that ``count`` weights do not allow."""
     if isinstance(value, str) and value == "auto":
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)):
         raise TypeError(f"levels is {describe(value)}: pass 'auto' or an int")
-    if not 1 <= value <= count:
+    if not 1 <= int(value) <= count:
         raise ValueError(
             f"levels={value}: pass 'auto' or 1 to {count}, the number of weights (or more weights)"
         )

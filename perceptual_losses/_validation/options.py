@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from .._ssim import Definition, gaussian, uniform
 from .ranges import low_and_length
-from .values import check_choice, describe, finite_number, positive_number
+from .values import as_tuple, check_choice, describe, finite_number, positive_number
 
 WINDOWS = ("gaussian", "uniform")
 DEFAULT_SIGMA = 1.5
@@ -53,20 +53,21 @@ def settings(
 
 def _window_sizes(window_size: Any) -> tuple[int, ...]:
     """The window's size along each axis, or one for all axes."""
-    sizes = window_size if isinstance(window_size, tuple) else (window_size,)
+    sizes = as_tuple(window_size)
+    sizes = sizes if isinstance(sizes, tuple) else (sizes,)
     if len(sizes) not in (1, 2, 3):
         raise ValueError(
             f"window_size={window_size} has {len(sizes)} entries: pass an odd int, or one for each "
             "axis: (rows, columns), or (depth, rows, columns) for volumes"
         )
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not isinstance(size, (int, Integral)):
             raise TypeError(
                 f"window_size is {describe(size)}: pass an odd int, such as 11, or a tuple of them"
             )
         if size < 1 or size % 2 == 0:
             raise ValueError(f"window_size={size} is not odd and positive: pass 11, 7 or 5, say")
-    return sizes
+    return tuple([int(size) for size in sizes])
 
 
 def _windows(
@@ -76,13 +77,12 @@ def _windows(
     if window == "uniform":
         if not isinstance(sigma, Real) or sigma != DEFAULT_SIGMA:
             raise ValueError(
-                f"sigma={sigma} with window='uniform', whose pixels all weigh the same: leave "
+                f"sigma={sigma!r} with window='uniform', whose pixels all weigh the same: leave "
                 "sigma out and pass window_size, or pass window='gaussian'"
             )
         return tuple([uniform(size) for size in sizes])
-    if isinstance(sigma, list):
-        raise TypeError("sigma is of type list: pass a number, or a tuple with one for each axis")
-    sigmas = sigma if isinstance(sigma, tuple) else (sigma,)
+    sigmas = as_tuple(sigma)
+    sigmas = sigmas if isinstance(sigmas, tuple) else (sigmas,)
     sigmas = tuple([positive_number("sigma", value) for value in sigmas])
     axes = max(len(sigmas), len(sizes))
     if axes > 3 or {len(sigmas), len(sizes)} - {1, axes}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -35,6 +36,11 @@ def check_choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> None
     # `in` compares an array element by element.
     if not isinstance(value, (str, type(None))) or value not in allowed:
         raise ValueError(f"{name}={value!r} is unknown: pass one of {allowed}")
+
+
+def as_tuple(value: Any) -> Any:
+    """A list or another sequence as a tuple, which cannot change later; anything else as it is."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def describe(value: Any) -> str:

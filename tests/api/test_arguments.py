@@ -2,12 +2,14 @@
 
 import inspect
 import re
+from collections import UserList
 
 import numpy as np
 import pytest
 import torch
 
 from perceptual_losses import (
+    FeatureLoss,
     L1MSSSIMLoss,
     L1SSIMLoss,
     MSSSIMLoss,
@@ -21,7 +23,7 @@ FUNCTIONS = [ssim, ssim_map, ms_ssim]
 LOSSES = [SSIMLoss, MSSSIMLoss, L1SSIMLoss, L1MSSSIMLoss]
 
 IMAGES = {
-    "rank": ((3, 32, 32), (3, 32, 32), "x has shape (3, 32, 32).*unsqueeze(0)"),
+    "rank": ((3, 32, 32), (3, 32, 32), "x has shape (3, 32, 32).*x.unsqueeze(0) is one image"),
     "rank_6": ((1,) * 6, (1,) * 6, "shape (1, 1, 1, 1, 1, 1).*volumes"),
     "shapes": ((1, 3, 32, 32), (1, 1, 32, 32), "(1, 3, 32, 32) and y (1, 1, 32, 32).*expand_as"),
     "empty_batch": ((0, 3, 32, 32), (0, 3, 32, 32), "(0, 3, 32, 32), which holds no image"),
@@ -140,11 +142,18 @@ OPTIONS = [
     ({"window_size": (11, 7.0)}, TypeError, "window_size is 7.0 (float): pass an odd int"),
     ({"window_size": (3, 3, 3, 3)}, ValueError, "window_size=(3, 3, 3, 3) has 4 entries"),
     ({"window_size": ()}, ValueError, "window_size=() has 0 entries: pass an odd int, or one for"),
-    ({"window_size": [11, 11]}, TypeError, "window_size is of type list"),
+    ({"window_size": "11"}, TypeError, "window_size is '11' (str): pass an odd int"),
+    ({"window_size": ["11", 11]}, TypeError, "window_size is '11' (str): pass an odd int"),
+    ({"window_size": np.float64(11)}, TypeError, "(float64): pass an odd int"),
+    ({"window_size": np.array([11, 11])}, TypeError, "window_size is of type ndarray"),
     ({"sigma": (1.5, -1)}, ValueError, "sigma=-1 is not positive"),
     ({"sigma": (1.5, None)}, TypeError, "sigma is None (NoneType)"),
     ({"sigma": (1.0, 1.0, 1.0, 1.0)}, ValueError, "has 4 entries and window_size 1: pass one"),
-    ({"sigma": [1.5, 1.5]}, TypeError, "sigma is of type list"),
+    ({"sigma": [1.5, -1]}, ValueError, "sigma=-1 is not positive"),
+    ({"sigma": np.ones(2)}, TypeError, "sigma is of type ndarray"),
+    ({"sigma": "1.5"}, TypeError, "sigma is '1.5' (str): pass a Python number"),
+    ({"k1": "0.01"}, TypeError, "k1 is '0.01' (str): pass a Python number"),
+    ({"data_range": "255"}, TypeError, "data_range is '255' (str): pass a number L"),
     ({"sample_covariance": 1}, TypeError, "sample_covariance is 1 (int): pass True or False"),
     ({"sample_covariance": np.True_}, TypeError, "sample_covariance is of type bool"),
 ]
@@ -160,6 +169,9 @@ LEVELS = [
     ({"levels": "all"}, TypeError, "levels is 'all' (str): pass 'auto' or an int"),
     ({"levels": np.ones(2)}, TypeError, "levels is of type ndarray"),
     ({"levels": 2.0}, TypeError, "levels is 2.0 (float)"),
+    ({"levels": "2"}, TypeError, "levels is '2' (str): pass 'auto' or an int"),
+    ({"weights": ["0.5", "0.5"]}, TypeError, "weights is '0.5' (str): pass a Python number"),
+    ({"weights": "0.5"}, TypeError, "weights is '0.5' (str): pass a list or tuple"),
     ({"normalize": "sigmoid"}, ValueError, "normalize='sigmoid' is unknown.*'floor'.*None"),
 ]
 
@@ -171,8 +183,147 @@ def test_options(options, error, text):
     takers = [taker for taker in FUNCTIONS + LOSSES if name in inspect.signature(taker).parameters]
     assert len(takers) in (3, 6, 7)
     for taker in takers:
-        with pytest.raises(error, match=pattern(text)):
+        with pytest.raises(error, match=pattern(text)) as raised:
             taker(**options) if taker in LOSSES else taker(x, x, **options)
+        # One traceback, not two with "During handling of the above exception" between.
+        assert raised.value.__context__ is None
+
+
+class Configured(UserList):
+    """A sequence that is no list, as those of configuration files are."""
+
+    def __hash__(self):
+        return hash(str(self))
+
+
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({"window_size": np.int64(7)}, {"window_size": 7}),
+        ({"window_size": [np.int32(7), 5]}, {"window_size": (7, 5)}),
+        ({"window_size": Configured([7, 5])}, {"window_size": (7, 5)}),
+        ({"sigma": np.float32(2)}, {"sigma": 2.0}),
+        ({"sigma": Configured([1.0, 2.0])}, {"sigma": (1.0, 2.0)}),
+        ({"sigma": [1.0, 2.0]}, {"sigma": (1.0, 2.0)}),
+        ({"k1": np.float32(0.25), "k2": np.int8(1)}, {"k1": 0.25, "k2": 1}),
+        ({"data_range": np.uint8(255)}, {"data_range": 255}),
+        ({"data_range": (np.int64(-1), np.float64(1))}, {"data_range": (-1, 1)}),
+        ({"weights": Configured([0.5, 0.5])}, {"weights": (0.5, 0.5)}),
+        (
+            {"weights": np.array([0.5, 0.5]).tolist(), "levels": np.int64(2)},
+            {"weights": (0.5, 0.5)},
+        ),
+    ],
+)
+def test_options_as_configuration_files_and_numpy_give_them(options, plain):
+    x = torch.rand(1, 1, 176, 176)
+    takers = [
+        t for t in FUNCTIONS + LOSSES if options.keys() <= inspect.signature(t).parameters.keys()
+    ]
+    assert len(takers) in (3, 7)
+    for taker in takers:
+        values = [
+            taker(**given)(x, x.square()) if taker in LOSSES else taker(x, x.square(), **given)
+            for given in (options, plain)
+        ]
+        assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("kind", [list, Configured])
+def test_a_sequence_that_changes_later_changes_no_loss(kind):
+    x = torch.rand(1, 1, 24, 24)
+    sizes = kind([7, 5])
+    loss = SSIMLoss(window_size=sizes)
+    before = loss(x, x.square())
+    assert ssim(x, x.square(), window_size=sizes) == 1 - before
+    sizes[0] = 3
+    assert loss.window_size == (7, 5)
+    assert loss(x, x.square()) == before
+    assert ssim(x, x.square(), window_size=sizes) != 1 - before
+
+
+ORDERS = {
+    "one_grey_image": ((32, 40), "; x[None, None] is one grey image (H, W)"),
+    "one_image": ((3, 32, 40), "; x.unsqueeze(0) is one image (C, H, W)"),
+    "channels_last_of_one": (
+        (32, 40, 3),
+        "; x.permute(2, 0, 1).unsqueeze(0) is one image (H, W, C)",
+    ),
+    "channels_last": (
+        (2, 32, 40, 3),
+        "pass x.permute(0, 3, 1, 2) if these are images (N, H, W, C)",
+    ),
+    "grey_last": ((2, 32, 40, 1), "pass x.permute(0, 3, 1, 2) if these are images (N, H, W, C)"),
+    "volumes": ((2, 16, 32, 40, 3), "pass x.permute(0, 4, 1, 2, 3) if these are volumes"),
+    "videos_last": ((2, 4, 32, 40, 3), "x.flatten(0, 1).permute(0, 3, 1, 2) if they are videos"),
+    "videos": ((2, 8, 3, 32, 40), "pass x.flatten(0, 1) if these are videos (B, T, C, H, W)"),
+    "grey_videos": (
+        (2, 8, 1, 32, 40),
+        "or x.flatten(0, 1) if they are grey videos (B, T, 1, H, W)",
+    ),
+    "slices": ((2, 3, 1, 32, 40), "pass x.squeeze(2) if these are single slices (N, C, 1, H, W)"),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("case", ORDERS)
+def test_the_advice_for_another_order_of_axes(function, case):
+    shape, text = ORDERS[case]
+    with pytest.raises(ValueError, match=re.escape(text)) as raised:
+        function(torch.rand(shape), torch.rand(shape))
+    assert str(shape) in str(raised.value)
+    assert "pass window_size" not in str(raised.value)
+    # Windows with a size for each axis of images do not fit either.
+    if len(shape) == 5:
+        with pytest.raises(ValueError, match=re.escape(text.removeprefix("pass "))):
+            function(torch.rand(shape), torch.rand(shape), window_size=(11, 11))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_one_of_two_images_in_another_order(function):
+    x, y = torch.rand(2, 3, 32, 40), torch.rand(2, 32, 40, 3)
+    text = "pass {}.permute(0, 3, 1, 2) if these are images (N, H, W, C)"
+    for pair, name in (((x, y), "y"), ((y, x), "x")):
+        with pytest.raises(ValueError, match=re.escape(text.format(name))):
+            function(*pair)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 32, 40), (1, 8, 4, 4), (2, 3, 8, 8)])
+def test_small_images_and_thin_volumes_are_told_the_size(shape):
+    with pytest.raises(ValueError, match="pass window_size=(3|7) or images of at least") as raised:
+        ssim(torch.rand(shape), torch.rand(shape))
+    assert "if these are" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((32, 40, 3), "x.permute(2, 0, 1).unsqueeze(0) is one image (H, W, C)"),
+        ((2, 32, 40, 3), "pass x.permute(0, 3, 1, 2) if these are images (N, H, W, C)"),
+        ((2, 8, 3, 32, 40), "pass x.transpose(1, 2) if these are videos (N, T, C, H, W)"),
+        ((2, 8, 32, 40, 3), "pass x.permute(0, 4, 1, 2, 3) if these are videos (N, T, H, W, C)"),
+    ],
+)
+def test_the_advice_of_losses_on_features(shape, text):
+    loss = FeatureLoss(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), {"0": 1.0})
+    with pytest.raises(ValueError, match=re.escape(text)):
+        loss(torch.rand(shape), torch.rand(shape))
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.* is (deprecated|not supported)")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *[loss() for loss in LOSSES],
+        FeatureLoss(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), {"0": 1.0}),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_scripting_is_refused(loss):
+    text = f"torch.jit.script cannot compile {type(loss).__name__}: .*torch.export.export"
+    for module in (loss, torch.nn.Sequential(torch.nn.ReLU(), loss)):
+        with pytest.raises(RuntimeError, match=text):
+            torch.jit.script(module)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
