@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._runtime.tracing import refuse_scripting
+
 
 class Frozen(nn.Module):
     """A module with constants, which are neither parameters nor buffers.
@@ -23,6 +25,8 @@ class Frozen(nn.Module):
         self._constants: dict[str, Tensor] = {}
         # An empty tensor with the device and the dtype that the module has been moved to.
         self._place = torch.empty(0, dtype=torch.float32)
+
+    __prepare_scriptable__ = refuse_scripting
 
     @property
     def device(self) -> torch.device:
