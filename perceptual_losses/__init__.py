@@ -1,5 +1,6 @@
 """Differentiable perceptual losses for PyTorch."""
 
+from .compilation import precompile
 from .features import FeatureLoss, LPIPSLoss, StyleLoss, VGGLoss, vgg_features
 from .similarity import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
 from .structural import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
@@ -17,6 +18,7 @@ __all__ = [
     "StyleLoss",
     "VGGLoss",
     "ms_ssim",
+    "precompile",
     "ssim",
     "ssim_map",
     "vgg_features",

@@ -9,9 +9,12 @@ import warnings
 from pathlib import Path
 
 from numba import njit
+from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
+
+from .compile_notice import CompileNotice
 
 # Fused multiply-adds, and sums in any order; NaN and infinity keep their meaning.
 OPTIONS = {
@@ -95,6 +98,7 @@ def _digest(folder):
 
 def entry(function):
     """A kernel that Python calls, kept on disk."""
+    _notice.watch(function)
     compiled = njit(**OPTIONS)(function)
     try:
         compiled.enable_caching()
@@ -104,6 +108,9 @@ def entry(function):
         return njit(**OPTIONS)(function)
     return compiled
 
+
+_notice = CompileNotice()
+event.register("numba:compile", _notice)
 
 # A process forked while another thread compiles would wait for that thread, which it does not have.
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,69 @@
+"""A message for users who wait while kernels are compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from numba.core import event
+
+SECONDS = 1.0
+"""The time that a user waits without a message."""
+
+LOGGER = logging.getLogger("perceptual_losses")
+
+
+class CompileNotice(event.Listener):
+    """Says once in a process that it compiles, as soon as a user has waited for a second.
+
+    Numba calls it before and after it compiles anything. It holds its compiler lock meanwhile, so
+    that one kernel is compiled at a time.
+    """
+
+    def __init__(self) -> None:
+        self._watched: set[Callable[..., Any]] = set()
+        self._waited = 0.0
+        self._began = 0.0
+        self._told = False
+        self._timer: threading.Timer | None = None
+
+    def watch(self, function: Callable[..., Any]) -> None:
+        """Counts the time that a kernel takes to compile."""
+        self._watched.add(function)
+
+    def on_start(self, event: Any) -> None:
+        """Begins to wait for a kernel."""
+        dispatcher = event.data["dispatcher"]
+        if self._told or dispatcher.py_func not in self._watched:
+            return
+        folder = dispatcher.stats.cache_path
+        timer = threading.Timer(max(0.0, SECONDS - self._waited), self._tell, [folder])
+        timer.daemon = True
+        self._began = time.monotonic()
+        # An interpreter that is shutting down starts no threads.
+        with contextlib.suppress(RuntimeError):
+            timer.start()
+            self._timer = timer
+
+    def on_end(self, event: Any) -> None:
+        """Ends the wait for a kernel."""
+        if self._timer is not None and event.data["dispatcher"].py_func in self._watched:
+            self._timer.cancel()
+            self._timer.join()
+            self._timer = None
+            self._waited += time.monotonic() - self._began
+
+    def _tell(self, folder: str | None) -> None:
+        self._told = True
+        kept = f"they are kept in {folder}"
+        if folder is None:
+            kept = "no folder can be written to, so each process does: set NUMBA_CACHE_DIR to one"
+        LOGGER.warning(
+            "perceptual_losses is compiling the CPU kernels of this loss, which takes seconds the "
+            "first time; %s",
+            kept,
+        )
