@@ -69,7 +69,9 @@ def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
     done = subprocess.run(
         command, cwd=trouble, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.stderr.splitlines() == [
+    lines = done.stderr.splitlines()
+    # The first process on a machine compiles, and says so.
+    assert [line for line in lines if not line.startswith("perceptual_losses is compiling")] == [
         *(f"{name}: {text}" for name, text in PROBLEMS.items()),
         "left out 2 files without an image's suffix",
         "compared 2 of 10",
