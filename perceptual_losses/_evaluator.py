@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _masks, _validation
+from ._runtime import shards
 from ._runtime.warnings import warn
 from ._ssim import (
     BACKENDS,
@@ -155,6 +156,8 @@ class Evaluator:
 
     def terms(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Terms:
         """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""
+        if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
+            return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
         call = self._prepare(x, y, mask, valid, ranges)
         if call.is_weighted:
             return self._weighted_terms(x, y, call)
@@ -168,6 +171,14 @@ class Evaluator:
         return self._mixed(l1, structural)
 
     def _first_call(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Tensor:
+        if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
+            evaluate_images = self._without_reduction()
+            (values,) = shards.evaluate_shards(
+                lambda *local: [evaluate_images(*local)],
+                self._options.reduction,
+                **{"x": x, "y": y, "mask": mask, "valid": valid, "data_range": ranges},
+            )
+            return values
         call = self._prepare(x, y, mask, valid, ranges)
         if call.is_weighted and call.request.mix is not None:
             return self._weighted_terms(x, y, call).loss
@@ -215,6 +226,15 @@ class Evaluator:
         else:
             distance = distance.mean()
         return self._mixed(distance / request.definition.length, structural)
+
+    def _without_reduction(self) -> Evaluator:
+        """The evaluator with these options that gives a value for each image."""
+        return evaluator(replaced(self._options, reduction="none"))
+
+    def _terms_of_shards(self, **batches: Any) -> Terms:
+        """The terms of images that are distributed over processes."""
+        terms, reduction = self._without_reduction().terms, self._options.reduction
+        return Terms(*shards.evaluate_shards(terms, reduction, **batches))
 
     def _mixed(self, l1: Tensor, structural: Tensor) -> Terms:
         return Terms(torch.lerp(l1, structural, self._options.structural_weight), l1, structural)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._runtime.shards import is_distributed
 from .._ssim import Definition, compute_dtype
 from . import axes
 from .ranges import check_integer_range
@@ -86,6 +87,11 @@ def check_window(definition: Definition, x: Tensor) -> None:
 def check_colour_images(name: str, image: Any, data_range: float | tuple[float, float]) -> None:
     """Refuses everything but a batch of grey or colour images, or of frames of them."""
     check_plain_tensor(name, image)
+    if is_distributed(image):
+        raise TypeError(
+            f"{name} is a DTensor, which only the call of a loss takes: pass {name}.to_local() or "
+            f"{name}.full_tensor()"
+        )
     shape = tuple(image.shape)
     if image.dim() not in (4, 5):
         raise ValueError(

@@ -1,0 +1,112 @@
+"""Batches that are distributed over processes, as a `DTensor` has them.
+
+Each process computes the values of its own entries, and torch adds them up. No kernel knows of the
+others.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_PLAIN = (Tensor, Parameter, type(None))
+
+
+def is_distributed(value: Any) -> bool:
+    """Whether the value is a DTensor. It does not import what has none."""
+    if type(value) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def evaluate_shards(
+    compute: Callable[..., Sequence[Tensor]], reduction: str, **batches: Any
+) -> list[Tensor]:
+    """The values of all entries, distributed as the batches are, or their means.
+
+    Args:
+        compute: gives values ``(N, ...)`` of local batches, which it gets in this order.
+        reduction: ``"none"``, or ``"mean"`` for the mean of the whole batch, on each process.
+        batches: batches by name, with ``x`` first, and ``None`` for those that are left out.
+
+    Raises:
+        ValueError: the batches are not distributed alike, over their first axis.
+    """
+    given = {name: batch for name, batch in batches.items() if batch is not None}
+    _check_alike(given)
+    local = {name: batch.to_local() for name, batch in given.items()}
+    # A process that has no entry must not be the only one that fails: it computes one of its own.
+    is_empty = len(local["x"]) == 0
+    if is_empty:
+        local = {name: torch.cat([a, a.new_ones(1, *a.shape[1:])]) for name, a in local.items()}
+    found = compute(*[local.get(name) for name in batches])
+    if is_empty:
+        found = [values[:0] for values in found]
+    combine = _mean if reduction == "mean" else _joined
+    return [combine(values, given["x"]) for values in found]
+
+
+def _joined(values: Tensor, x: Any) -> Tensor:
+    """The values of all entries, distributed like ``x``."""
+    from torch.distributed.tensor import DTensor
+
+    # torch would take all shards for equally long.
+    whole = torch.empty(len(x), *values.shape[1:], device="meta")
+    return DTensor.from_local(
+        values,
+        *(x.device_mesh, x.placements),
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
+
+
+def _mean(values: Tensor, x: Any) -> Tensor:
+    """The mean of all entries, whole on each process, where `item` then gives it."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = x.device_mesh
+    # Divided here: older releases of torch divide a DTensor by the number of an earlier call.
+    share = values.sum() / (len(x) * values[:1].numel() if len(values) else 1)
+    placements = [Partial() if place.is_shard() else place for place in x.placements]
+    partial = DTensor.from_local(share, mesh, placements, run_check=False)
+    return partial.redistribute(placements=[Replicate()] * mesh.ndim)
+
+
+def _check_alike(batches: dict[str, Any]) -> None:
+    """Refuses batches that are not distributed over their entries, each of them alike."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    for name, batch in batches.items():
+        if not is_distributed(batch):
+            other = next(name for name, batch in batches.items() if is_distributed(batch))
+            raise ValueError(
+                f"{other} is a DTensor and {name} is not: pass distribute_tensor({name}, "
+                f"{other}.device_mesh, {other}.placements), with an entry for each image, or the "
+                f"local part of all, such as {other}.to_local()"
+            )
+    x = batches["x"]
+    for name, batch in batches.items():
+        for placement in batch.placements:
+            if type(placement) not in (Shard, Replicate) or getattr(placement, "dim", 0) != 0:
+                raise ValueError(
+                    f"{name} has the placements {batch.placements}, and only a batch can be "
+                    f"distributed: pass {name}.redistribute(placements=[Shard(0)]), for a mesh of "
+                    f"one dimension, or {name}.full_tensor()"
+                )
+        if (batch.device_mesh, batch.placements) != (x.device_mesh, x.placements):
+            raise ValueError(
+                f"x has the placements {x.placements} and {name} {batch.placements}: pass "
+                f"{name}.redistribute(x.device_mesh, x.placements)"
+            )
+        if len(batch) != len(x):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and {name} {tuple(batch.shape)}, and both are "
+                "distributed: pass an entry for each image, with expand()"
+            )
