@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
+from .._runtime import shards
 from .backbone import FeatureExtractor, as_images, checkpointed, without_autocast
 from .frozen import Frozen
 
@@ -59,10 +60,19 @@ class ExtractorLoss(Frozen):
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
         _validation.check_choice("reduction", self.reduction, _validation.REDUCTIONS)
+        if shards.is_distributed(x) or shards.is_distributed(y):
+            (values,) = shards.evaluate_shards(
+                lambda *local: [self._per_image(*local)], self.reduction, x=x, y=y
+            )
+            return values
+        per_image = self._per_image(x, y)
+        return per_image.mean() if self.reduction == "mean" else per_image
+
+    def _per_image(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The losses ``(N,)``, for frames ``(N, T)``."""
         distances = list(self.layer_distances(x, y).values())
         with without_autocast(x.device):
-            per_image = torch.stack(distances).sum(0)
-        return per_image.mean() if self.reduction == "mean" else per_image
+            return torch.stack(distances).sum(0)
 
     def _in_chunks(
         self, compare: Comparison, x: Tensor, y: Tensor | Mapping[str, Tensor]
