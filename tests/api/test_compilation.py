@@ -82,6 +82,8 @@ def compiled(monkeypatch):
 @pytest.fixture
 def stored(monkeypatch, tmp_path):
     """Loads a module with a kernel, whose folder can be written to."""
+    config = pytest.importorskip("numba.core.config")
+    monkeypatch.setattr(config, "CACHE_DIR", "")  # Kernels are kept beside the module.
     (tmp_path / "stored.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
 
