@@ -117,6 +117,7 @@ def one_of_two(rank, folder):
         "unlike": lambda: feature(x_shards, shards(y, Replicate())),
         "mask": lambda: ssim(x_shards, x_shards, mask=torch.ones(24, 26)),
         "mask_of_one": lambda: ssim(x_shards, x_shards, mask=shards(x[:1, :1], Shard(0))),
+        "empty": lambda: ssim(x_shards[:0], x_shards[:0]),
         "features": lambda: feature.features(x_shards),
         "shapes": lambda: ssim(x_shards, shards(y[..., :20], Shard(0))),
     }.items():
@@ -138,6 +139,7 @@ REFUSED = {
     "unlike": "and y (Replicate(),): pass y.redistribute(x.device_mesh, x.placements)",
     "mask": "x is a DTensor and mask is not: pass distribute_tensor(mask, x.device_mesh",
     "mask_of_one": "and mask (1, 1, 24, 26), and both are distributed: pass an entry for each",
+    "empty": "(0, 3, 24, 26), which holds no image",
     "features": "y is a DTensor, which only the call of a loss takes: pass y.to_local()",
     "shapes": "pass equal shapes; nothing is broadcast",
 }
