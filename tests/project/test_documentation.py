@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import vgg
 
 import perceptual_losses
 from benchmarks.gpu import host
@@ -18,32 +17,35 @@ from benchmarks.validation import numerics
 
 ROOT = Path(__file__).parents[2]
 
-PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```python" in page.read_text()]
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "```python" in page.read_text()
+]
 
 
 def run_code(page):
-    """The names after all of the page's code, in its order."""
+    """The names after a page's code, pasted from its top into an interpreter that has no names."""
     torch.manual_seed(0)
-    vgg16, vgg19 = (vgg.make_layers(vgg.cfgs[name]).state_dict() for name in "DE")
-    x, y = torch.rand(4, 3, 192, 192, requires_grad=True), torch.rand(4, 3, 192, 192)
-    names = {"torch": torch, "x": x, "y": y, "vgg16": vgg16, "vgg19": vgg19}
+    names = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code, page.name, "exec"), names)
     return names
 
 
+# The pages say so too: they have random features because ImageNet's weights are a download.
+@pytest.mark.filterwarnings("ignore:the features of .* are random")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_code(page, tmp_path, monkeypatch):
+def test_code_can_be_pasted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_code(page)
-
-
-def test_the_readme_is_right():
-    names = run_code(ROOT / "README.md")
-    assert names["x"].grad.abs().max() > 0
-    assert names["per_image"].shape == (4,)
-    assert names["errors"].shape == (4, 3, 192, 192)
-    assert 1 - names["errors"].mean().item() == pytest.approx(names["similarity"].item(), abs=0.02)
+    names = run_code(page)
+    if page.name == "README.md":
+        assert names["similarity"].item() + names["errors"].mean().item() == pytest.approx(
+            1, abs=0.02
+        )
+        assert names["per_image"].shape == (4,)
+        assert names["errors"].shape == (4, 3, 192, 192)
+        assert names["gradient"].abs().max() > 0
 
 
 def test_the_readme_is_short():
