@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ class ExtractorLoss(Frozen):
         _validation.check_choice("reduction", reduction, _validation.REDUCTIONS)
         self.extractor, self.reduction, self.chunk_size = extractor, reduction, chunk_size
         self._check_chunk_size()
+
+    if TYPE_CHECKING:
+        # nn.Module's own is typed as taking and returning anything.
+        def __call__(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor: ...
 
     def load(self) -> None:
         """Fetches ImageNet's weights now, if they are to be used; otherwise the first call does."""
@@ -59,6 +64,16 @@ class ExtractorLoss(Frozen):
         return found
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The loss: the distances of all layers, weighted and added up, and the mean over images.
+
+        Args:
+            x: prediction, ``(N, 3, H, W)`` or ``(N, 1, H, W)``, or frames ``(N, C, T, H, W)``.
+            y: target of the same shape, or its `features`.
+
+        Returns:
+            A scalar, or ``(N,)`` with ``reduction="none"``, for frames ``(N, T)``. It is 0 for
+            identical images. Gradients flow to ``x`` and ``y``.
+        """
         _validation.check_choice("reduction", self.reduction, _validation.REDUCTIONS)
         if shards.is_distributed(x) or shards.is_distributed(y):
             (values,) = shards.evaluate_shards(

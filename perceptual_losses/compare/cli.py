@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .._images.picture import Reading
+from .._literals import LPIPSBackbone, VGGPreset
 from .._validation import smallest_side
 from ..features import LPIPSLoss, VGGLoss
 from ..similarity import MS_SSIM_WEIGHTS
@@ -188,12 +189,12 @@ def ready_losses(options: argparse.Namespace) -> dict[str, VGGLoss | LPIPSLoss]:
     return found
 
 
-def vgg_layers(options: argparse.Namespace) -> str:
+def vgg_layers(options: argparse.Namespace) -> VGGPreset:
     """The layers of the VGG loss."""
     return options.vgg_layers or "johnson"
 
 
-def lpips_backbone(options: argparse.Namespace) -> str:
+def lpips_backbone(options: argparse.Namespace) -> LPIPSBackbone:
     """The network of LPIPS."""
     return options.lpips_backbone or "alexnet"
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, VGGLoss
+from perceptual_losses._literals import VGGPreset
 
 OUTPUTS: dict[str, tuple[type[nn.Module], tuple[float, float]]] = {
     "sigmoid": (nn.Sigmoid, (0.0, 1.0)),
@@ -317,7 +318,7 @@ class DFCVAE(BaseVAE):
     def __init__(
         self,
         *,
-        layers: str | Mapping[str, float] = "dfc-123",
+        layers: VGGPreset | Mapping[str, float] = "dfc-123",
         weights: str | PathLike[str] | Mapping[str, Tensor] | nn.Module | None = "imagenet",
         kl_weight: float = VGG_KL_WEIGHT,
         **options: Any,
