@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,15 @@ from ._features.presets import (
     resolve_layers,
 )
 from ._features.weights import Weights, read
+from ._literals import Backbone, Distance, LPIPSBackbone, Reduction, StylePreset, VGGPreset
 
-DISTANCES = ("l1", "l2")
+DISTANCES = get_args(Distance)
 
 
 def vgg_features(
     layers: list[str] | tuple[str, ...],
     *,
-    backbone: str = "vgg16",
+    backbone: Backbone = "vgg16",
     weights: Weights = "imagenet",
     data_range: float | tuple[float, float] = 1.0,
     dtype: torch.dtype | None = None,
@@ -81,8 +83,7 @@ def vgg_features(
 
     Raises:
         ValueError: a layer or backbone is unknown, weights belong to another network, or images
-            have other channels, are too small or on another device; the message says what to pass
-            instead.
+            have other channels, are too small or on another device.
         RuntimeError: ImageNet's weights cannot be fetched; the message says where to put the file.
 
     Examples:
@@ -149,8 +150,6 @@ class FeatureLoss(ExtractorLoss):
         >>> x, y = torch.rand(2, 1, 3, 32, 32)
         >>> loss(x, x).item(), bool(loss(x, y) > 0)
         (0.0, True)
-        >>> len(list(loss.parameters())), len(loss.state_dict())
-        (0, 0)
     """
 
     layers: dict[str, float]
@@ -160,13 +159,13 @@ class FeatureLoss(ExtractorLoss):
         network: nn.Module,
         layers: Mapping[str, float],
         *,
-        distance: str = "l1",
+        distance: Distance = "l1",
         data_range: float | tuple[float, float] = 1.0,
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = DEVIATION,
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         _validation.check_choice("distance", distance, DISTANCES)
         weights = layer_weights(layers)
@@ -215,8 +214,7 @@ class VGGLoss(FeatureLoss):
     $$
 
     with $p = 1$ for ``distance="l1"`` and 2 for ``"l2"``: a mean over the elements of each
-    layer, the weighted sum over layers, the mean over images. It has no unit and no upper bound but
-    that of the features.
+    layer, the weighted sum over layers, the mean over images. It has no unit and no upper bound.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", ECCV 2016.
@@ -226,16 +224,14 @@ class VGGLoss(FeatureLoss):
             of a paper: ``"johnson"`` (relu2_2 of the paper above), ``"dfc-123"`` and ``"dfc-345"``
             (Hou et al. 2017, for VAEs), ``"srgan"`` (Ledig et al. 2017) or ``"esrgan"`` (Wang et
             al. 2018, features before the activation).
-        backbone: as for `vgg_features`; by default the paper's, or ``"vgg16"``.
-        weights: as for `vgg_features`, like ``data_range``, ``dtype`` and ``checkpointing``. The
-            distance is computed in float32 or wider.
+        backbone: the network, as for `vgg_features`; by default the paper's, or ``"vgg16"``.
+        weights: the network's weights, as for `vgg_features`.
         distance: ``"l1"``, or ``"l2"`` for the squared distance; by default the paper's, or
             ``"l1"``.
         data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
-        dtype: the dtype that the network computes in.
+        dtype: the dtype that the network computes in; the distance is in float32 or wider.
         checkpointing: trades time for memory.
-        chunk_size: the number of images that go through the network at a time, as for
-            `FeatureLoss`; for long videos.
+        chunk_size: the number of images that go through the network at a time; for long videos.
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Shapes:
@@ -258,16 +254,16 @@ class VGGLoss(FeatureLoss):
 
     def __init__(
         self,
-        layers: Mapping[str, float] | str = "johnson",
+        layers: Mapping[str, float] | VGGPreset = "johnson",
         *,
-        backbone: str | None = None,
+        backbone: Backbone | None = None,
         weights: Weights = "imagenet",
-        distance: str | None = None,
+        distance: Distance | None = None,
         data_range: float | tuple[float, float] = 1.0,
         dtype: torch.dtype | None = None,
         checkpointing: bool = False,
         chunk_size: int | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         preset = resolve_layers(layers, VGG_PRESETS, backbone, distance, "l1")
         _validation.check_choice("distance", preset.distance, DISTANCES)
@@ -282,7 +278,7 @@ class VGGLoss(FeatureLoss):
         super().__init__(
             extractor,
             preset.layers,
-            distance=preset.distance,
+            distance=cast(Distance, preset.distance),
             chunk_size=chunk_size,
             reduction=reduction,
         )
@@ -306,7 +302,13 @@ class StyleLoss(ExtractorLoss):
     Args:
         layers: weights by names of layers, or the layers and network of a paper: ``"johnson"`` or
             ``"gatys"``.
-        backbone: as for `VGGLoss`, like all the options that follow.
+        backbone: the network, as for `vgg_features`; by default the paper's, or ``"vgg16"``.
+        weights: the network's weights, as for `vgg_features`.
+        data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
+        dtype: the dtype that the network computes in; Gram matrices are in float32 or wider.
+        checkpointing: trades time for memory.
+        chunk_size: the number of images that go through the network at a time.
+        reduction: ``"mean"`` over images, or ``"none"``.
 
     Shapes:
         as for `FeatureLoss`, except that ``y`` may have another height and width, and may be one
@@ -327,15 +329,15 @@ class StyleLoss(ExtractorLoss):
 
     def __init__(
         self,
-        layers: Mapping[str, float] | str = "johnson",
+        layers: Mapping[str, float] | StylePreset = "johnson",
         *,
-        backbone: str | None = None,
+        backbone: Backbone | None = None,
         weights: Weights = "imagenet",
         data_range: float | tuple[float, float] = 1.0,
         dtype: torch.dtype | None = None,
         checkpointing: bool = False,
         chunk_size: int | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         preset = resolve_layers(layers, STYLE_PRESETS, backbone, None, "l2")
         extractor = Extractor(
@@ -387,8 +389,7 @@ class LPIPSLoss(ExtractorLoss):
 
     with the norm over channels; the mean over images. It equals version 0.1 of the ``lpips``
     package for the same weights, with two exceptions. Where all features of a pixel are zero, the
-    gradient is zero, not NaN. Where their squares overflow, the distance is NaN, not that of
-    features of zero.
+    gradient is zero, not NaN. Where their squares overflow, the distance is NaN.
 
     Zhang, Isola, Efros, Shechtman and Wang, "The unreasonable effectiveness of deep features as a
     perceptual metric", CVPR 2018.
@@ -400,10 +401,10 @@ class LPIPSLoss(ExtractorLoss):
         linear: the weights $w$, which stay as they are: ``"lpips"`` for the calibrated ones of
             version 0.1, or those that ``weights`` holds beside the network; a path or a state dict
             with lpips's names; or ``None`` for 1, the distance before its calibration.
-        data_range: as for `vgg_features`, like ``dtype`` and ``checkpointing``.
+        data_range: ``L`` for images in ``[0, L]``, or a pair ``(low, high)``.
         dtype: the dtype that the network computes in.
         checkpointing: trades time for memory.
-        chunk_size: as for `VGGLoss`.
+        chunk_size: the number of images that go through the network at a time.
         reduction: ``"mean"`` over images, or ``"none"``.
 
     Shapes:
@@ -424,7 +425,7 @@ class LPIPSLoss(ExtractorLoss):
 
     def __init__(
         self,
-        backbone: str = "vgg16",
+        backbone: LPIPSBackbone = "vgg16",
         *,
         weights: Weights = "imagenet",
         linear: str | os.PathLike[str] | Mapping[str, Tensor] | None = "lpips",
@@ -432,7 +433,7 @@ class LPIPSLoss(ExtractorLoss):
         dtype: torch.dtype | None = None,
         checkpointing: bool = False,
         chunk_size: int | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         _validation.check_choice("backbone", backbone, tuple(LPIPS_LAYERS))
         # One file may hold the linear weights beside the network.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ._evaluator import Options, evaluator
+from ._literals import Backend, Normalization, Padding, Reduction, Window
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
@@ -18,17 +19,17 @@ def ssim(
     y: Tensor,
     *,
     data_range: float | tuple[float, float] | Tensor = 1.0,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int | tuple[int, ...] = 11,
     sigma: float | tuple[float, ...] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
+    padding: Padding = "valid",
     mask: Tensor | None = None,
     valid: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Structural similarity (SSIM) of two batches of images: 1 for identical ones, at least -1.
 
@@ -122,25 +123,42 @@ def ssim_map(
     y: Tensor,
     *,
     data_range: float | tuple[float, float] | Tensor = 1.0,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int | tuple[int, ...] = 11,
     sigma: float | tuple[float, ...] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
+    padding: Padding = "valid",
     valid: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The SSIM of each window, for looking at where two images differ, or for one's own pooling.
 
-    Arguments, definition, dtypes, gradients and errors are those of `ssim`, which is the mean of
-    this map.
+    Its mean is `ssim`, which has the definition. Dtypes and gradients are the same.
+
+    Args:
+        x: prediction, as for `ssim`.
+        y: target, as for `ssim`.
+        data_range: as for `ssim`.
+        window: as for `ssim`.
+        window_size: as for `ssim`.
+        sigma: as for `ssim`.
+        k1: as for `ssim`.
+        k2: as for `ssim`.
+        sample_covariance: as for `ssim`.
+        padding: as for `ssim`; it decides the size of the map.
+        valid: as for `ssim`.
+        backend: as for `ssim`.
 
     Returns:
         ``(N, C, H', W')`` with values from -1 to 1, higher is more similar. With
         ``padding="valid"`` each side is ``window_size - 1`` shorter than the images'; else the
         sizes are equal. Around a centre that is not ``valid`` the value is 1, without gradient.
+
+    Raises:
+        TypeError: as for `ssim`.
+        ValueError: as for `ssim`.
 
     Examples:
         >>> import torch
@@ -172,20 +190,20 @@ def ms_ssim(
     y: Tensor,
     *,
     data_range: float | tuple[float, float] | Tensor = 1.0,
-    window: str = "gaussian",
+    window: Window = "gaussian",
     window_size: int | tuple[int, ...] = 11,
     sigma: float | tuple[float, ...] = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,
     sample_covariance: bool = False,
-    padding: str = "valid",
+    padding: Padding = "valid",
     mask: Tensor | None = None,
     valid: Tensor | None = None,
     weights: Sequence[float] = MS_SSIM_WEIGHTS,
-    levels: int | str = "auto",
-    normalize: str | None = "floor",
-    reduction: str = "mean",
-    backend: str = "auto",
+    levels: int | Literal["auto"] = "auto",
+    normalize: Normalization | None = "floor",
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
 ) -> Tensor:
     r"""Multi-scale structural similarity (MS-SSIM): 1 for identical images. Higher is more similar.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from . import _validation
 from ._evaluator import SEQUENCES, Evaluator, Options, Terms
+from ._literals import Backend, Normalization, Padding, Reduction, Window
 from ._runtime.tracing import refuse_scripting
 from .similarity import MS_SSIM_WEIGHTS
 
@@ -20,19 +21,31 @@ class StructuralLoss(nn.Module):
     """A loss whose options are attributes, which may change between calls."""
 
     data_range: float | tuple[float, float] = 1.0
-    window: str = "gaussian"
+    window: Window = "gaussian"
     window_size: int | tuple[int, ...] = 11
     sigma: float | tuple[float, ...] = 1.5
     k1: float = 0.01
     k2: float = 0.03
     sample_covariance: bool = False
-    padding: str = "valid"
-    reduction: str = "mean"
-    backend: str = "auto"
+    padding: Padding = "valid"
+    reduction: Reduction = "mean"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         super().__init__()
         self._checked_evaluator()
+
+    if TYPE_CHECKING:
+        # nn.Module's own is typed as taking and returning anything.
+        def __call__(
+            self,
+            x: Tensor,
+            y: Tensor,
+            *,
+            mask: Tensor | None = None,
+            valid: Tensor | None = None,
+            data_range: Tensor | None = None,
+        ) -> Tensor: ...
 
     def forward(
         self,
@@ -43,7 +56,30 @@ class StructuralLoss(nn.Module):
         valid: Tensor | None = None,
         data_range: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a prediction ``x`` and a target ``y``, as the class documents it."""
+        """The loss of a prediction and a target: 0 for identical images; lower is more similar.
+
+        `SSIMLoss` computes ``1 - ssim(x, y)`` and `MSSSIMLoss` ``1 - ms_ssim(x, y)``. `L1SSIMLoss`
+        and `L1MSSSIMLoss` mix it with L1. The options are the module's attributes. Call the module
+        itself, ``loss(x, y)``, as any `torch.nn.Module`.
+
+        Args:
+            x: prediction, images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)``, with any number
+                of channels, any strides and any real dtype.
+            y: target, same shape and device; its dtype may differ.
+            mask: non-negative weights or booleans that broadcast to ``(N, 1, H, W)``: how much
+                each pixel counts.
+            valid: booleans that broadcast to ``(N, 1, H, W)``: the pixels that exist. The others
+                are not read.
+            data_range: a tensor ``(N,)`` with the range of each image, in place of the option.
+
+        Returns:
+            A scalar, or ``(N,)`` with ``reduction="none"``; float64 if ``x`` or ``y`` is, else
+            float32, under autocast too. Gradients flow to ``x`` and ``y``.
+
+        Raises:
+            TypeError: an argument is of a kind that is not accepted.
+            ValueError: an argument has a value, shape or device that is not.
+        """
         return (self._evaluator or self._checked_evaluator())(x, y, mask, valid, data_range)
 
     def value_and_grad(
@@ -128,8 +164,8 @@ class MultiScaleLoss(StructuralLoss):
     """A structural loss of several levels."""
 
     weights: Sequence[float] = MS_SSIM_WEIGHTS
-    levels: int | str = "auto"
-    normalize: str | None = "floor"
+    levels: int | Literal["auto"] = "auto"
+    normalize: Normalization | None = "floor"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,8 +176,24 @@ class MultiScaleLoss(StructuralLoss):
 class SSIMLoss(StructuralLoss):
     """``1 - ssim(x, y)``: 0 for identical images, at most 2; falls while training.
 
-    The options are those of `ssim`, and attributes of the same names, which may change between
-    calls. The module has no parameters and no buffers, and follows the device of the images.
+    The options are attributes, which may change between calls. The module has no parameters and no
+    buffers, and follows the device of the images.
+
+    Args:
+        data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
+            tanh decoder. A tensor with the range of each image is passed to the call.
+        window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
+        window_size: pixels across the window, odd; or a tuple of them in the order of the axes,
+            (rows, columns) or (depth, rows, columns).
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        k1: stabilises the luminance where the images are near zero.
+        k2: stabilises the contrast where they are flat.
+        sample_covariance: whether variances and covariance are the unbiased ones.
+        padding: ``"valid"`` counts only windows inside the image, ``"zeros"`` puts ``low`` around
+            it, and ``"symmetric"`` mirrors it, edge pixel included.
+        reduction: ``"mean"`` over the batch, or ``"none"`` for one loss per image.
+        backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
+            asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
@@ -163,8 +215,30 @@ class MSSSIMLoss(MultiScaleLoss):
 
     It is at most 1 unless ``normalize=None``.
 
-    The options are those of `ms_ssim`, and attributes of the same names, which may change between
-    calls. The module has no parameters and no buffers, and follows the device of the images.
+    The options are attributes, which may change between calls. The module has no parameters and no
+    buffers, and follows the device of the images.
+
+    Args:
+        data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
+            tanh decoder. A tensor with the range of each image is passed to the call.
+        window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
+        window_size: pixels across the window at each level, odd; or a tuple of them in the order of
+            the axes, (rows, columns) or (depth, rows, columns).
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        k1: stabilises the luminance where the images are near zero.
+        k2: stabilises the contrast where they are flat.
+        sample_covariance: whether variances and covariance are the unbiased ones.
+        padding: ``"valid"`` counts only windows inside the image, ``"zeros"`` puts ``low`` around
+            it, and ``"symmetric"`` mirrors it, edge pixel included.
+        reduction: ``"mean"`` over the batch, or ``"none"`` for one loss per image.
+        backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
+            asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
+        weights: exponent of each level, finest first; any number of levels.
+        levels: ``"auto"`` takes as many levels as fit, with a warning if the weights are more; an
+            int takes that many or raises.
+        normalize: the treatment of a level's mean before the power, which has no real value for
+            negative ones: ``"floor"`` (smooth, and always with a gradient), ``"relu"`` (0, without
+            one), ``"simple"`` (another metric) or ``None`` (NaN). `ms_ssim` has the formulas.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
@@ -234,10 +308,24 @@ class L1SSIMLoss(MixedLoss):
     Kerbl, Kopanas, Leimkuehler and Drettakis, "3D Gaussian Splatting for Real-Time Radiance Field
     Rendering", ACM Transactions on Graphics 42(4), 2023.
 
+    The options are attributes, which may change between calls.
+
     Args:
         weight: share of the structural term, from 0 to 1.
-        data_range: as for `ssim`, like all the options that follow. They are
-            attributes too, as is ``weight``, and may change between calls.
+        data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
+            tanh decoder. A tensor with the range of each image is passed to the call.
+        window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
+        window_size: pixels across the window, odd; or a tuple of them in the order of the axes,
+            (rows, columns) or (depth, rows, columns).
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        k1: stabilises the luminance where the images are near zero.
+        k2: stabilises the contrast where they are flat.
+        sample_covariance: whether variances and covariance are the unbiased ones.
+        padding: ``"valid"`` counts only windows inside the image, ``"zeros"`` puts ``low`` around
+            it, and ``"symmetric"`` mirrors it, edge pixel included.
+        reduction: ``"mean"`` over the batch, or ``"none"`` for one loss per image.
+        backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
+            asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
@@ -270,10 +358,30 @@ class L1MSSSIMLoss(MixedLoss, MultiScaleLoss):
     Zhao, Gallo, Frosio and Kautz, "Loss functions for image restoration with neural networks", IEEE
     Transactions on Computational Imaging 3(1), 2017.
 
+    The options are attributes, which may change between calls.
+
     Args:
         weight: share of the structural term, from 0 to 1.
-        data_range: as for `ms_ssim`, like all the options that follow. They are
-            attributes too, as is ``weight``, and may change between calls.
+        data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
+            tanh decoder. A tensor with the range of each image is passed to the call.
+        window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
+        window_size: pixels across the window at each level, odd; or a tuple of them in the order of
+            the axes, (rows, columns) or (depth, rows, columns).
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        k1: stabilises the luminance where the images are near zero.
+        k2: stabilises the contrast where they are flat.
+        sample_covariance: whether variances and covariance are the unbiased ones.
+        padding: ``"valid"`` counts only windows inside the image, ``"zeros"`` puts ``low`` around
+            it, and ``"symmetric"`` mirrors it, edge pixel included.
+        reduction: ``"mean"`` over the batch, or ``"none"`` for one loss per image.
+        backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
+            asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
+        weights: exponent of each level, finest first; any number of levels.
+        levels: ``"auto"`` takes as many levels as fit, with a warning if the weights are more; an
+            int takes that many or raises.
+        normalize: the treatment of a level's mean before the power, which has no real value for
+            negative ones: ``"floor"`` (smooth, and always with a gradient), ``"relu"`` (0, without
+            one), ``"simple"`` (another metric) or ``None`` (NaN). `ms_ssim` has the formulas.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:

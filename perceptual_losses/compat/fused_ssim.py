@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._literals import FusedSSIMPadding, Padding
 from ..similarity import ssim
 
 __all__ = ["fused_ssim", "fused_ssim3d"]
 
-_PADDINGS = {"same": "zeros", "valid": "valid"}
+_PADDINGS: dict[FusedSSIMPadding, Padding] = {"same": "zeros", "valid": "valid"}
 
 
-def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
+def fused_ssim(
+    img1: Tensor, img2: Tensor, padding: FusedSSIMPadding = "same", train: bool = True
+) -> Tensor:
     """SSIM of images with values in [0, 1] as fused-ssim computes it: 1 for identical images.
 
     It does more than fused-ssim: the gradient reaches ``img2`` too, any dtype, layout and device
@@ -41,7 +44,9 @@ def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = 
     return _similarity(img1, img2, padding, train)
 
 
-def fused_ssim3d(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:
+def fused_ssim3d(
+    img1: Tensor, img2: Tensor, padding: FusedSSIMPadding = "same", train: bool = True
+) -> Tensor:
     """SSIM of volumes with values in [0, 1] as fused-ssim computes it: 1 for identical volumes.
 
     The window has 11 voxels along each axis. The rest is as in `fused_ssim`.
@@ -74,7 +79,7 @@ def _check_dimensions(image: Tensor, dimensions: int, expected: str, other: str)
         raise ValueError(f"img1 has shape {shape}: pass {expected}, or call {other} for these")
 
 
-def _similarity(img1: Tensor, img2: Tensor, padding: str, train: bool) -> Tensor:
+def _similarity(img1: Tensor, img2: Tensor, padding: FusedSSIMPadding, train: bool) -> Tensor:
     if padding not in _PADDINGS:
         raise ValueError(f"padding={padding!r} is unknown: pass one of {tuple(_PADDINGS)}")
     with torch.set_grad_enabled(train and torch.is_grad_enabled()):

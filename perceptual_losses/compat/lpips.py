@@ -15,18 +15,19 @@ Values equal those of lpips for the same weights, up to rounding. The difference
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from .._features.weights import Weights
+from .._literals import LPIPSBackbone, LPIPSNet
 from .._runtime.warnings import warn
 from ..features import LPIPSLoss
 
 __all__ = ["LPIPS"]
 
-_BACKBONES = {
+_BACKBONES: dict[LPIPSNet, LPIPSBackbone] = {
     "alex": "alexnet",
     "vgg": "vgg16",
     "vgg16": "vgg16",
@@ -76,8 +77,8 @@ class LPIPS(nn.Module):
     def __init__(
         self,
         pretrained: bool = True,
-        net: str = "alex",
-        version: str = "0.1",
+        net: LPIPSNet = "alex",
+        version: Literal["0.1"] = "0.1",
         lpips: bool = True,
         spatial: bool = False,
         pnet_rand: bool = False,
@@ -125,9 +126,25 @@ class LPIPS(nn.Module):
             reduction="none",
         )
 
+    if TYPE_CHECKING:
+        # nn.Module's own is typed as taking and returning anything.
+        @overload
+        def __call__(
+            self,
+            in0: Tensor,
+            in1: Tensor,
+            retPerLayer: Literal[False] = False,
+            normalize: bool = False,
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self, in0: Tensor, in1: Tensor, retPerLayer: Literal[True], normalize: bool = False
+        ) -> tuple[Tensor, list[Tensor]]: ...
+        def __call__(self, *images: Any, **options: Any) -> Any: ...
+
     def forward(
         self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         for name, image in (("in0", in0), ("in1", in1)):
             if isinstance(image, Tensor) and not image.is_floating_point():
                 raise TypeError(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +186,10 @@ class SSIM(nn.Module):
         self.K = _constants(K)
         self.nonnegative_ssim = nonnegative_ssim
 
+    if TYPE_CHECKING:
+        # nn.Module's own is typed as taking and returning anything.
+        def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
+
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         return ssim(
             X,
@@ -229,6 +233,10 @@ class MS_SSIM(nn.Module):
         self.win_sigma = _sigma(win_sigma)
         self.weights = _weights(weights)
         self.K = _constants(K)
+
+    if TYPE_CHECKING:
+        # nn.Module's own is typed as taking and returning anything.
+        def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
         return ms_ssim(

@@ -68,6 +68,23 @@ def test_docstrings_have_their_sections(name):
         assert "\nExample:\n" not in documented
 
 
+@pytest.mark.parametrize("name", perceptual_losses.__all__)
+def test_docstrings_explain_each_argument(name):
+    member = getattr(perceptual_losses, name)
+    if callable(member):
+        section = re.search(r"^Args:\n((?: {4}.*\n|\n)*)", inspect.getdoc(member), re.MULTILINE)
+        explained = re.findall(r"^ {4}(\w+): ", section[1], re.MULTILINE)
+        assert explained == list(inspect.signature(member).parameters)
+
+
+@pytest.mark.parametrize("name", [n for n in perceptual_losses.__all__ if n.endswith("Loss")])
+def test_help_on_a_call_says_what_it_computes(name):
+    documented = inspect.getdoc(getattr(perceptual_losses, name).forward)
+    assert documented.startswith("The loss")
+    assert "\nArgs:\n    x: prediction" in documented
+    assert "\nReturns:\n" in documented
+
+
 def test_numerics_are_those_of_the_results(tmp_path):
     page = Path(shutil.copy(numerics.PAGE, tmp_path))
     numerics.pages(json.loads(numerics.RESULTS.read_text()), page)
