@@ -5,7 +5,7 @@ from .features import FeatureLoss, LPIPSLoss, StyleLoss, VGGLoss, vgg_features
 from .similarity import MS_SSIM_WEIGHTS, ms_ssim, ssim, ssim_map
 from .structural import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "MS_SSIM_WEIGHTS",
