@@ -249,9 +249,8 @@ def compiled(launch: Launch, capability: int) -> Any:
             signature[parameter.name] = kind((index,), launch.arguments[index], parameter)
     source = ASTSource(launch.kernel, signature, values, aligned)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(
-        source, target=target, options={"num_warps": launch.warps, **gpu_launch.OPTIONS}
-    )
+    options = {name: launch.constants.get(name, v) for name, v in gpu_launch.OPTIONS.items()}
+    return triton.compile(source, target=target, options={"num_warps": launch.warps, **options})
 
 
 def figures(kernel: Any) -> Figures:

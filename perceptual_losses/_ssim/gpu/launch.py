@@ -298,7 +298,7 @@ def takes_addresses(device: torch.device) -> bool:
 def launch(kernel: Any, programs: int, warps: int, *arguments: Any, **constants: Any) -> Any:
     """Launches a kernel through Triton, which compiles it first where it is new."""
     try:
-        return kernel[(programs,)](*arguments, num_warps=warps, **OPTIONS, **constants)
+        return kernel[(programs,)](*arguments, num_warps=warps, **{**OPTIONS, **constants})
     except (OSError, json.JSONDecodeError) as error:
         raise RuntimeError(
             f"Triton cannot use its cache ({type(error).__name__}: {error}): make room in "
