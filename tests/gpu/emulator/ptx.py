@@ -223,7 +223,8 @@ class Program:
         elif name in ("ldmatrix", "stmatrix"):
             transposed = "trans" in opcode
             kind = [part for part in opcode[1:] if part != "trans"]
-            assert kind == ["sync", "aligned", "m8n8", "x4", "shared", "b16"]
+            assert kind[3] in ("x1", "x2", "x4")
+            assert kind[:3] + kind[4:] == ["sync", "aligned", "m8n8", "shared", "b16"]
             self._access_matrices(operands, transposed, write=name == "stmatrix")
         elif name == "mov" and "{" in "".join(operands):
             self._repack(operands, mask)
@@ -385,6 +386,7 @@ OPERATIONS = {
     **{"or": lambda how, a, b: a | b, "xor": lambda how, a, b: a ^ b},
     **{"add": lambda how, a, b: a + b, "sub": lambda how, a, b: a - b},
     **{"mul": lambda how, a, b: a * b, "div": _quotient, "fma": _fused, "mad": _fused},
+    "sqrt": lambda how, a: np.sqrt(a),
     "rem": lambda how, a, b: a - _quotient(how, a, b) * b,
     "min": lambda how, a, b: (np.minimum if "NaN" in how else np.fmin)(a, b),
     "max": lambda how, a, b: (np.maximum if "NaN" in how else np.fmax)(a, b),
