@@ -13,12 +13,17 @@ from .._runtime.tracing import active_transform, batched
 
 def supports(*tensors: Tensor) -> bool:
     """Whether kernels can take such tensors; elsewhere torch's operations give the same."""
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return on_cpu and plain(*tensors) and unavailable() is None
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether the tensors are plain ones that no compiler and no transform of torch looks at."""
     return (
-        all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+        all(type(tensor) is Tensor for tensor in tensors)
         and not torch.compiler.is_compiling()
         and active_transform() is None
         and not any(map(batched, tensors))
-        and unavailable() is None
     )
 
 

@@ -1,18 +1,15 @@
-"""LPIPS's distance between features, weighted by channel: its formula, and kernels for CPUs."""
+"""LPIPS's distance between features, weighted by channel: its formula, and who computes it."""
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .._runtime.threads import in_threads
 from .._runtime.tracing import active_transform
-from . import cpu, safetensors
+from . import lpips_cpu, lpips_gpu, safetensors
 from .networks import widths
 from .presets import LPIPS_LAYERS
 from .weights import StateDict, linear_entries, read
@@ -110,28 +107,31 @@ def _normalize(feature: Tensor) -> Tensor:
     return torch.where(is_zero, torch.zeros_like(feature), feature / (norm + EPSILON))
 
 
+def _kernels(*tensors: Tensor) -> Any:
+    """The module that has kernels for the features and the other tensors, or ``None``."""
+    return next((module for module in (lpips_cpu, lpips_gpu) if module.suits(*tensors)), None)
+
+
 class _LayerDistance(torch.autograd.Function):
     """`layer_distance_formula`, which keeps only its inputs for the backward."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(a, b, weight)
-        if _suits(a, b, weight):
-            return _run_distance(a, b, weight)
-        return layer_distance_formula(a, b, weight)
+        kernels = _kernels(a, b, weight)
+        if kernels is None:
+            return layer_distance_formula(a, b, weight)
+        value: Tensor = kernels.distance(a, b, weight, EPSILON)
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         a, b, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         create_graph = torch.is_grad_enabled()
-        if not create_graph and cpu.supports(grad) and _suits(a, b, weight):
-            a_needed, b_needed = needed
-            return (
-                _run_gradient(a, b, weight, grad) if a_needed else None,
-                _run_gradient(b, a, weight, grad) if b_needed else None,
-                None,
-            )
+        kernels = None if create_graph else _kernels(a, b, weight, grad)
+        if kernels is not None:
+            return *kernels.gradients(a, b, weight, grad, needed, EPSILON), None
         with torch.enable_grad():
             # Views, so that features compared with themselves stay two inputs.
             a, b = (f.view_as(f) if create_graph else f.detach().requires_grad_() for f in (a, b))
@@ -139,52 +139,3 @@ class _LayerDistance(torch.autograd.Function):
             value = layer_distance_formula(a, b, weight)
             gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=create_graph))
         return *(next(gradients) if need else None for need in needed), None
-
-
-@functools.cache
-def _kernels() -> Any:
-    """The module of kernels, which takes a moment to import."""
-    from . import lpips_kernels
-
-    return lpips_kernels
-
-
-def _suits(a: Tensor, b: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels take these features."""
-    return (
-        cpu.supports(a, b, weight)
-        and a.dtype == b.dtype
-        and a.dtype in (torch.float32, torch.bfloat16)
-    )
-
-
-def _run_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    n, _, height, width = a.shape
-    arrays, weights = [_array(feature) for feature in (a, b)], weight.float().numpy()
-    sums, kernels = np.empty((n, height)), _kernels()
-
-    def run(begin: int, end: int, share: int) -> None:
-        kernels.row_distances(*arrays, weights, np.float32(EPSILON), begin, end, sums)
-
-    in_threads(run, n * height, a.numel())
-    return torch.from_numpy(sums.sum(1) / (height * width)).float()
-
-
-def _run_gradient(a: Tensor, b: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """The gradient with respect to ``a``."""
-    n, _, height, width = a.shape
-    arrays, weights = [_array(feature) for feature in (a, b)], weight.float().numpy()
-    gradient = torch.empty_like(a, memory_format=torch.channels_last)
-    scales, out = (grad.float() * (2 / (height * width))).numpy(), _array(gradient)
-    kernels = _kernels()
-
-    def run(begin: int, end: int, share: int) -> None:
-        kernels.gradient_rows(*(*arrays, weights, np.float32(EPSILON), scales, begin, end, out))
-
-    in_threads(run, n * height, a.numel())
-    return gradient
-
-
-def _array(feature: Tensor) -> Any:
-    """The features with their channels last."""
-    return cpu.array(feature.permute(0, 2, 3, 1))
