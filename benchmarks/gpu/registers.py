@@ -357,6 +357,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options = parser.parse_args(arguments)
     import triton
 
+    from . import feature_registers
+
     tables: dict[int, list[list[str]]] = {}
     for capability in CAPABILITIES:
         tables[capability] = [
@@ -369,7 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         ]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "registers.md"
-    path.write_text(markdown(tables, triton.__version__))
+    report = markdown(tables, triton.__version__) + "\n" + feature_registers.section()
+    path.write_text(report)
     print(path)
     return path
 

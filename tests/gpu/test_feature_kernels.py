@@ -9,7 +9,8 @@ import torch
 from backends import INTERPRETED, INTERPRETER
 from kernel_steps import needs_triton
 
-from benchmarks.gpu import registers
+from benchmarks.gpu import feature_registers, registers
+from benchmarks.gpu.feature_registers import Case
 from perceptual_losses import LPIPSLoss
 from perceptual_losses._features import lpips_cpu, lpips_gpu
 from perceptual_losses._features.lpips import layer_distance, layer_distance_formula
@@ -166,12 +167,13 @@ def test_features_of_zero(launched, dtype):
 
 
 @pytest.mark.interpreted
-def test_norms_that_overflow(launched):
-    """They make the distance of their image NaN, and the gradient at their position."""
+@pytest.mark.parametrize("large", ["a", "b", "ab"])
+def test_norms_that_overflow(launched, large):
+    """They make the distance of their image NaN, and the gradients at their position."""
     a, b, weight = features(2, 4, 2, 3)
     expected, *_ = step(layer_distance, a, b, weight)
-    for feature in (a, b):
-        feature[1, :, 0, 0] = 1e20
+    for name in large:
+        {"a": a, "b": b}[name][1, :, 0, 0] = 1e20
     value, *gradients = step(layer_distance, a, b, weight)
     assert value[0] == expected[0]
     assert value[1].isnan()
@@ -294,49 +296,37 @@ def test_compiled(launched, capability, shape, layout, dtype):
         equal_features_have_no_distance(a, weight, layout)
 
 
-def compiled(capability, shape, layout, dtype, wanted):
-    """The kernel for the distance of such features, or for the wanted gradients."""
-    a = LAYOUTS[layout](torch.empty(shape, dtype=dtype, device="meta"))
-    weight, grad = torch.empty(shape[1], device="meta"), torch.empty(shape[0], device="meta")
-    with registers.recording(capability) as launches:
-        if any(wanted):
-            lpips_gpu.gradients(a, a, weight, grad, wanted, 1e-10)
-        else:
-            lpips_gpu.distance(a, a, weight, 1e-10)
-    (launch,) = launches
-    return registers.compiled(launch, capability)
-
-
 @compiles
 @pytest.mark.parametrize(
-    ("capability", "shape", "layout", "dtype", "wanted"),
+    ("capability", "case"),
     [
-        (90, (4, 64, 224, 224), "channels_last", torch.float32, (True, True)),
-        (90, (4, 64, 224, 224), "contiguous", torch.bfloat16, (True, True)),
-        (90, (4, 512, 14, 14), "channels_last", torch.bfloat16, (False, False)),
-        (90, (4, 192, 27, 27), "contiguous", torch.float32, (True, True)),
-        (80, (4, 512, 14, 14), "contiguous", torch.bfloat16, (True, False)),
-        (75, (4, 384, 13, 13), "channels_last", torch.float16, (True, True)),
+        (90, Case((4, 64, 224, 224), wanted=(True, True))),
+        (90, Case((4, 64, 224, 224), torch.bfloat16, channels_last=False, wanted=(True, True))),
+        (90, Case((4, 512, 14, 14), torch.bfloat16)),
+        (90, Case((4, 192, 27, 27), channels_last=False, wanted=(True, True))),
+        (80, Case((4, 512, 14, 14), torch.bfloat16, channels_last=False, wanted=(True, False))),
+        (75, Case((4, 384, 13, 13), torch.float16, wanted=(True, True))),
     ],
+    ids=lambda part: "-".join(part.cells) if isinstance(part, tuple) else None,
 )
-def test_registers(capability, shape, layout, dtype, wanted):
+def test_registers(capability, case):
     """A multiprocessor has registers for two programs; nothing spills, and sums have one order."""
-    kernel = compiled(capability, shape, layout, dtype, wanted)
+    kernel = registers.compiled(feature_registers.launched(case, capability), capability)
     found, ptx = registers.figures(kernel), kernel.asm["ptx"]
     assert found.spilled == 0
     assert found.registers <= 128
     assert found.shared < 2**13
     assert not re.search(r"\b(atom|red)\.", ptx)
     # 16 bytes at a time where the address of each row or position allows it.
-    aligned = layout == "channels_last" or shape[2] * shape[3] % 16 == 0
+    aligned = case.channels_last or case.shape[2] * case.shape[3] % 16 == 0
     assert ("ld.global.v4" in ptx) == aligned
-    assert ("st.global.v4" in ptx) == (aligned and any(wanted))
+    assert ("st.global.v4" in ptx) == (aligned and any(case.wanted))
 
 
 @compiles
 def test_products_and_sums_are_not_fused():
     """The compiler's own choice could differ for the two norms, and equal ones be unequal."""
-    kernel = compiled(90, (1, 64, 16, 16), "contiguous", torch.float32, (False, False))
+    launch = feature_registers.launched(Case((1, 64, 16, 16), channels_last=False), 90)
     # One for each feature of a thread, for the difference.
     per_thread = lpips_gpu.TILE // (32 * lpips_gpu.WARPS)
-    assert kernel.asm["ptx"].count("fma.rn.f32") == per_thread
+    assert registers.compiled(launch, 90).asm["ptx"].count("fma.rn.f32") == per_thread

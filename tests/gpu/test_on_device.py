@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    LPIPSLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+)
+from perceptual_losses._features import lpips_gpu
+from perceptual_losses._features.lpips import layer_distance, layer_distance_formula
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 
 pytestmark = [
@@ -274,3 +284,64 @@ def test_on_a_second_device(loss):
     for a, b in zip(got, expected, strict=True):
         assert a.device.index == 1
         torch.testing.assert_close(a.to("cuda:0"), b)
+
+
+def features(*shape, dtype, layout):
+    """Rectified features of two similar images, and the weights of their channels."""
+    images = pair(*shape)
+    x, y = ((image - 0.4).relu().to(dtype).to(memory_format=layout) for image in images)
+    return x, y, torch.linspace(0.1, 1, shape[1], device="cuda")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 64, 64, 66), (3, 512, 14, 14), (1, 192, 27, 27)])
+def test_lpips_of_a_layer(shape, dtype, layout):
+    x, y, weight = features(*shape, dtype=dtype, layout=layout)
+    assert lpips_gpu.takes(x.device, dtype)
+    # Gradients that float16 can hold.
+    scale = shape[2] * shape[3]
+    first = step(lambda x, y: scale * layer_distance(x, y, weight).sum(), x, y)
+    again = step(lambda x, y: scale * layer_distance(x, y, weight).sum(), x, y)
+    exact = step(
+        lambda x, y: scale * layer_distance_formula(x, y, weight.double()).sum(),
+        *(x.double(), y.double()),
+    )
+    assert abs(first[0] - exact[0]) < 1e-6 * exact[0]
+    tolerance = 2e-6 if dtype == torch.float32 else 0.5 * torch.finfo(dtype).eps
+    for gradient, same, true in zip(first[1:], again[1:], exact[1:], strict=True):
+        assert gradient.dtype == dtype
+        assert gradient.is_contiguous(memory_format=layout)
+        assert (gradient - true).norm() < tolerance * true.norm()
+        assert torch.equal(gradient, same)
+    assert torch.equal(first[0], again[0])
+    value, *gradients = step(lambda x, y: layer_distance(x, y, weight).sum(), x, x.clone())
+    assert value == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.filterwarnings("ignore:the features of")
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "squeezenet1_1"])
+def test_lpips(monkeypatch, backbone):
+    """The kernels against torch's operations on features of the same network."""
+    x, y = pair(2, 3, 70, 90)
+    loss = LPIPSLoss(backbone, weights=None).cuda()
+    fast = step(loss, x, y)
+    monkeypatch.setattr(lpips_gpu, "takes", lambda device, dtype: False)
+    for got, true in zip(fast, step(loss, x, y), strict=True):
+        assert (got - true).norm() < 1e-4 * true.norm()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_lpips_beyond_32_bits(layout):
+    height, width = 2**13, 2**12 + 3
+    x = torch.rand(1, 64, height, width, dtype=torch.float16, device="cuda")
+    assert x.numel() > 2**31
+    x = x.to(memory_format=layout)
+    y, weight = 1 - x, torch.linspace(0.1, 1, 64, device="cuda")
+    scale, rows = height * width, 3
+    _, gradient, _ = step(lambda x, y: scale * layer_distance(x, y, weight).sum(), x, y)
+    last, target = (feature[:, :, -rows:].clone() for feature in (x, y))
+    scale = rows * width
+    _, same, _ = step(lambda x, y: scale * layer_distance(x, y, weight).sum(), last, target)
+    assert (gradient[:, :, -rows:] - same).norm() < 1e-3 * same.norm()
