@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
     Attributes:
         metric: ``"SSIM"``, ``"MS-SSIM"``, ``"L1-SSIM"`` for the loss that Gaussian splatting mixes
-            of both, one of `DEFINITIONS`, ``"VGG"`` or ``"LPIPS"``.
+            of both, one of `DEFINITIONS`, ``"VGG"``, ``"LPIPS"``, or that with another network.
         shape: of both images, float32.
         backward: whether the gradient with respect to the first image is computed too.
         weights: of the levels of MS-SSIM; ``None`` for the paper's five.
@@ -151,7 +151,10 @@ def _cases(device: str) -> tuple[Case, ...]:
             for backward in (False, True)
         ),
         Case("VGG", (4, 3, 224, 224), backward=True),
-        Case("LPIPS", (4, 3, 224, 224), backward=True),
+        *(
+            Case(metric, (4, 3, 224, 224), backward=True)
+            for metric in ("LPIPS", "LPIPS-AlexNet", "LPIPS-SqueezeNet")
+        ),
         *(
             Case(metric, shape, backward)
             for metric, shape, backward in itertools.product(

@@ -1,7 +1,7 @@
 """The packages, called as their users call them, with the settings that compute the same thing:
 Gaussian window of 11 pixels and sigma 1.5, only inside the image; range 1; population variance.
-For features VGG-16 with the same random weights for all, and the mean squared distance at relu3_3
-or LPIPS with its calibrated linear weights.
+For features a network with the same random weights for all, which is VGG-16 unless the metric names
+another, and the mean squared distance at relu3_3 or LPIPS with its calibrated linear weights.
 
 A package is imported when it is built, so that one that is missing or broken costs its own rows
 only. What a package does not have is an exception with the reason.
@@ -61,11 +61,20 @@ def _mixed(build: Callable[[Case, str], Call]) -> Callable[[Case, str], Call]:
     return with_l1
 
 
-FEATURES = ("VGG", "LPIPS")
+_BACKBONES = {
+    "LPIPS": ("vgg16", "vgg"),
+    "LPIPS-AlexNet": ("alexnet", "alex"),
+    "LPIPS-SqueezeNet": ("squeezenet1_1", "squeeze"),
+}
+"""For each metric of LPIPS our name of the network, and that of the lpips package."""
+
+FEATURES = ("VGG", *_BACKBONES)
 
 _FEATURE_SETTINGS = {
     "VGG": "perceptual_losses.VGGLoss({'relu3_3': 1.0}, distance='l2')",
     "LPIPS": "perceptual_losses.LPIPSLoss()",
+    "LPIPS-AlexNet": "perceptual_losses.LPIPSLoss('alexnet')",
+    "LPIPS-SqueezeNet": "perceptual_losses.LPIPSLoss('squeezenet1_1')",
 }
 
 
@@ -77,16 +86,27 @@ def feature_loss(metric: str, **options: Any) -> torch.nn.Module:
         return perceptual_losses.VGGLoss(
             {"relu3_3": 1.0}, distance="l2", weights=random_vgg(), **options
         )
-    return perceptual_losses.LPIPSLoss(weights=random_vgg(), **options)
+    backbone, _ = _BACKBONES[metric]
+    return perceptual_losses.LPIPSLoss(backbone, weights=_random(backbone), **options)
 
 
 def random_vgg() -> torch.nn.Sequential:
     """The features of torchvision's VGG-16: random, for there are no trained ones offline."""
-    from torchvision.models import vgg
+    return _random("vgg16")
+
+
+def _random(backbone: str) -> torch.nn.Sequential:
+    """The features of a network of torchvision with random weights, the same at every call."""
+    from torchvision import models
 
     generator = torch.Generator().manual_seed(0)
-    network = vgg.make_layers(vgg.cfgs["D"])
-    for module in network:
+    network: torch.nn.Sequential
+    if backbone == "vgg16":
+        # The classifier of the whole model takes seconds to draw.
+        network = models.vgg.make_layers(models.vgg.cfgs["D"])
+    else:
+        network = getattr(models, backbone)(weights=None).features
+    for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, generator=generator)
             torch.nn.init.zeros_(module.bias)
@@ -107,7 +127,7 @@ def _cached(case: Case, device: str) -> Call:
 
 def _pasted(case: Case, device: str) -> Call:
     """The code that people paste: the whole network twice, with a graph for both images."""
-    if case.metric == "LPIPS":
+    if case.metric != "VGG":
         raise NotImplementedError("nobody pastes it")
     network = random_vgg().to(device)
     colours = {"device": device, "dtype": torch.float32}
@@ -132,7 +152,7 @@ def _pasted(case: Case, device: str) -> Call:
 def _piq_features(case: Case, device: str) -> Call:
     import piq
 
-    if case.metric == "LPIPS":
+    if case.metric != "VGG":
         raise NotImplementedError("downloads the weights of LPIPS when it is constructed")
     loss = piq.ContentLoss(random_vgg(), layers=("15",), weights=[1 / 256])
     return Call(
@@ -145,17 +165,19 @@ def _lpips(case: Case, device: str) -> Call:
 
     if case.metric == "VGG":
         raise NotImplementedError("has no content loss")
+    backbone, net = _BACKBONES[case.metric]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torchvision, about how it is called
-        loss = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    ours = iter(module for module in random_vgg() if isinstance(module, torch.nn.Conv2d))
+        loss = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    network = _random(backbone)
+    ours = iter(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
     for module in loss.net.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.load_state_dict(next(ours).state_dict())
     loss.to(device)
     call = functools.partial(loss, normalize=True)
     return Call(
-        lambda x, y: call(x, y).mean(), "lpips.LPIPS(net='vgg')(..., normalize=True).mean()"
+        lambda x, y: call(x, y).mean(), f"lpips.LPIPS(net={net!r})(..., normalize=True).mean()"
     )
 
 

@@ -35,7 +35,7 @@ MISSING = "-"
 MAIN_METRICS = ("SSIM", "MS-SSIM", "L1-SSIM", "VGG", "LPIPS")
 """The metrics of the README and of the comparison of devices; a report has all."""
 
-METRICS = (*MAIN_METRICS, *DEFINITIONS)
+METRICS = (*MAIN_METRICS, "LPIPS-AlexNet", "LPIPS-SqueezeNet", *DEFINITIONS)
 
 README_SIZES = {
     "cpu": ("16x3x256x256", "1x3x1080x1920", "4x3x224x224"),
