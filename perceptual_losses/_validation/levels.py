@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
+from .._literals import Normalization
 from .images import size_text
 from .values import describe, finite_number
 
-NORMALIZATIONS = ("floor", "relu", "simple", None)
+NORMALIZATIONS = (*get_args(Normalization), None)
 
 
 def level_weights(weights: Any) -> tuple[float, ...]:

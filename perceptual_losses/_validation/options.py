@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
+from .._literals import Padding, Reduction, Window
 from .._ssim import Definition, gaussian, uniform
 from .ranges import low_and_length
 from .values import as_tuple, check_choice, describe, finite_number, positive_number
 
-WINDOWS = ("gaussian", "uniform")
+WINDOWS = get_args(Window)
 DEFAULT_SIGMA = 1.5
-PADDINGS = ("valid", "zeros", "symmetric")
-REDUCTIONS = ("mean", "none")
+PADDINGS = get_args(Padding)
+REDUCTIONS = get_args(Reduction)
 
 
 def settings(

@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 
-from perceptual_losses import _literals, _validation
+from perceptual_losses import _literals
 from perceptual_losses._features.networks import BACKBONES
 from perceptual_losses._features.presets import LPIPS_LAYERS, STYLE_PRESETS, VGG_PRESETS
-from perceptual_losses._ssim.plans import BACKENDS
+from perceptual_losses._ssim import BACKENDS
 from perceptual_losses.compat import fused_ssim, lpips
 
 # Torch's own methods are not all typed. The skipped modules take mypy most of the time, and none of
@@ -106,10 +106,6 @@ fused_ssim.fused_ssim(x, y, padding="zeros")  # refused
 @pytest.mark.parametrize(
     ("words", "known"),
     [
-        (_literals.Window, _validation.WINDOWS),
-        (_literals.Padding, _validation.PADDINGS),
-        (_literals.Reduction, _validation.REDUCTIONS),
-        (_literals.Normalization, tuple(filter(None, _validation.NORMALIZATIONS))),
         (_literals.Backend, BACKENDS),
         (_literals.Backbone, BACKBONES),
         (_literals.LPIPSBackbone, LPIPS_LAYERS),
