@@ -1,7 +1,5 @@
 """The packages, called as their users call them, with the settings that compute the same thing:
 Gaussian window of 11 pixels and sigma 1.5, only inside the image; range 1; population variance.
-For features a network with the same random weights for all, which is VGG-16 unless the metric names
-another, and the mean squared distance at relu3_3 or LPIPS with its calibrated linear weights.
 
 A package is imported when it is built, so that one that is missing or broken costs its own rows
 only. What a package does not have is an exception with the reason.
@@ -10,14 +8,13 @@ only. What a package does not have is an exception with the reason.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import definitions
+from . import definitions, features
 from .cases import DEFINITIONS, Case
 from .contender import STRUCTURAL, Call, Contender, function_call, text
 
@@ -61,133 +58,13 @@ def _mixed(build: Callable[[Case, str], Call]) -> Callable[[Case, str], Call]:
     return with_l1
 
 
-_BACKBONES = {
-    "LPIPS": ("vgg16", "vgg"),
-    "LPIPS-AlexNet": ("alexnet", "alex"),
-    "LPIPS-SqueezeNet": ("squeezenet1_1", "squeeze"),
-}
-"""For each metric of LPIPS our name of the network, and that of the lpips package."""
-
-FEATURES = ("VGG", *_BACKBONES)
-
-_FEATURE_SETTINGS = {
-    "VGG": "perceptual_losses.VGGLoss({'relu3_3': 1.0}, distance='l2')",
-    "LPIPS": "perceptual_losses.LPIPSLoss()",
-    "LPIPS-AlexNet": "perceptual_losses.LPIPSLoss('alexnet')",
-    "LPIPS-SqueezeNet": "perceptual_losses.LPIPSLoss('squeezenet1_1')",
-}
-
-
-def feature_loss(metric: str, **options: Any) -> torch.nn.Module:
-    """Our loss for a metric of `FEATURES`."""
-    import perceptual_losses
-
-    if metric == "VGG":
-        return perceptual_losses.VGGLoss(
-            {"relu3_3": 1.0}, distance="l2", weights=random_vgg(), **options
-        )
-    backbone, _ = _BACKBONES[metric]
-    return perceptual_losses.LPIPSLoss(backbone, weights=_random(backbone), **options)
-
-
-def random_vgg() -> torch.nn.Sequential:
-    """The features of torchvision's VGG-16: random, for there are no trained ones offline."""
-    return _random("vgg16")
-
-
-def _random(backbone: str) -> torch.nn.Sequential:
-    """The features of a network of torchvision with random weights, the same at every call."""
-    from torchvision import models
-
-    generator = torch.Generator().manual_seed(0)
-    network: torch.nn.Sequential
-    if backbone == "vgg16":
-        # The classifier of the whole model takes seconds to draw.
-        network = models.vgg.make_layers(models.vgg.cfgs["D"])
-    else:
-        network = getattr(models, backbone)(weights=None).features
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, generator=generator)
-            torch.nn.init.zeros_(module.bias)
-    return network.eval()
-
-
-def _in_bfloat16(case: Case, device: str) -> Call:
-    loss = feature_loss(case.metric, dtype=torch.bfloat16).to(device)
-    settings = f"{_FEATURE_SETTINGS[case.metric][:-1]}, dtype=torch.bfloat16)"
-    return Call(loss, settings.replace("(, ", "("), "computes in bfloat16")
-
-
-def _cached(case: Case, device: str) -> Call:
-    loss = feature_loss(case.metric).to(device)
-    features = functools.cache(loss.features)
-    return Call(lambda x, y: loss(x, features(y)), "loss(x, features), features = loss.features(y)")
-
-
-def _pasted(case: Case, device: str) -> Call:
-    """The code that people paste: the whole network twice, with a graph for both images."""
-    if case.metric != "VGG":
-        raise NotImplementedError("nobody pastes it")
-    network = random_vgg().to(device)
-    colours = {"device": device, "dtype": torch.float32}
-    mean = torch.tensor([0.485, 0.456, 0.406], **colours)[:, None, None]
-    deviation = torch.tensor([0.229, 0.224, 0.225], **colours)[:, None, None]
-
-    def features(image: Tensor) -> Tensor:
-        found = image
-        image = (image - mean) / deviation
-        for index, module in enumerate(network):
-            image = module(image)
-            if index == 15:
-                found = image
-        return found
-
-    return Call(
-        lambda x, y: torch.nn.functional.mse_loss(features(x), features(y)),
-        "mse_loss(features(x)[15], features(y)[15]), features through all of vgg16().features",
-    )
-
-
-def _piq_features(case: Case, device: str) -> Call:
-    import piq
-
-    if case.metric != "VGG":
-        raise NotImplementedError("downloads the weights of LPIPS when it is constructed")
-    loss = piq.ContentLoss(random_vgg(), layers=("15",), weights=[1 / 256])
-    return Call(
-        loss.to(device), "piq.ContentLoss(vgg16().features, layers=('15',), weights=[1/256])"
-    )
-
-
-def _lpips(case: Case, device: str) -> Call:
-    import lpips
-
-    if case.metric == "VGG":
-        raise NotImplementedError("has no content loss")
-    backbone, net = _BACKBONES[case.metric]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torchvision, about how it is called
-        loss = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    network = _random(backbone)
-    ours = iter(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
-    for module in loss.net.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.load_state_dict(next(ours).state_dict())
-    loss.to(device)
-    call = functools.partial(loss, normalize=True)
-    return Call(
-        lambda x, y: call(x, y).mean(), f"lpips.LPIPS(net={net!r})(..., normalize=True).mean()"
-    )
-
-
 def _own(backend: str, case: Case, device: str) -> Call:
     import perceptual_losses
 
     if case.metric in DEFINITIONS:
         return definitions.own(backend, case, device)
-    if case.metric in FEATURES:
-        return Call(feature_loss(case.metric).to(device), _FEATURE_SETTINGS[case.metric])
+    if case.metric in features.FEATURES:
+        return features.own(case, device)
     if case.metric == "L1-SSIM":
         return _module(perceptual_losses.L1SSIMLoss, device, backend=backend)
     if case.metric == "SSIM":
@@ -341,7 +218,7 @@ OURS = Contender(
     "perceptual-losses",
     "perceptual-losses",
     functools.partial(_own, "auto"),
-    metrics=(*STRUCTURAL, *DEFINITIONS, *FEATURES),
+    metrics=(*STRUCTURAL, *DEFINITIONS, *features.FEATURES),
 )
 
 CONTENDERS = (
@@ -367,10 +244,6 @@ CONTENDERS = (
     Contender("fused-ssim", "fused-ssim", _fused_ssim, ("cuda",)),
     Contender("fussim", "fussim", _fussim, ("cuda",)),
     Contender("perceptual-losses, bfloat16 images", "perceptual-losses", _of_bfloat16, ("cuda",)),
-    Contender("perceptual-losses, bfloat16", "perceptual-losses", _in_bfloat16, metrics=FEATURES),
-    Contender("perceptual-losses, target kept", "perceptual-losses", _cached, metrics=FEATURES),
-    Contender("lpips", "lpips", _lpips, metrics=FEATURES),
-    Contender("piq, ContentLoss", "piq", _piq_features, metrics=FEATURES),
-    Contender("as it is pasted", "torchvision", _pasted, metrics=FEATURES),
+    *features.CONTENDERS,
     *definitions.CONTENDERS,
 )

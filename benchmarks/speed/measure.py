@@ -24,7 +24,7 @@ from perceptual_losses.similarity import MS_SSIM_WEIGHTS
 from . import definitions
 from .cases import DEFINITIONS, Case, inputs
 from .contender import Call, Contender
-from .contenders import FEATURES, feature_loss
+from .features import FEATURES, feature_loss
 
 VALUE_TOLERANCE = 2e-5
 """The largest error of a value, relative if it is above 1: float32 moments and windows."""

