@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
 # The options that make a definition.
 _DEFINING = Options._fields[: Options._fields.index("reduction")]
-# The options that may be sequences, and the types of those that need no conversion.
+# The options that may be sequences, and the types of values that stay as they are.
 SEQUENCES = ("window_size", "sigma", "weights")
 _UNCHANGING = (tuple, int, float, type(None))
 
@@ -89,7 +89,7 @@ class Evaluator:
             ValueError: an option has a value that is not.
         """
         self.request = _request(options)
-        # The unit of pixels is the range of their image, where each image has its own.
+        # For images that each have a range: the unit of their pixels is that range.
         self._request_in_ranges = _request(replaced(options, data_range=1.0))
         self._options = options
         self._plans: Plans = {}
@@ -228,7 +228,7 @@ class Evaluator:
         return self._mixed(distance / request.definition.length, structural)
 
     def _without_reduction(self) -> Evaluator:
-        """The evaluator with these options that gives a value for each image."""
+        """The evaluator with the same options, except that it gives a value for each image."""
         return evaluator(replaced(self._options, reduction="none"))
 
     def _terms_of_shards(self, **batches: Any) -> Terms:
@@ -284,7 +284,7 @@ def evaluator(options: Options) -> Evaluator:
     except TypeError:
         # An option is not accepted, or accepted and not hashable.
         pass
-    # Not in the handler: the error would be shown twice.
+    # Outside the handler, where a further error would be shown together with the first one.
     return Evaluator(options)
 
 

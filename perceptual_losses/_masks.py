@@ -90,5 +90,5 @@ def _normalized(
     total = weights.sum(tuple(range(1, weights.dim())), keepdim=True)
     _validation.check_total(total)
     total = total.clamp(min=torch.finfo(dtype).tiny)
-    # In place where it is not the user's mask: new memory costs more than the division.
+    # In place, unless the weights may be the user's mask: new memory costs more than the division.
     return weights.div_(total) if mask is None else weights / total

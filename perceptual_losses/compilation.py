@@ -15,25 +15,26 @@ def precompile(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Compiles the kernels that a loss runs on two images of this shape, identical ones here.
+    """Compiles the kernels that a loss runs on two images of this shape.
 
-    A first call compiles kernels, on a CPU for seconds. Numba and Triton keep them on disk. This
-    does it beforehand, when a container is built or on one process before the others start: it
-    calls the loss on images of zeros, with a gradient of the first image and without any.
+    A first call compiles kernels, which takes seconds on a CPU. Numba and Triton keep the kernels
+    on disk. This function compiles them beforehand: when a container is built, or in one process
+    before the others start. It calls the loss on images of zeros, once with a gradient of the first
+    image and once without any.
 
-    On a CPU the size of the images does not matter, except that it decides the number of levels.
-    Everything else does: options, the dtypes, and whether there is a mask, ``valid``, a range for
-    each image or a gradient of the target. For calls with those, call the loss once yourself. On a
-    GPU the shape and the strides matter too.
+    The kernels depend on the options and the dtypes. They also depend on whether there is a mask,
+    ``valid``, a range for each image or a gradient of the target. For such calls, call the loss
+    once yourself. On a CPU the size of the images matters only because it decides the number of
+    levels. On a GPU the shape and the strides matter.
 
     ``NUMBA_CACHE_DIR`` and ``TRITON_CACHE_DIR`` name the folders, which have to be in the
-    container. Another model of CPU or GPU compiles for itself.
+    container. Each model of CPU or GPU needs kernels of its own.
 
     Args:
         loss: a loss, or a function of two images such as `ssim`, with the options that it will
             have.
         shape: the shape of the images.
-        dtype: their dtype. One that is not floating has no gradient.
+        dtype: their dtype. The kernels for a gradient are compiled only if it is floating.
         device: their device.
 
     Raises:
@@ -45,7 +46,7 @@ def precompile(
         >>> precompile(SSIMLoss(window_size=3), (8, 3, 32, 32))
     """
     with torch.inference_mode(False):
-        # Two allocations: kernels for a GPU depend on the alignment too.
+        # Each image has its own memory: kernels for a GPU depend on its alignment.
         x, y = (torch.zeros(*shape, dtype=dtype, device=device) for _ in range(2))
         with torch.no_grad():
             loss(x, y)

@@ -135,7 +135,8 @@ def ssim_map(
 ) -> Tensor:
     """The SSIM of each window, for looking at where two images differ, or for one's own pooling.
 
-    Its mean is `ssim`, which has the definition. Dtypes and gradients are the same.
+    `ssim`, which has the definition, is the mean of this map. If ``valid`` is given, it is the mean
+    over the valid centres. Dtypes and gradients are those of `ssim`.
 
     Args:
         x: prediction, as for `ssim`.

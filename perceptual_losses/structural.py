@@ -36,7 +36,7 @@ class StructuralLoss(nn.Module):
         self._checked_evaluator()
 
     if TYPE_CHECKING:
-        # nn.Module's own is typed as taking and returning anything.
+        # nn.Module types its own `__call__` as taking and returning anything.
         def __call__(
             self,
             x: Tensor,
@@ -59,8 +59,8 @@ class StructuralLoss(nn.Module):
         """The loss of a prediction and a target: 0 for identical images; lower is more similar.
 
         `SSIMLoss` computes ``1 - ssim(x, y)`` and `MSSSIMLoss` ``1 - ms_ssim(x, y)``. `L1SSIMLoss`
-        and `L1MSSSIMLoss` mix it with L1. The options are the module's attributes. Call the module
-        itself, ``loss(x, y)``, as any `torch.nn.Module`.
+        and `L1MSSSIMLoss` mix these with L1. The options are the module's attributes. Call the
+        module itself, ``loss(x, y)``, like any `torch.nn.Module`.
 
         Args:
             x: prediction, images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)``, with any number
@@ -181,11 +181,11 @@ class SSIMLoss(StructuralLoss):
 
     Args:
         data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
-            tanh decoder. A tensor with the range of each image is passed to the call.
+            tanh decoder. Pass a tensor with the range of each image to the call.
         window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
         window_size: pixels across the window, odd; or a tuple of them in the order of the axes,
             (rows, columns) or (depth, rows, columns).
-        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple of them.
         k1: stabilises the luminance where the images are near zero.
         k2: stabilises the contrast where they are flat.
         sample_covariance: whether variances and covariance are the unbiased ones.
@@ -220,11 +220,11 @@ class MSSSIMLoss(MultiScaleLoss):
 
     Args:
         data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
-            tanh decoder. A tensor with the range of each image is passed to the call.
+            tanh decoder. Pass a tensor with the range of each image to the call.
         window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
         window_size: pixels across the window at each level, odd; or a tuple of them in the order of
             the axes, (rows, columns) or (depth, rows, columns).
-        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple of them.
         k1: stabilises the luminance where the images are near zero.
         k2: stabilises the contrast where they are flat.
         sample_covariance: whether variances and covariance are the unbiased ones.
@@ -234,11 +234,11 @@ class MSSSIMLoss(MultiScaleLoss):
         backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
             asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
         weights: exponent of each level, finest first; any number of levels.
-        levels: ``"auto"`` takes as many levels as fit, with a warning if the weights are more; an
-            int takes that many or raises.
-        normalize: the treatment of a level's mean before the power, which has no real value for
-            negative ones: ``"floor"`` (smooth, and always with a gradient), ``"relu"`` (0, without
-            one), ``"simple"`` (another metric) or ``None`` (NaN). `ms_ssim` has the formulas.
+        levels: ``"auto"`` takes as many levels as fit, with a warning if there are more weights;
+            an int takes that many or raises.
+        normalize: the treatment of a level's mean before the power, because a negative mean has no
+            real power: ``"floor"`` (smooth, and always with a gradient), ``"relu"`` (0, without a
+            gradient), ``"simple"`` (another metric) or ``None`` (NaN). `ms_ssim` has the formulas.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:
@@ -313,11 +313,11 @@ class L1SSIMLoss(MixedLoss):
     Args:
         weight: share of the structural term, from 0 to 1.
         data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
-            tanh decoder. A tensor with the range of each image is passed to the call.
+            tanh decoder. Pass a tensor with the range of each image to the call.
         window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
         window_size: pixels across the window, odd; or a tuple of them in the order of the axes,
             (rows, columns) or (depth, rows, columns).
-        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple of them.
         k1: stabilises the luminance where the images are near zero.
         k2: stabilises the contrast where they are flat.
         sample_covariance: whether variances and covariance are the unbiased ones.
@@ -363,11 +363,11 @@ class L1MSSSIMLoss(MixedLoss, MultiScaleLoss):
     Args:
         weight: share of the structural term, from 0 to 1.
         data_range: ``L`` for values in ``[0, L]``, or a pair ``(low, high)``: ``(-1, 1)`` for a
-            tanh decoder. A tensor with the range of each image is passed to the call.
+            tanh decoder. Pass a tensor with the range of each image to the call.
         window: ``"gaussian"``, or ``"uniform"`` for a box in which all pixels weigh the same.
         window_size: pixels across the window at each level, odd; or a tuple of them in the order of
             the axes, (rows, columns) or (depth, rows, columns).
-        sigma: standard deviation of the Gaussian window in pixels; or a tuple alike.
+        sigma: standard deviation of the Gaussian window in pixels; or a tuple of them.
         k1: stabilises the luminance where the images are near zero.
         k2: stabilises the contrast where they are flat.
         sample_covariance: whether variances and covariance are the unbiased ones.
@@ -377,11 +377,11 @@ class L1MSSSIMLoss(MixedLoss, MultiScaleLoss):
         backend: ``"auto"`` takes the fastest path that the device and the images allow; a path
             asked for by name (``"reference"``, ``"numba"``, ``"triton"``) runs or raises.
         weights: exponent of each level, finest first; any number of levels.
-        levels: ``"auto"`` takes as many levels as fit, with a warning if the weights are more; an
-            int takes that many or raises.
-        normalize: the treatment of a level's mean before the power, which has no real value for
-            negative ones: ``"floor"`` (smooth, and always with a gradient), ``"relu"`` (0, without
-            one), ``"simple"`` (another metric) or ``None`` (NaN). `ms_ssim` has the formulas.
+        levels: ``"auto"`` takes as many levels as fit, with a warning if there are more weights;
+            an int takes that many or raises.
+        normalize: the treatment of a level's mean before the power, because a negative mean has no
+            real power: ``"floor"`` (smooth, and always with a gradient), ``"relu"`` (0, without a
+            gradient), ``"simple"`` (another metric) or ``None`` (NaN). `ms_ssim` has the formulas.
 
     Shapes:
         ``x`` and ``y``: ``(N, C, H, W)`` or ``(N, C, D, H, W)``; ``mask`` and ``valid``:

@@ -18,7 +18,7 @@ def supports(*tensors: Tensor) -> bool:
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Whether the tensors are plain ones that no compiler and no transform of torch looks at."""
+    """Whether all are plain tensors, and neither torch.compile nor a transform is watching."""
     return (
         all(type(tensor) is Tensor for tensor in tensors)
         and not torch.compiler.is_compiling()

@@ -30,7 +30,7 @@ class ExtractorLoss(Frozen):
         self._check_chunk_size()
 
     if TYPE_CHECKING:
-        # nn.Module's own is typed as taking and returning anything.
+        # nn.Module types its own `__call__` as taking and returning anything.
         def __call__(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor: ...
 
     def load(self) -> None:
@@ -64,15 +64,16 @@ class ExtractorLoss(Frozen):
         return found
 
     def forward(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """The loss: the distances of all layers, weighted and added up, and the mean over images.
+        """The loss: the weighted sum of the distances of all layers, and its mean over images.
 
         Args:
             x: prediction, ``(N, 3, H, W)`` or ``(N, 1, H, W)``, or frames ``(N, C, T, H, W)``.
-            y: target of the same shape, or its `features`.
+            y: target, or its `features`. The shape is that of ``x``; for `StyleLoss` the size may
+                differ.
 
         Returns:
-            A scalar, or ``(N,)`` with ``reduction="none"``, for frames ``(N, T)``. It is 0 for
-            identical images. Gradients flow to ``x`` and ``y``.
+            A scalar, or ``(N,)`` with ``reduction="none"``, which is ``(N, T)`` for frames. It is 0
+            for identical images. Gradients flow to ``x`` and ``y``.
         """
         _validation.check_choice("reduction", self.reduction, _validation.REDUCTIONS)
         if shards.is_distributed(x) or shards.is_distributed(y):
@@ -84,7 +85,7 @@ class ExtractorLoss(Frozen):
         return per_image.mean() if self.reduction == "mean" else per_image
 
     def _per_image(self, x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """The losses ``(N,)``, for frames ``(N, T)``."""
+        """The loss of each image, ``(N,)``, or of each frame, ``(N, T)``."""
         distances = list(self.layer_distances(x, y).values())
         with without_autocast(x.device):
             return torch.stack(distances).sum(0)

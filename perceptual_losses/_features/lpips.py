@@ -1,4 +1,4 @@
-"""LPIPS's distance between features, weighted by channel: its formula, and who computes it."""
+"""LPIPS's distance between features, weighted by channel: its formula, and which kernels run."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _normalize(feature: Tensor) -> Tensor:
 
 
 def _kernels(*tensors: Tensor) -> Any:
-    """The module that has kernels for the features and the other tensors, or ``None``."""
+    """The module whose kernels take these tensors, or ``None``."""
     return next((module for module in (lpips_cpu, lpips_gpu) if module.suits(*tensors)), None)
 
 

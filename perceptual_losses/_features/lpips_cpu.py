@@ -1,4 +1,4 @@
-"""LPIPS's distance of a layer on CPUs: where its Numba kernels run, and their calls."""
+"""LPIPS's distance of a layer on CPUs: whether Numba kernels can run, and their calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import cpu
 
 
 def suits(a: Tensor, b: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels take these features; elsewhere torch's operations give the same."""
+    """Whether the kernels take these features; otherwise torch's operations give the same."""
     return (
         cpu.supports(a, b, *others)
         and a.dtype == b.dtype
@@ -38,7 +38,7 @@ def distance(a: Tensor, b: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def gradients(
     a: Tensor, b: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool], epsilon: float
 ) -> list[Tensor | None]:
-    """The needed ones of the gradients with respect to ``a`` and ``b``."""
+    """The gradients with respect to ``a`` and ``b``, and ``None`` for one that is not needed."""
     orders = (a, b), (b, a)
     return [
         _gradient(*order, weight, grad, epsilon) if need else None

@@ -1,4 +1,4 @@
-"""LPIPS's distance of a layer on NVIDIA's GPUs: where its Triton kernels run, and the launches."""
+"""LPIPS's distance of a layer on NVIDIA's GPUs: whether Triton kernels can run, and launches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .._ssim.gpu import backend as gpu
 from .._ssim.gpu import launch as gpu_launch
 from .cpu import plain
 
-# The features of an image in a program, whose threads hold them in registers.
+# The number of features of each image that a program holds in registers.
 TILE = 4096
 WARPS = 8
 
 
 def suits(a: Tensor, b: Tensor, *others: Tensor) -> bool:
-    """Whether the kernels take these features; elsewhere torch's operations give the same."""
+    """Whether the kernels take these features; otherwise torch's operations give the same."""
     return (
         takes(a.device, a.dtype)
         and a.dtype == b.dtype
@@ -45,14 +45,14 @@ def distance(a: Tensor, b: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     sums = torch.empty((n, blocks), dtype=torch.float32, device=a.device)
     arguments = *map(_features, (a, b)), weight.float(), sums, 1 / positions
     _launch(_kernels().distance_kernel, a, arguments, epsilon)
-    # There is no atomic addition: the same features always give the same bits.
+    # Without atomic additions the same features always give the same bits.
     return sums.sum(1)
 
 
 def gradients(
     a: Tensor, b: Tensor, weight: Tensor, grad: Tensor, needed: tuple[bool, bool], epsilon: float
 ) -> list[Tensor | None]:
-    """The needed ones of the gradients with respect to ``a`` and ``b``."""
+    """The gradients with respect to ``a`` and ``b``, and ``None`` for one that is not needed."""
     first, second = (feature.flatten(2) for feature in ((a, b) if needed[0] else (b, a)))
     found = [torch.empty_like(feature) for feature in (first, second)[: sum(needed)]]
     features = map(_features, (first, second, found[0], found[-1]))
@@ -64,7 +64,7 @@ def gradients(
 
 @functools.cache
 def _kernels() -> Any:
-    """The module of kernels; importing it imports Triton, which not every system has."""
+    """The module of kernels. Its import needs Triton, which not every system has."""
     from . import lpips_gpu_kernels
 
     return lpips_gpu_kernels
@@ -91,7 +91,7 @@ def _launch(
             *(kernel, n * blocks, WARPS, *arguments, blocks, channels, positions, epsilon),
             CHANNELS=rows,
             POSITIONS=columns,
-            # Products and sums that are fused could round two equal norms differently.
+            # Fused products and sums could round two equal norms differently.
             enable_fp_fusion=False,
             **constants,
         )

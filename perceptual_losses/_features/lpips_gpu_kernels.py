@@ -6,7 +6,7 @@ square of the difference is not expanded: its terms would cancel where images ar
 
 Equal features have a distance and a gradient of exactly 0. Both norms come from one reduction in
 the same order, and their ratio is then exactly 1. The kernels must be compiled without fusing
-products and sums, which could round one norm otherwise than the other.
+products and sums, which could round two equal norms differently.
 """
 
 # Constants of a compilation are in capitals.
@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
 @triton.jit
 def _place(blocks, channels, positions, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr):
-    """The image of a program, the channels and positions of its tile, and which of them exist."""
+    """The image, channels and positions of a program's tile, and whether each feature exists."""
     image = (tl.program_id(0) // blocks).to(tl.int64)
     block = (tl.program_id(0) % blocks).to(tl.int64)
     channel = tl.arange(0, CHANNELS)[:, None].to(tl.int64)
@@ -37,7 +37,7 @@ def _place(blocks, channels, positions, CHANNELS: tl.constexpr, POSITIONS: tl.co
 
 @triton.jit
 def _addresses(features, image, channel, position):
-    """The places of a tile's features."""
+    """The addresses of a tile's features."""
     strides = features.strides
     first = features.address + image * strides[0]
     return first + channel * strides[1] + position * strides[2]
@@ -45,14 +45,15 @@ def _addresses(features, image, channel, position):
 
 @triton.jit
 def _load(features, image, channel, position, exists):
-    """A tile of features, zero where there are none."""
+    """A tile of features in float32, zero where none exist."""
     addresses = _addresses(features, image, channel, position)
     return tl.load(addresses, mask=exists, other=0).to(tl.float32)
 
 
 @triton.jit
 def _load_weights(weight, channels, CHANNELS: tl.constexpr):
-    # As a vector: the compiler would arrange the whole tile like a column of several words.
+    # Loaded as a vector: for a column, the compiler would distribute the whole tile over the
+    # threads in the way that suits the column.
     channel = tl.arange(0, CHANNELS)
     return tl.load(weight + channel, mask=channel < channels, other=0)[:, None]
 
@@ -64,7 +65,7 @@ def _add_both(a, b, more_a, more_b):
 
 @triton.jit
 def _norm(squared):
-    """The square root, or NaN of infinity, whose unit vectors would be zero and all equal."""
+    """The square root, or NaN of infinity: all unit vectors would be zero, and so equal."""
     return tl.sqrt_rn(tl.where(squared == float("inf"), float("nan"), squared))
 
 
@@ -75,7 +76,7 @@ def _inverse(norm, epsilon):
 
 @triton.jit
 def _compare(x, y, epsilon):
-    """The difference of the unit vectors, and both norms and the factors that made them units."""
+    """The difference of the unit vectors, both norms, and the factors that made unit vectors."""
     squared_x, squared_y = tl.reduce((x * x, y * y), 0, _add_both)
     norm_x, norm_y = _norm(squared_x), _norm(squared_y)
     inverse_x, inverse_y = _inverse(norm_x, epsilon), _inverse(norm_y, epsilon)
@@ -91,7 +92,7 @@ def _through_norm(features, upstream, norm, inverse, scale):
 
     It is zero where all features are.
     """
-    # A unit vector does not change along itself: that part of the upstream gradient goes.
+    # A unit vector does not change along itself, so that part of the upstream gradient is removed.
     projection = tl.sum(features * upstream, 0)
     scale = tl.where(norm == 0, 0.0, scale * inverse)
     projection = tl.where(norm == 0, 0.0, tl.div_rn(scale * projection * inverse, norm))
@@ -125,12 +126,12 @@ def distance_kernel(
         y: `Features` of the second images.
         weight: the weights ``(C,)``, float32.
         sums: the output ``(N, blocks)``, float32.
-        share: the part of a position in the mean.
+        share: the weight of a position in the mean.
         blocks: programs for each image.
         channels: the number of channels.
         positions: the number of positions.
         epsilon: added to the norms.
-        CHANNELS: the power of two that is as large as ``channels``.
+        CHANNELS: the smallest power of two that is not below ``channels``.
         POSITIONS: positions of a program.
     """
     image, channel, position, exists = _place(blocks, channels, positions, CHANNELS, POSITIONS)
@@ -159,9 +160,9 @@ def gradient_kernel(
     POSITIONS: tl.constexpr,
     BOTH: tl.constexpr,
 ):
-    """The gradient of `distance_kernel`'s mean with respect to ``x``, and to ``y`` for ``BOTH``.
+    """The gradient of `distance_kernel`'s mean with respect to ``x``, and to ``y`` if ``BOTH``.
 
-    ``grad`` is the upstream gradient of each image. ``factor`` is twice the part of a position in
+    ``grad`` is the upstream gradient of each image. ``factor`` is twice the weight of a position in
     the mean. The other arguments are those of `distance_kernel`.
     """
     image, channel, position, exists = _place(blocks, channels, positions, CHANNELS, POSITIONS)

@@ -22,7 +22,7 @@ def _difference(a, b):
 
 @inlined
 def _norm(squared):
-    """The square root, or NaN of infinity, whose unit vectors would be zero and all equal."""
+    """The square root, or NaN of infinity: all unit vectors would be zero, and so equal."""
     return NAN if squared == INFINITY else math.sqrt(squared)
 
 

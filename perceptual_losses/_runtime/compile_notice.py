@@ -12,16 +12,16 @@ from typing import Any
 from numba.core import event
 
 SECONDS = 1.0
-"""The time that a user waits without a message."""
+"""The time that a user may wait without a message."""
 
 LOGGER = logging.getLogger("perceptual_losses")
 
 
 class CompileNotice(event.Listener):
-    """Says once in a process that it compiles, as soon as a user has waited for a second.
+    """Says once in a process that kernels are compiled, as soon as a user has waited for a second.
 
-    Numba calls it before and after it compiles anything. It holds its compiler lock meanwhile, so
-    that one kernel is compiled at a time.
+    Numba calls the listener before and after each compilation. It holds its compiler lock
+    meanwhile, so kernels are compiled one at a time.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class CompileNotice(event.Listener):
         self._timer: threading.Timer | None = None
 
     def watch(self, function: Callable[..., Any]) -> None:
-        """Counts the time that a kernel takes to compile."""
+        """Counts the compilation of this kernel as a wait."""
         self._watched.add(function)
 
     def on_start(self, event: Any) -> None:

@@ -1,7 +1,7 @@
-"""Batches that are distributed over processes, as a `DTensor` has them.
+"""Batches that are distributed over processes as a `DTensor`.
 
-Each process computes the values of its own entries, and torch adds them up. No kernel knows of the
-others.
+Each process computes the values of its own entries, and torch adds them up. No kernel knows of
+other processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PLAIN = (Tensor, Parameter, type(None))
 
 
 def is_distributed(value: Any) -> bool:
-    """Whether the value is a DTensor. It does not import what has none."""
+    """Whether the value is a DTensor. If their module is not imported yet, there are none."""
     if type(value) in _PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
@@ -31,17 +31,19 @@ def evaluate_shards(
     """The values of all entries, distributed as the batches are, or their means.
 
     Args:
-        compute: gives values ``(N, ...)`` of local batches, which it gets in this order.
-        reduction: ``"none"``, or ``"mean"`` for the mean of the whole batch, on each process.
-        batches: batches by name, with ``x`` first, and ``None`` for those that are left out.
+        compute: a function of the local batches, in their order here, that returns tensors
+            ``(N, ...)`` of values.
+        reduction: ``"none"``, or ``"mean"`` for the mean of the whole batch, which each process
+            gets.
+        batches: batches by name, with ``x`` first. A batch that is left out is ``None``.
 
     Raises:
-        ValueError: the batches are not distributed alike, over their first axis.
+        ValueError: a batch is not distributed over its first axis, or not like the others.
     """
     given = {name: batch for name, batch in batches.items() if batch is not None}
     _check_alike(given)
     local = {name: batch.to_local() for name, batch in given.items()}
-    # A process that has no entry must not be the only one that fails: it computes one of its own.
+    # A process without entries computes a made-up one: it must not be the only one that fails.
     is_empty = len(local["x"]) == 0 < len(given["x"])
     if is_empty:
         local = {name: torch.cat([a, a.new_ones(1, *a.shape[1:])]) for name, a in local.items()}
@@ -56,7 +58,7 @@ def _joined(values: Tensor, x: Any) -> Tensor:
     """The values of all entries, distributed like ``x``."""
     from torch.distributed.tensor import DTensor
 
-    # torch would take all shards for equally long.
+    # Without a shape torch would assume that all shards are equally long.
     whole = torch.empty(len(x), *values.shape[1:], device="meta")
     return DTensor.from_local(
         values,
@@ -68,11 +70,12 @@ def _joined(values: Tensor, x: Any) -> Tensor:
 
 
 def _mean(values: Tensor, x: Any) -> Tensor:
-    """The mean of all entries, whole on each process, where `item` then gives it."""
+    """The mean of all entries, replicated on each process, where `item` then gives it."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     mesh = x.device_mesh
-    # Divided here: older releases of torch divide a DTensor by the number of an earlier call.
+    # Divided before it is a DTensor: older releases of torch divide a DTensor by the number that an
+    # earlier call divided by.
     share = values.sum() / (len(x) * values[:1].numel() if len(values) else 1)
     placements = [Partial() if place.is_shard() else place for place in x.placements]
     partial = DTensor.from_local(share, mesh, placements, run_check=False)
@@ -80,7 +83,7 @@ def _mean(values: Tensor, x: Any) -> Tensor:
 
 
 def _check_alike(batches: dict[str, Any]) -> None:
-    """Refuses batches that are not distributed over their entries, each of them alike."""
+    """Refuses batches that are not distributed over their first axis, or not like each other."""
     from torch.distributed.tensor import Replicate, Shard
 
     for name, batch in batches.items():

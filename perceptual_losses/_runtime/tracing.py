@@ -63,7 +63,7 @@ def observed(*tensors: Any) -> bool:
 
 
 def refuse_scripting(module: Any) -> NoReturn:
-    """Refuses ``torch.jit.script``, which asks each module that it finds what it may compile."""
+    """Refuses ``torch.jit.script``, which calls this on each module that it is about to compile."""
     raise RuntimeError(
         f"torch.jit.script cannot compile {type(module).__name__}: pass the model with the loss to "
         "torch.export.export or torch.jit.trace, or script only the model"

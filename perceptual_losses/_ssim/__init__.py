@@ -1,7 +1,8 @@
 """SSIM and MS-SSIM of two images, by one of several backends.
 
 `reference` is the specification, `backend` the interface of the fast ones. `dispatch` chooses among
-them, `plans` remembers, `autograd` gives them their gradient. Backends never import each other.
+them, `plans` keeps the calls that are planned, and `autograd` gives the fast ones their gradient.
+Backends never import each other.
 """
 
 from .backend import Auxiliary

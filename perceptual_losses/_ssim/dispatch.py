@@ -85,7 +85,7 @@ def evaluate(
 def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Both images as the backend can read them.
 
-    Triton's kernels convert half precision, and those of Numba bytes.
+    Triton's kernels also read half precision, and Numba's also read bytes.
     """
     if not torch.compiler.is_compiling():
         # Kernels read memory, where a lazily negated image has the other sign.
@@ -102,7 +102,7 @@ def inverse_coverage(
 ) -> Tensor:
     """The reciprocal of the windows' weight over valid pixels, for `Auxiliary`.
 
-    To filter them takes a noticeable part of a call on a CPU, which has a kernel for images.
+    The filter takes a noticeable part of a call on a CPU, so there is a kernel for images there.
     """
     fast = backend in ("auto", "numba") and valid.device.type == "cpu" and valid.dim() == 4
     if (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The numbers of channels that tell the axis of channels from the others.
+# An axis of such a length is likely that of channels.
 _CHANNELS = (1, 3, 4)
 
 
@@ -21,7 +21,7 @@ def missing_axes(name: str, shape: tuple[int, ...]) -> str:
 
 
 def channels_last(name: str, shape: tuple[int, ...]) -> str | None:
-    """The advice for images (N, H, W, C), or ``None`` if these are not likely some."""
+    """The advice for images (N, H, W, C), or ``None`` if the shape does not look like it."""
     if len(shape) == 4 and _has_channels_last(shape, 1):
         return f"{name}.permute(0, 3, 1, 2) if these are images (N, H, W, C)"
     return None

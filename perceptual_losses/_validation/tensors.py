@@ -1,4 +1,4 @@
-"""Checks of tensors, whatever they hold."""
+"""Checks of tensors that do not depend on their meaning."""
 
 from __future__ import annotations
 

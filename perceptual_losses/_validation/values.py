@@ -1,4 +1,4 @@
-"""Checks of numbers and names, whichever option they are for."""
+"""Checks of numbers and names that serve for several options."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class LPIPS(nn.Module):
         )
 
     if TYPE_CHECKING:
-        # nn.Module's own is typed as taking and returning anything.
+        # nn.Module types its own `__call__` as taking and returning anything.
         @overload
         def __call__(
             self,

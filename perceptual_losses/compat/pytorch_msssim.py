@@ -187,7 +187,7 @@ class SSIM(nn.Module):
         self.nonnegative_ssim = nonnegative_ssim
 
     if TYPE_CHECKING:
-        # nn.Module's own is typed as taking and returning anything.
+        # nn.Module types its own `__call__` as taking and returning anything.
         def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class MS_SSIM(nn.Module):
         self.K = _constants(K)
 
     if TYPE_CHECKING:
-        # nn.Module's own is typed as taking and returning anything.
+        # nn.Module types its own `__call__` as taking and returning anything.
         def __call__(self, X: Tensor, Y: Tensor) -> Tensor: ...
 
     def forward(self, X: Tensor, Y: Tensor) -> Tensor:

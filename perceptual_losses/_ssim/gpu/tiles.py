@@ -58,9 +58,9 @@ class KernelTiles(NamedTuple):
 
 
 # The tiles by architecture, and by the largest window that they serve. The time of a row is the
-# time that benchmarks/tuning has for the largest images, divided by the rows that programs count.
-# A program of one warp waits for no other warp. The strips of wider programs overlap less in
-# `fused_kernel`; for 21 taps the wider programs were faster.
+# time that benchmarks/tuning has for the largest images, divided by the number of rows that
+# `programs` counts. A program of one warp waits for no other warp. The strips of wider programs
+# overlap less in `fused_kernel`; for 21 taps the wider programs were faster.
 TILES: dict[str | None, dict[int, KernelTiles]] = {
     None: {
         11: KernelTiles(

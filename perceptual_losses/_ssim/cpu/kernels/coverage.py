@@ -11,7 +11,7 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
     """Writes the rows ``begin`` to ``end`` of all images' maps ``out``, ``(N, H', W')``.
 
     It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``.
-    Each share has three rows of ``scratch`` more than the window, where rows of pixels become
+    ``scratch`` has three rows more than the window for each share. There each row of pixels becomes
     numbers once.
     """
     height, width = valid.shape[1:]

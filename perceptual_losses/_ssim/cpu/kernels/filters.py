@@ -68,7 +68,7 @@ def moments_down(window, slot_taps, ring, row, count, apart, moments):
 
 @kernel
 def sum_down_row(window, ring, begin, first, count, out):
-    """Sums of one row of the map, whose window begins at row ``first``, from such a ring."""
+    """Sums of one row of the map, whose window begins at row ``first``, from a ring of rows."""
     slots = len(window.extent) + 1
     for j in range(count):
         total = window.taps[0] * ring[begin + first % slots, j]

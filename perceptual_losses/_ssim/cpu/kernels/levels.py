@@ -11,7 +11,7 @@ from .images import place
 
 @entry
 def halve(x, y, x_half, y_half, size, begin, end, share):
-    """2x2 (2x2x2) means of both images; the rows are those of the halves, with unit columns."""
+    """2x2 (2x2x2) means of both images. Rows are those of the halves, whose columns are dense."""
     _halve_rows(x, x_half, size, begin, end)
     _halve_rows(y, y_half, size, begin, end)
 
@@ -28,7 +28,7 @@ def _halve_rows(image, out, size, begin, end):
         row = out.flat[start : start + columns]
         volume = plane // half_slices
         front = 2 * (plane - volume * half_slices)
-        # An odd last slice would count twice, which changes no mean. An image has only that one.
+        # To count an odd last slice twice would change no mean. An image has only one slice.
         for z in range(front, min(front + 2, slices)):
             upper = image.flat[place(image, volume * slices + z, 2 * i, 0) :]
             lower = image.flat[place(image, volume * slices + z, min(2 * i + 1, height - 1), 0) :]
@@ -66,8 +66,8 @@ def _mean_of_four(a, b, c, d, half):
 def accumulate_level(gradient, size, factors, coarse, begin, end, share):
     """Scales rows of a level's gradient and adds what the next coarser level sends back.
 
-    ``factors`` has a number for each image's plane or volume. ``coarse`` is ``(planes, h, w)``, a
-    volume's slices in turn, or ``None`` to only scale.
+    ``factors`` has a number for each plane, or for each volume. ``coarse`` is ``(planes, h, w)``,
+    where each slice of a volume is a plane, or ``None`` to only scale.
     """
     slices, height, width = size
     for index in range(begin, end):
@@ -78,7 +78,7 @@ def accumulate_level(gradient, size, factors, coarse, begin, end, share):
         if coarse is None:
             _scale(gradient, start, width, factor)
         else:
-            # A pixel is one of two along each axis under a coarse one, or the only one at the end.
+            # Along each axis a coarse pixel has two pixels, and only one at an odd end.
             z = plane % slices
             fraction = 0.5 * _fraction(i, height) * _fraction(z, slices)
             row = coarse[plane // slices * ((slices + 1) // 2) + z // 2, i // 2]
