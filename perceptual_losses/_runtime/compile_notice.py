@@ -61,7 +61,7 @@ class CompileNotice(event.Listener):
         self._told = True
         kept = f"they are kept in {folder}"
         if folder is None:
-            kept = "no folder can be written to, so each process does: set NUMBA_CACHE_DIR to one"
+            kept = "they cannot be kept: set NUMBA_CACHE_DIR to a folder that can be written to"
         LOGGER.warning(
             "perceptual_losses is compiling the CPU kernels of this loss, which takes seconds the "
             "first time; %s",

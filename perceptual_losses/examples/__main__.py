@@ -140,7 +140,9 @@ def _add_train(commands: Commands) -> None:
         help="msssim: weights of the levels; else those of Wang et al.",
     )
     parser.add_argument(
-        "--layers", choices=("dfc-123", "dfc-345"), help="dfc: the model of the paper; else dfc-123"
+        "--layers",
+        choices=("dfc-123", "dfc-345"),
+        help="dfc: layers of the paper; dfc-123 by default",
     )
     parser.add_argument(
         "--weights",
