@@ -29,7 +29,7 @@ class Options(NamedTuple):
     """The options of a function or a loss as its user gave them; `ssim` and `ms_ssim` explain them.
 
     Attributes:
-        weights: the exponents of MS-SSIM's levels, or ``None`` for SSIM.
+        weights: the exponents of MS-SSIM's levels, or an ellipsis for SSIM. ``None`` is refused.
         loss: whether the value is 1 minus the similarity.
         structural_weight: the weight of that in a mix with L1, or ``None`` for no mix.
         as_map: whether the value is the map.
@@ -45,7 +45,7 @@ class Options(NamedTuple):
     padding: Any
     reduction: Any
     backend: Any
-    weights: Any = None
+    weights: Any = ...
     levels: Any = "auto"
     normalize: Any = None
     loss: bool = False
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 _DEFINING = Options._fields[: Options._fields.index("reduction")]
 # The options that may be sequences, and the types of values that stay as they are.
 SEQUENCES = ("window_size", "sigma", "weights")
-_UNCHANGING = (tuple, int, float, type(None))
+_UNCHANGING = (tuple, int, float, type(...))
 
 
 class Terms(NamedTuple):
@@ -309,7 +309,7 @@ def _request(options: Options) -> Request:
     if options.structural_weight is not None:
         weight = options.structural_weight
         mix = weight, (1 - weight) / definition.length
-    if options.weights is not None:
+    if options.weights is not ...:
         exponents = _validation.level_weights(options.weights)
         _validation.check_levels(options.levels, len(exponents))
         _validation.check_choice("normalize", options.normalize, _validation.NORMALIZATIONS)

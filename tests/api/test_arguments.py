@@ -165,6 +165,7 @@ LEVELS = [
     ({"weights": [0, 0]}, ValueError, "not all zero"),
     ({"weights": torch.ones(5)}, TypeError, "weights is of type Tensor.*tolist"),
     ({"weights": 1.0}, TypeError, "weights is 1.0 (float): pass a list or tuple"),
+    ({"weights": None}, TypeError, "weights is None (NoneType): pass a list or tuple"),
     ({"levels": 6}, ValueError, "levels=6: pass 'auto' or 1 to 5"),
     ({"levels": 0}, ValueError, "levels=0"),
     ({"levels": "all"}, TypeError, "levels is 'all' (str): pass 'auto' or an int"),
