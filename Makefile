@@ -76,7 +76,7 @@ pages: .venv/installed
 	.venv/bin/python -m benchmarks.gpu.host --pages
 	.venv/bin/python -m benchmarks.study --from-results
 
-## demo: train two small VAEs and draw what they reconstruct
+## demo: train three small VAEs and draw what they reconstruct
 demo: .venv/installed
 	.venv/bin/python -m perceptual_losses.examples demo
 

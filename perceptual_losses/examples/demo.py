@@ -1,55 +1,88 @@
-"""The same VAE trained with the mean squared error and with MS-SSIM, side by side."""
+"""The same VAE trained with squared error, with MS-SSIM and with L1 + MS-SSIM, side by side."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import Subset
+
+from perceptual_losses import ssim
 
 from .data import Data, count, load
 from .evaluation import Metrics
-from .pictures import grid, some
+from .pictures import in_unit_range, some
 from .squares import Form
 from .train import Training
 from .vae import BaseVAE
 
-MSE, MS_SSIM = "MSE-trained", "MS-SSIM-trained"
+
+class Case(NamedTuple):
+    """A training of the demo, and what its curves are called."""
+
+    model: str
+    options: dict[str, Any]
+    term: str
+    """The loss in the metrics of the training."""
+    loss: str
+    """The loss in words."""
+    color: str
+
+
+MSE, MS_SSIM, MIX = "MSE", "MS-SSIM", "L1 + MS-SSIM"
 # Half of the models' own channels: minutes on a laptop.
 NARROW = {"hidden_dims": [16, 32, 64, 128]}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    MSE: ("vae", NARROW),
-    MS_SSIM: ("msssim", NARROW),
+CASES = {
+    MSE: Case("vae", NARROW, "mse", "mean squared error", "tab:blue"),
+    MS_SSIM: Case("msssim", NARROW, "ms_ssim_loss", "1 - MS-SSIM", "tab:orange"),
+    MIX: Case(
+        "msssim",
+        {**NARROW, "ms_ssim_weight": 0.84},
+        "l1_ms_ssim_loss",
+        "0.16 L1 + 0.84 (1 - MS-SSIM)",
+        "tab:green",
+    ),
 }
-LOSSES = {MSE: "mean squared error", MS_SSIM: "1 - MS-SSIM"}
-TERMS = {MSE: "mse", MS_SSIM: "ms_ssim_loss"}
-COLORS = {MSE: "tab:blue", MS_SSIM: "tab:orange"}
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "ms_ssim": "MS-SSIM"}
+DIGITS = {"psnr": 2, "ssim": 4, "ms_ssim": 4}
+
+EXPECTED = (
+    (MS_SSIM, "ssim", MSE),
+    (MS_SSIM, "ms_ssim", MSE),
+    (MIX, "ms_ssim", MSE),
+    (MIX, "psnr", MS_SSIM),
+)
+"""A loss, a metric, and the loss that gives less of it."""
+
+SHOWN = (8, 58, 61, 121, 116, 109)
+"""Held-out patches that were chosen for their colours, and because one can tell what they show."""
 
 
 def demo(*, steps: int, batch_size: int, seed: int, out: Path) -> dict[str, Metrics]:
-    """Trains both models alike, writes the results into ``out`` and returns the final metrics."""
+    """Trains all models alike, writes the results into ``out`` and returns the final metrics."""
     data = load("photos", Form())
     trainings = {
         name: Training(
-            *(model, options, data, out / model),
+            *(case.model, case.options, data, out / name.replace(" ", "")),
             steps=steps,
             batch_size=batch_size,
             seed=seed,
-            evaluate_every=max(10, steps // 20),
+            evaluate_every=max(20, steps // 10),
             save_every=steps,
             existing="replace",
         )
-        for name, (model, options) in MODELS.items()
+        for name, case in CASES.items()
     }
     metrics = {name: training.run() for name, training in trainings.items()}
     models = {name: training.model for name, training in trainings.items()}
     histories = {name: history(training.metrics) for name, training in trainings.items()}
 
-    plot_reconstructions(models, data).savefig(out / "reconstructions.png")
+    chosen = data._replace(held_out=Subset(data.held_out, SHOWN))
+    plot_reconstructions(models, chosen, rows=len(SHOWN)).savefig(out / "reconstructions.png")
     plot_curves(histories).savefig(out / "curves.png")
     record = {
         "config": {
@@ -76,54 +109,79 @@ def history(metrics: Path) -> list[dict[str, Any]]:
 
 def table(metrics: Mapping[str, Metrics]) -> str:
     """The metrics as text, with a star after the best of each."""
-    best = [max(column) for column in zip(*metrics.values(), strict=True)]
-    lines = [f"{'held-out photos':<17}" + "".join(f"{label:>11} " for label in METRICS.values())]
+    best = best_of(metrics)
+    lines = [f"{'trained on':<14}" + "".join(f"{label:>11} " for label in METRICS.values())]
     for name, values in metrics.items():
-        line = f"{name:<17}"
-        for value, digits, top in zip(values, (2, 4, 4), best, strict=True):
-            line += f"{value:>11.{digits}f}" + ("*" if value == top else " ")
+        line = f"{name:<14}"
+        for key, value in values._asdict().items():
+            line += f"{value:>11.{DIGITS[key]}f}" + ("*" if value == best[key] else " ")
         lines.append(line)
     return "\n".join(lines)
 
 
-def metrics_not_won(metrics: Mapping[str, Metrics]) -> list[str]:
-    """The titles of SSIM and MS-SSIM, if training with MS-SSIM did not make them better."""
-    mse, ms_ssim = metrics[MSE]._asdict(), metrics[MS_SSIM]._asdict()
-    return [METRICS[key] for key in ("ssim", "ms_ssim") if not ms_ssim[key] > mse[key]]
+def best_of(metrics: Mapping[str, Metrics]) -> dict[str, float]:
+    """The best value of each metric."""
+    return {key: max(getattr(values, key) for values in metrics.values()) for key in METRICS}
+
+
+def losses(metrics: Mapping[str, Metrics]) -> str:
+    """The distance of each model from the best of each metric, as text."""
+    best = best_of(metrics)
+    lines = []
+    for name, values in metrics.items():
+        behind = [
+            f"{best[key] - value:.{DIGITS[key]}f} of {METRICS[key]}"
+            for key, value in values._asdict().items()
+            if value < best[key]
+        ]
+        lines.append(f"{name:<14}loses {', '.join(behind) or 'nothing'}")
+    return "\n".join(lines)
+
+
+def unexpected(metrics: Mapping[str, Metrics]) -> list[str]:
+    """The expectations that the metrics do not meet, as sentences."""
+    return [
+        f"{METRICS[key]} of {more} is not above that of {less}"
+        for more, key, less in EXPECTED
+        if not getattr(metrics[more], key) > getattr(metrics[less], key)
+    ]
 
 
 def plot_reconstructions(models: Mapping[str, BaseVAE], data: Data, *, rows: int = 8) -> Figure:
-    """A row for each of some held-out images: the image, then every model's version."""
+    """A row for each of some held-out images: the image, and each model's version with its SSIM."""
     targets, labels = some(data, rows)
-    columns = {"target": targets}
+    columns = {"held out": targets}
     for name, model in models.items():
-        columns[name] = model.generate(targets, labels)
+        device = next(model.parameters()).device
+        columns[name] = model.generate(targets.to(device), labels.to(device)).cpu()
 
-    gap, side = 2, targets.shape[-1]
-    cells = torch.stack(list(columns.values()), dim=1).flatten(0, 1)
-    picture = grid(next(iter(models.values())), cells, len(columns))
-    width = 3 * len(columns)
-    figure = Figure(figsize=(width, 3 * rows + 0.4), dpi=67, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-    centres = [gap + side / 2 + i * (side + gap) for i in range(len(columns))]
-    axes.set_xticks(centres, list(columns), fontsize=12)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
+    data_range = data.form.data_range
+    figure = Figure(figsize=(3 * len(columns), 3.3 * rows + 0.3), dpi=67, layout="constrained")
+    panels = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (name, images) in zip(panels.T, columns.items(), strict=True):
+        similarities = ssim(images, targets, data_range=data_range, reduction="none").tolist()
+        column[0].set_title(name, fontsize=14)
+        for panel, image, similarity in zip(column, images, similarities, strict=True):
+            panel.imshow(in_unit_range(image, data_range).permute(1, 2, 0).numpy())
+            panel.set(xticks=[], yticks=[], xlabel=f"SSIM {similarity:.3f}")
+            panel.xaxis.label.set_size(12)
+            panel.spines[:].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_xlabel("")
     return figure
 
 
 def plot_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Curves of the training: the models' own losses and the KL, and below held-out metrics."""
-    figure = Figure(figsize=(13, 7.5), dpi=100, layout="constrained")
-    (*loss_panels, kl_panel), metric_panels = figure.subplots(2, 3)
+    """Curves of the training: the models' own losses and the KL, and held-out metrics."""
+    figure = Figure(figsize=(17, 7.5), dpi=80, layout="constrained")
+    (*loss_panels, kl_panel), (*metric_panels, empty) = figure.subplots(2, 1 + len(CASES))
+    empty.remove()
     for (name, rows), loss_panel in zip(histories.items(), loss_panels, strict=True):
-        style = {"color": COLORS[name], "label": name}
+        case = CASES[name]
+        style = {"color": case.color, "label": name}
         steps = [row["step"] for row in rows]
-        loss_panel.plot(steps, [row["training"][TERMS[name]] for row in rows], **style)
-        loss_panel.set(title=f"Training: {LOSSES[name]}", ylabel=LOSSES[name], ylim=(0, None))
+        loss_panel.plot(steps, [row["training"][case.term] for row in rows], **style)
+        loss_panel.set(title=f"Training: {case.loss}", ylabel=case.loss, ylim=(0, None))
         kl_panel.plot(steps, [row["training"]["kl"] for row in rows], **style)
         for (key, label), panel in zip(METRICS.items(), metric_panels, strict=True):
             panel.plot(steps, [row[key] for row in rows], marker=".", **style)

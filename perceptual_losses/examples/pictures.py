@@ -16,10 +16,16 @@ from .vae import BaseVAE
 
 def grid(model: BaseVAE, images: Tensor, columns: int) -> Tensor:
     """One picture of many images, row by row; their range is the model's."""
-    low, high = model.data_range
-    images = ((images.cpu() - low) / (high - low)).clamp(0, 1)
-    picture: Tensor = make_grid(images, nrow=columns, pad_value=1.0)
+    picture: Tensor = make_grid(
+        in_unit_range(images, model.data_range), nrow=columns, pad_value=1.0
+    )
     return picture
+
+
+def in_unit_range(images: Tensor, data_range: tuple[float, float]) -> Tensor:
+    """The images with values in [0, 1], on the CPU."""
+    low, high = data_range
+    return ((images.cpu() - low) / (high - low)).clamp(0, 1)
 
 
 def save(picture: Tensor, path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, SSIMLoss, VGGLoss
+from perceptual_losses import MS_SSIM_WEIGHTS, L1MSSSIMLoss, MSSSIMLoss, SSIMLoss, VGGLoss
 from perceptual_losses._literals import VGGPreset
 
 OUTPUTS: dict[str, tuple[type[nn.Module], tuple[float, float]]] = {
@@ -261,7 +261,7 @@ class VanillaVAE(BaseVAE):
 
 
 class MSSSIMVAE(BaseVAE):
-    """The VAE trained with ``1 - MS-SSIM``. The other options are those of `BaseVAE`.
+    """The VAE trained with ``1 - MS-SSIM``, or with a mix of that and L1, which keeps more colour.
 
     Snell et al., "Learning to generate images with perceptual similarity metrics",
     arXiv:1511.06409.
@@ -271,6 +271,8 @@ class MSSSIMVAE(BaseVAE):
             al. If fewer levels fit into the images, their weights are scaled to the sum of all.
             Weights of 1 make the EL-VAE of that paper, which is slow to leave its start: a product
             of small means has a small gradient.
+        ms_ssim_weight: the share of ``1 - MS-SSIM``, from 0 to 1; L1 has the rest. The share of
+            `perceptual_losses.L1MSSSIMLoss` is 0.84.
         kl_weight: as for `BaseVAE`.
         options: as for `BaseVAE`.
 
@@ -285,19 +287,28 @@ class MSSSIMVAE(BaseVAE):
         self,
         *,
         level_weights: Sequence[float] = MS_SSIM_WEIGHTS,
+        ms_ssim_weight: float = 1.0,
         kl_weight: float = MS_SSIM_KL_WEIGHT,
         **options: Any,
     ) -> None:
         super().__init__(kl_weight=kl_weight, **options)
         levels = min(levels_that_fit(self.image_size), len(level_weights))
-        loss = MSSSIMLoss(weights=level_weights, levels=levels, data_range=self.data_range)
+        shared: dict[str, Any] = {
+            "weights": level_weights,
+            "levels": levels,
+            "data_range": self.data_range,
+        }
+        name = "ms_ssim_loss" if ms_ssim_weight == 1 else "l1_ms_ssim_loss"
+        loss = (
+            MSSSIMLoss(**shared) if ms_ssim_weight == 1 else L1MSSSIMLoss(ms_ssim_weight, **shared)
+        )
         if not sum(loss.weights[:levels]):
             side = f"{self.image_size}x{self.image_size}"
             raise ValueError(
                 f"level_weights={loss.weights} leave no weight to the {levels} levels that fit "
                 f"into {side} pixels: pass a positive one among the first {levels}"
             )
-        self.minimise("ms_ssim_loss", 1.0, loss)
+        self.minimise(name, 1.0, loss)
 
 
 class DFCVAE(BaseVAE):

@@ -18,6 +18,14 @@ OPTIONS = {
 RANDOM_FEATURES = pytest.mark.filterwarnings("ignore:the features of vgg")
 
 
+def images(n=6, size=32, channels=3):
+    """Smooth random images, of three classes."""
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, channels, 4, 4, generator=random)
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear").clamp(0, 1)
+    return smooth, torch.arange(n) % 3
+
+
 def shapes(n=10, activation="sigmoid"):
     """A bright square on a dark ground, at two heights that are the classes."""
     low = -1.0 if activation == "tanh" else 0.0
