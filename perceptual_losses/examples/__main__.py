@@ -101,8 +101,7 @@ def _add_demo(commands: Commands) -> None:
         "train a VAE on squared error, on MS-SSIM and on L1 + MS-SSIM, and compare them",
         "Trains a VAE three times, with the same seed, data and number of steps, and compares the "
         "models on held-out photos. Exits with 1 if MS-SSIM does not give more SSIM and MS-SSIM "
-        "than squared error, or L1 + MS-SSIM not more MS-SSIM than squared error and more PSNR "
-        "than MS-SSIM.",
+        "than squared error, or L1 + MS-SSIM not more MS-SSIM than squared error.",
     )
     parser.add_argument("--steps", type=positive, default=2000, help="updates of each model")
     parser.add_argument("--batch-size", type=positive, default=32, help="images for each update")

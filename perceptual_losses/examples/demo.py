@@ -54,7 +54,6 @@ EXPECTED = (
     (MS_SSIM, "ssim", MSE),
     (MS_SSIM, "ms_ssim", MSE),
     (MIX, "ms_ssim", MSE),
-    (MIX, "psnr", MS_SSIM),
 )
 """A loss, a metric, and the loss that gives less of it."""
 
