@@ -131,27 +131,7 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument(
         "--seed", type=seed, default=0, help="seed of the weights, the order and the noise"
     )
-    parser.add_argument(
-        "--kl-weight", type=float, help="weight of the KL divergence; else the model's"
-    )
-    parser.add_argument(
-        "--level-weights",
-        type=float,
-        nargs="+",
-        help="msssim: weights of the levels; else those of Wang et al.",
-    )
-    parser.add_argument("--ms-ssim-weight", type=float, help="msssim: its share; L1 has the rest")
-    parser.add_argument(
-        "--layers",
-        choices=("dfc-123", "dfc-345"),
-        help="dfc: layers of the paper; dfc-123 by default",
-    )
-    parser.add_argument(
-        "--weights",
-        help="dfc: a path, or random for features of no meaning; else imagenet",
-    )
-    parser.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
-    parser.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
+    _add_models(parser)
     parser.add_argument(
         "--eval-every",
         type=positive,
@@ -174,6 +154,31 @@ def _add_train(commands: Commands) -> None:
         metavar="CHECKPOINT",
         help="begin with the weights of another training, of any model, loss or rate",
     )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the models."""
+    parser.add_argument(
+        "--kl-weight", type=float, help="weight of the KL divergence; else the model's"
+    )
+    parser.add_argument(
+        "--level-weights",
+        type=float,
+        nargs="+",
+        help="msssim: weights of the levels; else those of Wang et al.",
+    )
+    parser.add_argument("--ms-ssim-weight", type=float, help="msssim: its share; L1 has the rest")
+    parser.add_argument(
+        "--layers",
+        choices=("dfc-123", "dfc-345"),
+        help="dfc: layers of the paper; dfc-123 by default",
+    )
+    parser.add_argument(
+        "--weights",
+        help="dfc: a path, or random for features of no meaning; else imagenet",
+    )
+    parser.add_argument("--alpha", type=float, help="cvae: weight of the squared error")
+    parser.add_argument("--beta", type=float, help="cvae: weight of 1 - SSIM")
 
 
 def _add_sample(commands: Commands) -> None:

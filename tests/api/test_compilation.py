@@ -118,7 +118,7 @@ def test_the_message_for_those_who_wait(compiled, stored, monkeypatch, caplog, t
 def test_the_message_where_no_folder_can_be_written_to(compiled, monkeypatch, caplog):
     monkeypatch.setattr(compile_notice, "SECONDS", 0.0)
     compiled(nowhere())
-    assert "so each process does: set NUMBA_CACHE_DIR" in caplog.text
+    assert "they cannot be kept: set NUMBA_CACHE_DIR" in caplog.text
 
 
 def test_nothing_is_said_about_a_moment_or_about_kernels_on_disk(
