@@ -111,9 +111,9 @@ def finished(
             "with their highest possible value"
         )
     data_range = highest if reading.data_range is None else reading.data_range
-    assert data_range is not None
+    assert data_range is not None  # Only floats have no highest value, refused above.
     if values.shape[2] in (2, 4):
-        assert highest is not None
+        assert highest is not None  # Floats with alpha have been refused by their reader.
         values, notice = _without_alpha(values, highest, data_range, reading, premultiplied)
         notices = (*notices, notice)
     low, top = values.min(), values.max()

@@ -154,7 +154,8 @@ def _unpacked_by_pillow(file: BinaryIO, page: TiffPage) -> NDArray[Any]:
     separate = page.planarconfig == SEPARATE and page.samplesperpixel > 1
     planes, channels = (page.samplesperpixel, 1) if separate else (1, page.samplesperpixel)
     height, width = page.imagelength, page.imagewidth
-    assert page.dtype is not None
+    if page.dtype is None:
+        raise NotReadError(f"has {page.bitspersample} bits: {AS_GREY}")
     values = np.zeros((planes, height, width, channels), page.dtype)
     rows, columns = (
         (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
@@ -170,7 +171,7 @@ def _unpacked_by_pillow(file: BinaryIO, page: TiffPage) -> NDArray[Any]:
         size = tall * columns * channels * values.itemsize
         data = _unpacked_bytes(file.read(count), size, compression)
         part, _, _ = page.decode(data, index)
-        assert part is not None
+        assert part is not None  # It is for parts without bytes, which have been refused.
         target = values[plane, top : top + rows, left : left + columns]
         target[:] = part.reshape(-1, part.shape[-2], channels)[: len(target), : target.shape[1]]
     return values
@@ -201,7 +202,8 @@ def _upright(values: NDArray[Any], page: TiffPage) -> NDArray[Any]:
 
 def _coloured(indices: NDArray[Any], page: TiffPage) -> NDArray[Any]:
     """The colours of a palette. Its entries of 16 bits become 8 bits where these are enough."""
-    assert page.colormap is not None
+    if page.colormap is None:
+        raise NotReadError("has a palette without its colours: save it as RGB")
     palette = np.moveaxis(np.asarray(page.colormap), 0, -1)
     # Programs widen 8 bits by repeating them, or by zeros.
     for factor in (257, 256):

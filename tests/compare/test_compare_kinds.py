@@ -211,3 +211,27 @@ def test_names_that_are_no_text(tmp_path, monkeypatch, capsys):
     output.print_encodable("é")
     stdout.flush()
     assert stdout.buffer.getvalue() == b"\\xe9\n"
+
+
+@pytest.mark.parametrize(
+    ("tag", "changed", "value", "reason"),
+    [
+        # The entry of the colours becomes one of an unknown tag, or the number of bits unusual.
+        ("ColorMap", "offset", 65000, "has a palette without its colours: save it as RGB"),
+        ("BitsPerSample", "valueoffset", 40, "has 40 bits: save it with 8 or 16 bits"),
+    ],
+)
+def test_tiffs_with_broken_tags(tmp_path, tag, changed, value, reason):
+    path = tmp_path / "x.tif"
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    if tag == "ColorMap":
+        image = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    image.save(path, compression="tiff_lzw")
+    assert read_picture(path).values.shape[:2] == (8, 8)
+    with tifffile.TiffFile(path) as tiff:
+        place = getattr(tiff.pages[0].tags[tag], changed)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<H", content, place, value)
+    path.write_bytes(content)
+    with pytest.raises(NotReadError, match=reason):
+        read_picture(path)

@@ -159,6 +159,7 @@ def test_memory_of_a_volume():
 def test_a_volume_beyond_32_bits():
     """More than 2^31 voxels, in bfloat16."""
     shape = (1, 1, 1040, 1440, 1440)
+    # A smaller volume would not cross 2^31, which is all that this tests.
     if torch.cuda.get_device_properties("cuda").total_memory < 60e9:
         pytest.skip("the volumes and their maps take 60 GB")
     x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")

@@ -67,7 +67,7 @@ def eager():
 def test_contenders_compute_the_stated_value(contender, case):
     if contender.distribution == "frame-analytics" and sys.platform != "linux":
         # There is nothing to install, and so nothing to compare with.
-        pytest.skip("it has wheels for Linux alone")
+        pytest.skip("it has wheels for Linux only")
 
     def ready():
         call = contender.build(case, "cpu")

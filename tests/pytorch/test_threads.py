@@ -25,7 +25,7 @@ def two_threads(monkeypatch, request):
         assert threads._openmp() is not None
     else:
         # The pool, which the other parameter tests, is all there is to run.
-        pytest.skip("torch's threads are GNU OpenMP's on Linux alone")
+        pytest.skip("torch's threads are GNU OpenMP's on Linux only")
     yield
     torch.set_num_threads(before)
 
