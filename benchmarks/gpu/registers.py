@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 from perceptual_losses._ssim.backend import Auxiliary, layout_of
-from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import programs
+from perceptual_losses._ssim.request import Definition, Request, gaussian
 
 CAPABILITIES = {75: 40, 80: 108, 90: 132}
 """Compute capabilities, with the multiprocessors of a GPU of each: a T4, an A100, an H200."""

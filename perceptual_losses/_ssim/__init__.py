@@ -6,7 +6,11 @@ Backends never import each other.
 """
 
 from .backend import Auxiliary
-from .definition import (
+from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
+from .plans import Plans, call_key
+from .pyramid import halve, halve_any, halve_valid
+from .reference import combine
+from .request import (
     Definition,
     Request,
     centres,
@@ -17,10 +21,6 @@ from .definition import (
     replaced,
     uniform,
 )
-from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
-from .plans import Plans, call_key
-from .pyramid import halve, halve_any, halve_valid
-from .reference import combine
 
 __all__ = [
     "BACKENDS",

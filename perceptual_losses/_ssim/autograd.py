@@ -18,7 +18,9 @@ from .._runtime.tracing import batched, readable
 from . import reference
 from .backend import NO_AUXILIARY, Auxiliary, Backend, Plan, flat, gradient_memory, layout_of
 from .cpu import backend as cpu
-from .definition import (
+from .gpu import backend as gpu
+from .pyramid import halve_transpose, halve_valid_transpose, halved_shape
+from .request import (
     Definition,
     Request,
     centres,
@@ -26,8 +28,6 @@ from .definition import (
     num_levels,
     plane_gradient,
 )
-from .gpu import backend as gpu
-from .pyramid import halve_transpose, halve_valid_transpose, halved_shape
 
 BACKENDS: dict[str, Backend] = {"numba": cpu, "triton": gpu}
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .definition import Request, plane_gradient
+from .request import Request, plane_gradient
 
 
 class Layout(NamedTuple):

@@ -14,8 +14,8 @@ from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import Auxiliary, flat
 from .cpu import backend as cpu
-from .definition import Definition, Request, compute_dtype, replaced
 from .plans import Call, Plans, call_key, remember
+from .request import Definition, Request, compute_dtype, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 

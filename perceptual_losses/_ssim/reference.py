@@ -30,7 +30,8 @@ from torch import Tensor
 
 from .._runtime.tracing import exporting
 from .backend import Auxiliary
-from .definition import (
+from .pyramid import halve, halve_valid
+from .request import (
     FLOOR,
     Definition,
     Request,
@@ -39,7 +40,6 @@ from .definition import (
     num_levels,
     reduce_planes,
 )
-from .pyramid import halve, halve_valid
 
 
 def evaluate(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) -> Tensor:

@@ -6,12 +6,12 @@ import torch
 from perceptual_losses import _evaluator
 from perceptual_losses._ssim import reference
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Auxiliary, layout_of
-from perceptual_losses._ssim.definition import Definition, Request, gaussian, plane_gradient
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import planning, programs
 from perceptual_losses._ssim.pyramid import halve
+from perceptual_losses._ssim.request import Definition, Request, gaussian, plane_gradient
 
 MISSING = gpu.unavailable(torch.device("cpu"))
 needs_triton = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

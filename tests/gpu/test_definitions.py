@@ -16,12 +16,12 @@ from perceptual_losses import (
 )
 from perceptual_losses._ssim import autograd
 from perceptual_losses._ssim.backend import NO_AUXILIARY
-from perceptual_losses._ssim.definition import Definition, gaussian
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import programs
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.request import Definition, gaussian
 
 MISSING = gpu.unavailable(torch.device("cpu"))
 pytestmark = [

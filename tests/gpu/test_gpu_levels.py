@@ -16,10 +16,10 @@ from kernel_steps import (
 from perceptual_losses import MSSSIMLoss
 from perceptual_losses._ssim import autograd
 from perceptual_losses._ssim.backend import NO_AUXILIARY, layout_of
-from perceptual_losses._ssim.definition import plane_gradient
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.pyramid import halve
+from perceptual_losses._ssim.request import plane_gradient
 
 pytestmark = needs_triton
 

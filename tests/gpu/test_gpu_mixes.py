@@ -7,7 +7,7 @@ from kernel_steps import PADDINGS, accumulate, needs_triton, pair, request_of, r
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss
 from perceptual_losses._ssim import autograd
 from perceptual_losses._ssim.backend import NO_AUXILIARY
-from perceptual_losses._ssim.definition import plane_gradient
+from perceptual_losses._ssim.request import plane_gradient
 
 pytestmark = needs_triton
 

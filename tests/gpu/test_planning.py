@@ -14,12 +14,12 @@ from kernel_steps import PADDINGS, needs_triton, planned, request_of, settings
 
 from benchmarks.gpu import tune
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Layout, layout_of
-from perceptual_losses._ssim.definition import gaussian, uniform
 from perceptual_losses._ssim.gpu import launch as gpu_launch
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import programs, taps
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.pyramid import halved_shape
+from perceptual_losses._ssim.request import gaussian, uniform
 
 pytestmark = needs_triton
 

@@ -10,9 +10,9 @@ from kernel_steps import accumulate, needs_triton, run, settings
 from benchmarks.gpu import registers
 from benchmarks.gpu.registers import Case
 from perceptual_losses._ssim.backend import NO_AUXILIARY, layout_of
-from perceptual_losses._ssim.definition import Request
 from perceptual_losses._ssim.gpu import backend as gpu
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
+from perceptual_losses._ssim.request import Request
 
 pytestmark = needs_triton
 

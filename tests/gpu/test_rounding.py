@@ -19,7 +19,7 @@ from kernel_steps import (
 from perceptual_losses import ssim
 from perceptual_losses._ssim import reference
 from perceptual_losses._ssim.backend import NO_AUXILIARY
-from perceptual_losses._ssim.definition import Request, plane_gradient
+from perceptual_losses._ssim.request import Request, plane_gradient
 
 pytestmark = needs_triton
 

@@ -13,11 +13,11 @@ from kernel_steps import needs_triton, pair
 from benchmarks.gpu import registers
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim, ssim_map
 from perceptual_losses._ssim.backend import NO_AUXILIARY, Layout
-from perceptual_losses._ssim.definition import Definition, Request, gaussian
 from perceptual_losses._ssim.gpu import levels as gpu_levels
 from perceptual_losses._ssim.gpu import programs
 from perceptual_losses._ssim.gpu import tiles as gpu_tiles
 from perceptual_losses._ssim.gpu import volume as gpu_volume
+from perceptual_losses._ssim.request import Definition, Request, gaussian
 
 pytestmark = needs_triton
 

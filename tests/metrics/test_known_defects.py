@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim, ssim
-from perceptual_losses._ssim.definition import gaussian
+from perceptual_losses._ssim.request import gaussian
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from backends import BACKENDS
 from perceptual_losses import MS_SSIM_WEIGHTS, MSSSIMLoss, ms_ssim
 from perceptual_losses._ssim import reference
 from perceptual_losses._ssim.cpu import backend as cpu
-from perceptual_losses._ssim.definition import Definition, Request, reduce_planes
 from perceptual_losses._ssim.gpu import combine as gpu_combine
 from perceptual_losses._ssim.gpu.launch import Launches
+from perceptual_losses._ssim.request import Definition, Request, reduce_planes
 
 
 def pair(*shape, dtype=torch.float64):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..._runtime import numba_installed
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
-from ..definition import FLOOR, Request, centres, num_levels, reduce_planes
 from ..pyramid import halved_shape
+from ..request import FLOOR, Request, centres, num_levels, reduce_planes
 from .level import NOTHING, Beside, Level, Pair, plane_array
 
 

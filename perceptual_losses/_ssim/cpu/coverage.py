@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._runtime.threads import in_threads
-from ..definition import Definition, centres
+from ..request import Definition, centres
 from .level import LIGHT, plane_array
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..._runtime.threads import in_threads
-from ..definition import Request, plane_gradient
 from ..pyramid import halve_valid, halve_valid_transpose
+from ..request import Request, plane_gradient
 from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
 # The march takes as long for one pixel as the other kernels take for so many.

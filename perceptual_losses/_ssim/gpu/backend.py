@@ -19,7 +19,7 @@ from ..backend import (
     layout_of,
     premultiplied_by,
 )
-from ..definition import Request, num_levels
+from ..request import Request, num_levels
 from . import combine, levels
 from .launch import Launches, in_rows
 from .map import MapPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..backend import Auxiliary, Layout
-from ..definition import FLOOR, Request
+from ..request import FLOOR, Request
 from .launch import Allocation, Buffer, Launch
 from .level import beside, load_kernels
 from .programs import Machine, ceil_div

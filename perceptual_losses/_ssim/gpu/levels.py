@@ -8,21 +8,12 @@ from typing import NamedTuple
 import torch
 
 from ..backend import Auxiliary, Layout, gradient_memory
-from ..definition import Definition, Request, num_levels, plane_gradient
 from ..pyramid import halved_shape
+from ..request import Definition, Request, num_levels, plane_gradient
 from .combine import combine_launch
 from .launch import Allocation, Buffer, Counter, Image, Launch, strides_in_rows
-from .level import (
-    Level,
-    Total,
-    beside,
-    coarse_levels_launch,
-    level_launches,
-    load_kernels,
-    map_shape,
-    no_total,
-    window_size,
-)
+from .level import Level, Total, beside, load_kernels, map_shape, no_total, window_size
+from .level_launches import coarse_levels_launch, level_launches
 from .planning import Plan, plan_level
 from .programs import Machine, Workload, ceil_div
 from .volume import VolumePlan, plan_volume, volume_launches

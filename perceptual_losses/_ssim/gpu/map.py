@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, flat, layout_of
-from ..definition import Request
+from ..request import Request
 from .launch import Allocation, Buffer, Image, Launch, Launches
 from .level import Level, beside, map_shape, no_total, window_size
 from .levels import auxiliary_names, gradient_of, launches_of_level, plan_of_level

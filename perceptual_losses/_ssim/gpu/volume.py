@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..definition import Definition
+from ..request import Definition
 from .launch import Allocation, Buffer, Launch
-from .level import (
-    Level,
-    auxiliary_arguments,
-    in_kernel,
-    load_kernels,
-    map_shape,
-    parts_of,
-    scratch_memory,
-    variant_of,
-    window_size,
-)
+from .level import Level, load_kernels, map_shape, window_size
 from .planning import plan_planes
 from .programs import Cover, Machine, Workload, ceil_div
 from .tiles import Tile
+from .variant import auxiliary_arguments, in_kernel, parts_of, scratch_memory, variant_of
 
 # The tile of `depth_kernel`: each thread goes through the planes at one position.
 DEPTH_TILE = Tile(64, 1, 1, 8)

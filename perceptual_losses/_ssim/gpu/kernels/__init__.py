@@ -8,7 +8,7 @@ takes `value` only. Volumes take `plane_moments` within their planes, `depth` th
 kernel that adds up the tiles.
 """
 
-from .accumulate import accumulate_levels_kernel
+from .accumulate_levels import accumulate_levels_kernel
 from .arguments import (
     COLUMNS_PER_ACCESS,
     FLOOR,
