@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,7 @@ def auxiliary_tensors(
         backend: the backend that is asked for.
     """
     weights: list[Tensor] = []
+    totals: list[Tensor] = []
     of_pixels: list[Tensor] = []
     coverage: list[Tensor] = []
     if mask is not None and valid is not None:
@@ -51,9 +53,13 @@ def auxiliary_tensors(
         if valid is not None:
             of_pixels.append(valid)
             coverage.append(inverse_coverage(valid, request.definition, dtype, backend))
-        if request.reduction != "map":
-            weights.append(_normalized(mask, valid, request, dtype))
-    return Auxiliary(weights, () if ranges is None else (ranges,), of_pixels, coverage)
+        pixels = valid if mask is None else mask
+        if request.reduction != "map" and pixels is not None:
+            # Bytes become numbers ten times faster than booleans.
+            pixels = pixels.view(torch.uint8) if pixels.dtype == torch.bool else pixels
+            weights.append(centres(pixels, request.definition))
+            totals.append(_total(weights[-1], dtype))
+    return Auxiliary(weights, totals, () if ranges is None else (ranges,), of_pixels, coverage)
 
 
 def weighted_distance(
@@ -75,20 +81,13 @@ def weighted_distance(
     return mean if ranges is None else mean / ranges
 
 
-def _normalized(
-    mask: Tensor | None, valid: Tensor | None, request: Request, dtype: torch.dtype
-) -> Tensor:
-    """The weights of the map's values, summing to one for each image.
-
-    With a mask these are its own, zero where pixels are not valid.
-    """
-    pixels = valid if mask is None else mask
-    assert pixels is not None  # Only levels with one of the two come here.
-    # Bytes become numbers ten times faster than booleans.
-    pixels = pixels.view(torch.uint8) if pixels.dtype == torch.bool else pixels
-    weights = centres(pixels, request.definition).to(dtype)
-    total = weights.sum(tuple(range(1, weights.dim())), keepdim=True)
+def _total(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of each image's weights, ``(N,)``."""
+    if weights.dtype == torch.uint8 and _validation.host_readable(weights):
+        # They are 0 or 1, and torch takes many times as long to add them up.
+        counts = [np.count_nonzero(image) for image in weights.numpy()]
+        total = torch.tensor(counts, dtype=dtype)
+    else:
+        total = weights.sum(tuple(range(1, weights.dim())), dtype=dtype)
     _validation.check_total(total)
-    total = total.clamp(min=torch.finfo(dtype).tiny)
-    # In place, unless the weights may be the user's mask: new memory costs more than the division.
-    return weights.div_(total) if mask is None else weights / total
+    return total.clamp(min=torch.finfo(dtype).tiny)

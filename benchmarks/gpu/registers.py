@@ -100,7 +100,7 @@ class Case(NamedTuple):
             exists += [torch.empty(n, 1, *sides, dtype=torch.bool, device="meta")] * valid
             sides = [(side + 1) // 2 for side in sides]
         ranges = [torch.empty(n, device="meta")] * (self.other == "ranges")
-        return Auxiliary(weights, ranges, exists, coverage)
+        return Auxiliary(weights, ranges=ranges, valid=exists, coverage=coverage)
 
 
 CASES = (

@@ -32,8 +32,9 @@ from .request import (
 BACKENDS: dict[str, Backend] = {"numba": cpu, "triton": gpu}
 
 _ARGUMENTS = (
-    "Tensor x, Tensor y, Tensor[] weights, Tensor[] ranges, Tensor[] valid, Tensor[] coverage, "
-    "float[] taps, int[] window_sizes, float low, float length, float c1, float c2, str padding, "
+    "Tensor x, Tensor y, Tensor[] weights, Tensor[] totals, Tensor[] ranges, Tensor[] valid, "
+    "Tensor[] coverage, float[] taps, int[] window_sizes, float low, float length, float c1, "
+    "float c2, str padding, "
 )
 torch.library.define(
     "perceptual_losses::ssim_level_means",
@@ -232,13 +233,13 @@ def _unflattened(
     arguments: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Auxiliary, Definition, tuple[Any, ...]]:
     """The images, tensors and definition that `_flattened` took apart, and the arguments after."""
-    x, y, *tensors, taps, window_sizes, low, length, c1, c2, padding = arguments[:13]
+    x, y, *tensors, taps, window_sizes, low, length, c1, c2, padding = arguments[:14]
     windows, begin = [], 0
     for size in window_sizes:
         windows.append(tuple(taps[begin : begin + size]))
         begin += size
     definition = Definition(tuple(windows), low, length, c1, c2, padding)
-    return x, y, Auxiliary(*tensors), definition, arguments[13:]
+    return x, y, Auxiliary(*tensors), definition, arguments[14:]
 
 
 def _run_level_means(

@@ -41,8 +41,10 @@ class Auxiliary(NamedTuple):
     """Tensors beside the two images, or in a plan their layouts; each sequence may be empty.
 
     Attributes:
-        weights: for each level the weight of each value of the map, ``(N, 1, H', W')``, summing to
-            one for each image; empty for the plain mean. A ``"map"`` has none.
+        weights: for each level the weight of each value of the map, ``(N, 1, H', W')``; empty for
+            the plain mean. A ``"map"`` has none.
+        totals: for each level of ``weights`` the sum of each image's, ``(N,)``; empty for the GPU
+            backend, whose weights sum to one for each image.
         ranges: one tensor ``(N,)`` with the range of each image, in the dtype of the computation.
         valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. Values elsewhere
             must have no influence.
@@ -51,6 +53,7 @@ class Auxiliary(NamedTuple):
     """
 
     weights: Sequence[Any] = ()
+    totals: Sequence[Any] = ()
     ranges: Sequence[Any] = ()
     valid: Sequence[Any] = ()
     coverage: Sequence[Any] = ()

@@ -62,6 +62,8 @@ def evaluate(
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)
     x, y = computable(x, y, name)
+    if name == "triton":
+        auxiliary = normalized(auxiliary, x.dtype)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
     if observed(x, y, *flat(auxiliary)):
@@ -95,6 +97,18 @@ def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(x, y)
     x, y = (a if name == "numba" and a.dtype == torch.uint8 else a.to(dtype) for a in (x, y))
     return x, y
+
+
+def normalized(auxiliary: Auxiliary, dtype: torch.dtype) -> Auxiliary:
+    """The same tensors with weights that sum to one for each image, as Triton's kernels read them.
+
+    ``dtype`` is that of the images.
+    """
+    weights = [
+        weight.to(total.dtype) / total.reshape(-1, *[1] * (weight.dim() - 1))
+        for weight, total in zip(auxiliary.weights, auxiliary.totals, strict=True)
+    ]
+    return replaced(auxiliary, weights=weights, totals=())
 
 
 def inverse_coverage(

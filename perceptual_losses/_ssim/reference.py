@@ -68,7 +68,7 @@ def level_means(x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request) ->
         luminance, contrast_structure = _factors(x, y, auxiliary, level, request.definition)
         last = level == levels - 1
         values = luminance * contrast_structure if last else contrast_structure
-        means.append(_mean(values, auxiliary.weights[level] if auxiliary.weights else None))
+        means.append(_mean(values, auxiliary, level))
         if not last and auxiliary.valid:
             valid = auxiliary.valid[level]
             x, y = halve_valid(x, valid), halve_valid(y, valid)
@@ -146,11 +146,14 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
     return torch.where(covered > torch.finfo(dtype).tiny, 1 / covered, 0.0)
 
 
-def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
+def _mean(values: Tensor, auxiliary: Auxiliary, level: int) -> Tensor:
+    if not auxiliary.weights:
         return values.flatten(2).mean(2)
+    deficit: Tensor = ((1 - values) * auxiliary.weights[level]).flatten(2).sum(2)
+    if auxiliary.totals:
+        deficit = deficit / auxiliary.totals[level][:, None]
     # Exactly 1 where all values are, whatever the weights add up to.
-    return 1 - ((1 - values) * weight).flatten(2).sum(2)
+    return 1 - deficit
 
 
 def _offsets(

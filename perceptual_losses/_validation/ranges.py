@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,9 +72,12 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
         )
     ranges: Tensor = kept(data_range.detach()).to(compute_dtype(x, y))
     if host_readable(ranges):
-        limits = torch.finfo(ranges.dtype)
+        # NumPy's operations on few values take a tenth of the time of torch's.
+        values = ranges.numpy()
+        limits = np.finfo(values.dtype)
         # Their squares are in the formulas, times those of k1 and k2.
-        if not ((ranges > 1e4 * limits.tiny**0.5) & (ranges < 1e-4 * limits.max**0.5)).all():
+        low, high = 1e4 * limits.tiny**0.5, 1e-4 * limits.max**0.5
+        if not ((values > low) & (values < high)).all():
             raise ValueError(
                 f"data_range={data_range.tolist()}: pass a positive and finite number for each "
                 "image, near to its values"

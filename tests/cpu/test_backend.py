@@ -42,10 +42,11 @@ def test_in_other_processes(method):
 def test_the_operator_is_a_good_citizen(gradients, levels, masked, l1):
     x, y = pair(2, 2, 15, 17)
     weights = [torch.rand(2, 1, 13, 15), torch.rand(2, 1, 6, 7)][:levels] if masked else []
+    totals = [weight.sum((1, 2, 3)) for weight in weights]
     definition = (2 * [0.2, 0.6, 0.2], [3, 3], 0.0, 1.0, 1e-4, 9e-4, "valid")
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_level_means.default,
-        (x, y, weights, [], [], [], *definition, levels, l1, gradients, "numba"),
+        (x, y, weights, totals, [], [], [], *definition, levels, l1, gradients, "numba"),
     )
 
 
@@ -63,7 +64,7 @@ def test_the_operator_with_other_layouts(padding, shape, layout):
     definition = axes * [0.2, 0.6, 0.2], axes * [3], -0.5, 1.5, 1e-4, 9e-4, padding
     torch.library.opcheck(
         torch.ops.perceptual_losses.ssim_level_means.default,
-        (x, y, [], [], [], [], *definition, 2, True, 2, "numba"),
+        (x, y, [], [], [], [], [], *definition, 2, True, 2, "numba"),
     )
 
 

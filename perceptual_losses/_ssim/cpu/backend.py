@@ -78,7 +78,7 @@ class CpuPlan:
         for j in reversed(range(len(levels))):
             pair = pyramid.pop()
             gradients = [torch.empty_like(image) for image in pair.tensors[: request.gradients]]
-            beside = NOTHING if auxiliary is NO_AUXILIARY else _beside(auxiliary, j)
+            beside = NOTHING if auxiliary is NO_AUXILIARY else _beside(levels[j], auxiliary, j)
             rows[j], distance = levels[j].march(pair.images, gradients, beside)
             of_levels.insert(0, gradients)
         if request.mix is not None:
@@ -139,7 +139,7 @@ class CpuPlan:
         """The similarity of each window."""
         level = self._without_gradient
         similarity = level.new_map()
-        beside = _beside(auxiliary, 0)._replace(map_out=plane_array(similarity))
+        beside = _beside(level, auxiliary)._replace(map_out=plane_array(similarity))
         level.march(level.images(x, y), (), beside)
         if auxiliary.valid:
             inside = centres(auxiliary.valid[0], self.request.definition)
@@ -154,7 +154,7 @@ class CpuPlan:
         if auxiliary.valid:
             grad = torch.where(centres(auxiliary.valid[0], self.request.definition), grad, 0.0)
         gradients = [torch.empty_like(image) for image in (x, y)[: self.request.gradients]]
-        beside = _beside(auxiliary, 0)._replace(map_weights=plane_array(grad))
+        beside = _beside(level, auxiliary)._replace(map_weights=level.images(grad)[0])
         level.march(level.images(x, y), gradients, beside)
         return gradients
 
@@ -164,15 +164,19 @@ class CpuPlan:
         return Level(self._levels[0].shape, request, self._dtype, contrast=False, mix=None)
 
 
-def _beside(auxiliary: Auxiliary, level: int) -> Beside:
-    """The auxiliary tensors of a level as the march reads them."""
+def _beside(level: Level, auxiliary: Auxiliary, j: int = 0) -> Beside:
+    """The auxiliary tensors of level ``j`` as its march reads them."""
+    weights = factors = scales = None
+    if auxiliary.weights:
+        (weights,) = level.images(auxiliary.weights[j])
+        factors = np.reciprocal(auxiliary.totals[j].numpy())
     if auxiliary.ranges:
         scales = np.reciprocal(auxiliary.ranges[0].numpy())
-    weights, valid, coverage = (
-        plane_array(tensors[level]) if tensors else None
-        for tensors in (auxiliary.weights, auxiliary.valid, auxiliary.coverage)
+    valid, coverage = (
+        plane_array(tensors[j]) if tensors else None
+        for tensors in (auxiliary.valid, auxiliary.coverage)
     )
-    return Beside(weights, scales if auxiliary.ranges else None, valid, coverage)
+    return Beside(weights, factors, scales, valid, coverage)
 
 
 def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..._runtime.threads import in_threads
-from ..request import Definition, centres
+from ..request import Definition
 from .level import LIGHT, plane_array
 
 
@@ -21,17 +22,27 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
     # Not at the top: importing the package does not import Numba.
     from . import kernels
 
-    number = np.dtype(str(dtype).removeprefix("torch."))
-    shape = centres(valid, definition).shape
-    out = torch.empty(shape, dtype=dtype)
-    windows = [kernels.Window((0,) * len(w), np.array(w, number)) for w in definition.windows]
+    n, _, height, width = valid.shape
     down, across = map(len, definition.windows)
+    if definition.padding == "valid":
+        height, width = height - down + 1, width - across + 1
+    out = torch.empty((n, 1, height, width), dtype=dtype)
+    map_out = plane_array(out)
     columns = -(-(valid.shape[-1] + across) // 64) * 64
-    scratch = np.empty((torch.get_num_threads(), down + 3, columns), number)
-    padding = getattr(kernels, definition.padding.upper())
+    scratch = np.empty((torch.get_num_threads(), down + 3, columns), map_out.dtype)
     run = functools.partial(
         kernels.inverse_coverage,
-        *(plane_array(valid), *windows, padding, np.finfo(number).tiny, scratch, plane_array(out)),
+        *(plane_array(valid), *_arguments(definition, map_out.dtype), scratch, map_out),
     )
-    in_threads(run, shape[0] * shape[2], valid.numel() // LIGHT * 4)
+    in_threads(run, n * height, valid.numel() // LIGHT * 4)
     return out
+
+
+@functools.lru_cache(maxsize=16)
+def _arguments(definition: Definition, dtype: Any) -> tuple[Any, ...]:
+    """The kernel's arguments that only the definition and the dtype decide."""
+    from . import kernels
+
+    windows = [kernels.Window((0,) * len(w), np.array(w, dtype)) for w in definition.windows]
+    padding = getattr(kernels, definition.padding.upper())
+    return *windows, padding, np.finfo(dtype).tiny

@@ -24,7 +24,8 @@ class Beside(NamedTuple):
     """Arrays that a march reads and writes beside the images, each of which may be ``None``.
 
     Attributes:
-        map_weights: the weights of the map's values.
+        map_weights: the weights of the map's values, an image as the kernels read it.
+        weight_factors: the factor of each image's weights.
         scales: the factor of each image's pixels.
         valid: the pixels that exist.
         coverage: the reciprocal of the windows' weight over valid pixels.
@@ -32,6 +33,7 @@ class Beside(NamedTuple):
     """
 
     map_weights: Any = None
+    weight_factors: Any = None
     scales: Any = None
     valid: Any = None
     coverage: Any = None
@@ -57,7 +59,7 @@ class Level:
     """The kernels of a level, with the arguments that only its shape and the request decide.
 
     Several threads may use a level at once. Two dictionaries remember tasks by number of threads
-    and places by strides; an entry is the same whichever thread adds it.
+    and places by shape and strides; an entry is the same whichever thread adds it.
     """
 
     def __init__(
@@ -119,19 +121,19 @@ class Level:
             self._kernels.Variant(*variant),
         )
         self._tasks: dict[int, Tasks] = {}
-        self._places: dict[tuple[int, ...], tuple[int, Any]] = {}
+        self._places: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, Any]] = {}
 
     def images(self, *tensors: Tensor) -> list[Any]:
-        """Tensors of the level's shape, with whatever strides, as the kernels read them."""
+        """Tensors, with whatever strides, as the kernels read them."""
         images = []
         for tensor in tensors:
-            strides = tensor.stride()
-            places = self._places.get(strides)
+            layout = tensor.shape, tensor.stride()
+            places = self._places.get(layout)
             if places is None:
-                places = self._places[strides] = _places(self.shape, strides)
+                places = self._places[layout] = _places(*layout)
             length, starts = places
             flat = tensor.detach().as_strided((length,), (1,)).numpy()
-            images.append(self._kernels.Image(flat, starts, strides[-2], strides[-1]))
+            images.append(self._kernels.Image(flat, starts, *layout[1][-2:]))
         return images
 
     def new_map(self) -> Tensor:

@@ -133,9 +133,12 @@ def map_shape(shape: Sequence[int], settings: Definition) -> tuple[int, ...]:
 
 def beside(j: int, auxiliary: Auxiliary) -> Beside:
     """The places of the tensors beside a level's images."""
-    weight, _, valid, coverage = (
-        _of_all_channels(f"{field}{j}", layouts[j]) if field != "ranges" and layouts else None
-        for field, layouts in zip(auxiliary._fields, auxiliary, strict=True)
+    weight, valid, coverage = (
+        _of_all_channels(f"{field}{j}", layouts[j]) if layouts else None
+        for field, layouts in (
+            *(("weights", auxiliary.weights), ("valid", auxiliary.valid)),
+            ("coverage", auxiliary.coverage),
+        )
     )
     return Beside(Buffer("ranges0") if auxiliary.ranges else None, weight, valid, coverage)
 

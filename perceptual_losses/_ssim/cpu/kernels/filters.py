@@ -3,6 +3,9 @@
 from ...._runtime.numba_kernels import kernel
 from .arguments import SYMMETRIC
 
+# The longest window whose rows one loop adds up: longer loops are not vectorized.
+LONG = 17
+
 
 @kernel
 def moments_across(window, a, count, mean, square):
@@ -36,6 +39,9 @@ def sum_down(window, slot_taps, ring, begin, count, upper, lower):
     ``slot_taps`` has for each of the two rows the weight of each slot of the ring, which begins at
     row ``begin``.
     """
+    if len(window.extent) > LONG:
+        _sum_down_in_pairs(slot_taps, ring, begin, len(window.extent) + 1, count, upper, lower)
+        return
     for j in range(count):
         value = ring[begin, j]
         first = slot_taps[0, 0] * value
@@ -46,6 +52,18 @@ def sum_down(window, slot_taps, ring, begin, count, upper, lower):
             second += slot_taps[1, k] * value
         upper[j] = first
         lower[j] = second
+
+
+@kernel
+def _sum_down_in_pairs(slot_taps, ring, begin, slots, count, upper, lower):
+    """`sum_down` for long windows: two rows of the ring at a time, whose number is even."""
+    for k in range(0, slots, 2):
+        zero = ring.dtype.type(0)
+        for j in range(count):
+            a, b = ring[begin + k, j], ring[begin + k + 1, j]
+            first, second = (upper[j], lower[j]) if k > 0 else (zero, zero)
+            upper[j] = first + slot_taps[0, k] * a + slot_taps[0, k + 1] * b
+            lower[j] = second + slot_taps[1, k] * a + slot_taps[1, k + 1] * b
 
 
 @kernel
@@ -70,6 +88,13 @@ def moments_down(window, slot_taps, ring, row, count, apart, moments):
 def sum_down_row(window, ring, begin, first, count, out):
     """Sums of one row of the map, whose window begins at row ``first``, from a ring of rows."""
     slots = len(window.extent) + 1
+    if len(window.extent) > LONG:
+        for k in range(len(window.extent)):
+            row = ring[begin + (first + k) % slots]
+            for j in range(count):
+                before = out[j] if k > 0 else out.dtype.type(0)
+                out[j] = before + window.taps[k] * row[j]
+        return
     for j in range(count):
         total = window.taps[0] * ring[begin + first % slots, j]
         for k in range(1, len(window.extent)):

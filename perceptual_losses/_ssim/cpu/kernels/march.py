@@ -37,20 +37,20 @@ from .formulas import (
     similarity,
     total,
 )
-from .images import copy, fill, load_row, local_offsets, representable, store_row
+from .images import copy, fill, load_row, local_offsets, representable, scale_row, store_row
 
 
 @entry
 def march(
-    x, y, grad_x, grad_y, map_weights, scales, valid, coverage, map_out, shape, down, across,
-    constants, l1, mirrored, variant, tasks, scratch, sums, abs_differences,
+    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
+    down, across, constants, l1, mirrored, variant, tasks, scratch, sums, abs_differences,
 ):  # fmt: skip
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
     Where an argument is ``None``, nothing is compiled for it:
 
-    * ``map_weights``, ``(N, H', W')`` or ``(N C, H', W')``: the weights of the map's values, which
-      otherwise are equal.
+    * ``map_weights``, an `Image` of the map's size with N or N C planes: the weights of the map's
+      values, which otherwise are equal. They are multiplied by ``weight_factors``, ``(N,)``.
     * ``scales``, ``(N,)``: factors of each image's pixels.
     * ``valid``, boolean ``(N, H, W)``, with ``coverage``, ``(N, H', W')``: the pixels that exist,
       and the reciprocal of the window's weight over them.
@@ -169,10 +169,14 @@ def march(
                         copy(covered, coverage_row[p * pitch : p * pitch + count])
                 if map_weights is not None:
                     # The weights of an image are those of all its channels, or each has its own.
-                    sharing = shape[0] * channels // map_weights.shape[0]
+                    sharing = shape[0] * channels // map_weights.starts.shape[0]
                     for p in range(planes):
-                        weights = map_weights[(plane + p) // sharing, here - map_top, begin:end]
-                        copy(weights, weight_row[p * pitch : p * pitch + count])
+                        image = (plane + p) // channels
+                        scale_row(
+                            map_weights, (plane + p) // sharing, here - map_top, begin,
+                            None if weight_factors is None else weight_factors[image],
+                            weight_row[p * pitch : p * pitch + count],
+                        )  # fmt: skip
                 if gradients:
                     derivatives(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,

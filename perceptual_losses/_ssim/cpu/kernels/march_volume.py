@@ -16,6 +16,7 @@ from .images import (
     load_row,
     local_offsets,
     representable,
+    scale_row,
     shown_pixel,
     store_row,
 )
@@ -24,8 +25,8 @@ from .slices import derivatives_of_slice, moments_of_slice
 
 @entry
 def march_volume(
-    x, y, grad_x, grad_y, map_weights, scales, valid, coverage, map_out, shape, through, down,
-    across, constants, l1, variant, tasks, rows, slabs, sums, abs_differences,
+    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
+    through, down, across, constants, l1, variant, tasks, rows, slabs, sums, abs_differences,
 ):  # fmt: skip
     """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
 
@@ -119,18 +120,23 @@ def march_volume(
                 here = z + k
                 if here >= min(map_back, back + halo):
                     break
-                sharing = channels
+                sharing = planes = 1
                 if map_weights is not None:
                     # The weights of an image are those of all its channels, or each has its own.
-                    sharing = shape[0] * channels // map_weights.shape[0]
+                    planes = map_back - map_front
+                    sharing = shape[0] * channels * planes // map_weights.starts.shape[0]
                 for i in range(begin, end):
                     at, row = (i - begin) * length, i - map_top
                     if coverage is not None:
                         covered = coverage[image, here - map_front, row]
                         copy(covered[columns_begin:columns_end], covered_slice[at : at + count])
                     if map_weights is not None:
-                        weights = map_weights[volume // sharing, here - map_front, row]
-                        copy(weights[columns_begin:columns_end], weight_slice[at : at + count])
+                        scale_row(
+                            map_weights, volume // sharing * planes + here - map_front, row,
+                            columns_begin,
+                            None if weight_factors is None else weight_factors[image],
+                            weight_slice[at : at + count],
+                        )  # fmt: skip
                 if gradients:
                     derivatives(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
