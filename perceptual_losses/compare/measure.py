@@ -142,8 +142,12 @@ class Comparison:
 
     def _tensor(self, values: Any) -> Tensor:
         """The values ``(H, W, C)`` as a batch of one, ``(1, C, H, W)``."""
-        moved = np.moveaxis(values, -1, 0)[None]
-        return torch.from_numpy(np.ascontiguousarray(moved, self.dtype)).to(self.device)
+        height, width, channels = values.shape
+        planes = np.empty((1, channels, height, width), self.dtype)
+        # NumPy converts one channel faster than three values of each pixel in turn.
+        for channel in range(channels):
+            planes[0, channel] = values[..., channel]
+        return torch.from_numpy(planes).to(self.device)
 
     def _scikit_image_ssim(self, a: Picture, b: Picture) -> float:
         """SSIM as scikit-image computes it."""
