@@ -186,7 +186,9 @@ def upright_array(image: Image.Image) -> NDArray[Any]:
     """The values ``(H, W, C)``, upright."""
     from PIL import ImageOps
 
-    values = np.asarray(ImageOps.exif_transpose(image))
+    # Not in place, it would copy an image that is upright.
+    ImageOps.exif_transpose(image, in_place=True)
+    values = np.asarray(image)
     return values[..., None] if values.ndim == 2 else values
 
 

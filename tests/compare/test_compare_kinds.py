@@ -152,7 +152,7 @@ def test_the_first_picture_of_a_camera(tmp_path):
 
 
 def test_what_pillow_warns_of_is_passed_on(tmp_path, monkeypatch):
-    def complaining(image):
+    def complaining(image, *, in_place):
         warnings.warn("Corrupt EXIF data", UserWarning, stacklevel=2)
         return image
 

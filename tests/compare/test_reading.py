@@ -324,7 +324,7 @@ def test_files_are_read_in_several_threads(tmp_path, monkeypatch):
     Image.new("L", SIDES).save(tmp_path / "x.png")
     inside, outside = threading.Event(), threading.Event()
 
-    def complaining(image):
+    def complaining(image, *, in_place):
         warnings.warn(threading.current_thread().name, UserWarning, stacklevel=2)
         if threading.current_thread().name == "first":
             inside.set()
