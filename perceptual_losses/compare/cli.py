@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -328,7 +330,11 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
             contextlib.redirect_stdout(nowhere),
         ):
             return main(argv, prog=prog) or CLOSED_PIPE
+    # Torch's objects live until the end. To search them for garbage takes a tenth of a second each
+    # time, and the interpreter's end searches them several times.
+    atexit.register(gc.freeze)
     try:
+        gc.freeze()
         return compare(options)
     except ModuleNotFoundError as error:
         print(
@@ -344,4 +350,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        gc.unfreeze()
     return 2

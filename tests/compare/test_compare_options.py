@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gc
 import html.parser
 import io
 import json
@@ -133,6 +134,19 @@ def test_several_jobs_give_the_same(two, capsys):
     table = capsys.readouterr().out.split("file ")
     assert table[1] == table[2]
     assert re.findall(r"^\d.png", table[1], re.MULTILINE) == ["3.png", "2.png", "1.png"]
+
+
+def test_the_collector_rests_only_while_the_command_runs(two, monkeypatch):
+    measured, frozen = Comparison.row, []
+
+    def row(self, pair):
+        frozen.append(gc.get_freeze_count())
+        return measured(self, pair)
+
+    monkeypatch.setattr(Comparison, "row", row)
+    assert run("a", "b") == 0
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
 
 
 def test_results_on_standard_output_only(two, capsys):
