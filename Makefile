@@ -69,6 +69,7 @@ docs: .venv/installed
 ## pages: write the generated parts of the documentation from the committed results
 pages: .venv/installed
 	.venv/bin/python -m benchmarks.pages.overview
+	.venv/bin/python -m benchmarks.pages.gallery
 	.venv/bin/python -m benchmarks.validation.numerics --from-results
 	.venv/bin/python -m benchmarks.validation.validate --from-results
 	.venv/bin/python -m benchmarks.reliability.page
