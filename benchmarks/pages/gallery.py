@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
@@ -52,7 +53,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES: dict[str, Loss] = {"MSE": mse_loss, "L1": l1_loss, **STRUCTURAL}
 
-WINDOWS = {
+WINDOWS: dict[str, dict[str, Any]] = {
     "5 pixels": {"window_size": 5, "sigma": 0.75},
     "11 pixels": {},
     "21 pixels": {"window_size": 21, "sigma": 3.0},
@@ -88,7 +89,7 @@ def inside_hole() -> NDArray[np.bool_]:
 def distortions() -> dict[str, Photo]:
     """The photo in eight states with the squared error of a shift by one pixel."""
     photo, shifted = photos()
-    error = np.mean((shifted - photo) ** 2)
+    error = float(np.mean((shifted - photo) ** 2))
     noise = np.random.default_rng(0).normal(size=photo.shape)
     grey = (photo @ [0.299, 0.587, 0.114])[..., None]
     coarse = compressed(photo, quality=4)
@@ -137,7 +138,7 @@ def values(losses: Sequence[Loss]) -> dict[str, list[float]]:
     }
 
 
-def losses_table(losses: dict[str, Loss], corner: str = "") -> str:
+def losses_table(losses: Mapping[str, Loss], corner: str = "") -> str:
     """A table of losses by their titles, the largest of each column in bold."""
     found = values(list(losses.values()))
     columns = [[f"{loss:.4f}" for loss in column] for column in zip(*found.values(), strict=True)]
@@ -150,18 +151,24 @@ def losses_table(losses: dict[str, Loss], corner: str = "") -> str:
     return table([corner, *losses], list(zip(*rows, strict=True)))
 
 
-def error_map(state: Photo, **options: object) -> Photo:
+def error_map(state: Photo, **options: Any) -> Photo:
     """``1 - SSIM`` of the window around each pixel: black for 0, pale yellow from 1 on."""
     x, y = tensor(state), tensor(photos()[0])
     errors = 1 - ssim_map(x, y, padding="symmetric", **options).mean(1)[0]
-    return colormaps["magma"](errors.clamp(0, 1).numpy())[..., :3]
+    return coloured(errors, "magma")
 
 
 def wished(gradient: Tensor) -> Photo:
     """The step that a gradient asks for, as a mean over channels: red brighter, blue darker."""
     step = -gradient.mean(1)[0]
     step = step / step.abs().quantile(0.99)
-    return colormaps["RdBu_r"](((1 + step) / 2).clamp(0, 1).numpy())[..., :3]
+    return coloured((1 + step) / 2, "RdBu_r")
+
+
+def coloured(image: Tensor, name: str) -> Photo:
+    """An image of numbers from 0 to 1 in the colours of a colour map."""
+    colours: Photo = colormaps[name](image.clamp(0, 1).numpy())
+    return colours[..., :3]
 
 
 def pictures() -> dict[str, Photo]:
