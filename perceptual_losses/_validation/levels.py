@@ -55,7 +55,8 @@ def fit_levels(
     ``windows`` has the size of the window along each axis. The axis with the least room decides.
     """
     pairs = list(zip(x.shape[2:], windows, strict=True))
-    limits = [_num_levels(side, size, len(weights)) for side, size in pairs]
+    most = len(weights) if levels == "auto" else int(levels)
+    limits = [_num_levels(side, size, most) for side, size in pairs]
     fits = min(limits)
     window_size = windows[0] if len(set(windows)) == 1 else tuple(windows)
 
