@@ -19,12 +19,13 @@ def halved_shape(shape: Sequence[int]) -> list[int]:
 def halve(image: Tensor) -> Tensor:
     """2x2 (2x2x2) means; an odd last row or column counts twice."""
     if exporting():
-        # Pooling would fix in the graph which sides are odd.
+        # Pooling would fix in the graph which sides are odd. An even side does not use the pixel
+        # that is appended.
         for dim in range(2, image.dim()):
-            last = image.shape[dim] - 1
-            first = 2 * torch.arange(last // 2 + 1, device=image.device)
-            second = (first + 1).clamp(max=last)
-            image = (image.index_select(dim, first) + image.index_select(dim, second)) / 2
+            axes = (slice(None),) * dim
+            last = image.narrow(dim, image.shape[dim] - 1, 1)
+            second = torch.cat([image, last], dim)[(*axes, slice(1, None, 2))]
+            image = (image[(*axes, slice(None, None, 2))] + second) / 2
         return image
     pool = F.avg_pool2d if image.dim() == 4 else F.avg_pool3d
     # Torch refuses windows larger than a volume.
