@@ -121,8 +121,9 @@ def _factors(
         padded = _pad_valid(valid, windows, padding)
         difference = torch.where(padded, difference, 0.0)
         total = torch.where(padded, total, 0.0)
-    moments = torch.stack([difference, total, difference.square(), total.square()])
-    moments = _filter(moments, windows)
+    # One batch, because the strides of a stack would compare the batch with 1 in an exported graph.
+    moments = torch.cat([difference, total, difference.square(), total.square()])
+    moments = _filter(moments, windows).unflatten(0, (4, -1))
     if auxiliary.coverage:
         moments = moments * auxiliary.coverage[level]
     mu_d, mu_t, e_dd, e_tt = moments.unbind()
