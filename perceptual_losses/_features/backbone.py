@@ -70,9 +70,14 @@ class FeatureExtractor(Frozen):
         """Refuses everything but a batch of images or frames that the network takes."""
         _validation.check_colour_images(name, image, self.data_range)
         if image.device != self.device:
+            advice = f"move the loss with it, loss.to({name}.device)"
+            if getattr(self, "_is_replica", False):
+                advice = (
+                    "nn.DataParallel does not copy the network, so call the loss on what it "
+                    "returns, outside of the module that it wraps"
+                )
             raise ValueError(
-                f"{name} is on {image.device} and the network on {self.device}: move the loss "
-                f"with it, loss.to({name}.device)"
+                f"{name} is on {image.device} and the network on {self.device}: {advice}"
             )
 
     def shapes(self, image: Tensor) -> dict[str, tuple[int, ...]]:
