@@ -93,6 +93,9 @@ TILES: dict[str | None, dict[int, KernelTiles]] = {
         ),
     }
 }
+# On compute capability 7.5, two columns of windows over valid pixels need more registers than there
+# are.
+TILES["sm_75"] = {**TILES[None], 21: TILES[None][21]._replace(value=(Tile(32, 1, 1, 8),))}
 LARGEST_WINDOW = max(TILES[None])
 # The most resident warps of `coarse_levels_kernel`, which has further values in registers: those
 # that differ between levels.
