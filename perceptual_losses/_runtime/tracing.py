@@ -9,6 +9,12 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import Parameter
 
+# Looked up once: a small step asks them in its backward pass.
+_grad_enabled = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_compiling
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
 
 def exporting() -> bool:
     """Whether a graph is recorded to be stored, without the autograd that surrounds kernels."""
@@ -31,7 +37,7 @@ def active_transform() -> str | None:
 
 def batched(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch of gradients, as ``is_grads_batched=True`` makes them."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
+    return not _is_compiling() and _is_batched(tensor)
 
 
 def readable(grad: Tensor) -> bool:
@@ -41,10 +47,10 @@ def readable(grad: Tensor) -> bool:
     """
     return (
         type(grad) is Tensor
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._functorch.is_legacy_batchedtensor(grad)
+        and not _grad_enabled()
+        and not _is_compiling()
+        and not _num_dispatch_modes()
+        and not _is_batched(grad)
     )
 
 

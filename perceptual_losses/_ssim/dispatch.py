@@ -12,7 +12,7 @@ from .._runtime.tracing import active_transform, observed
 from .._runtime.warnings import warn
 from . import autograd, reference
 from .autograd import BACKENDS as FAST
-from .backend import Auxiliary, flat
+from .backend import NO_AUXILIARY, Auxiliary, flat
 from .cpu import backend as cpu
 from .plans import Call, Plans, call_key, remember
 from .request import Definition, Request, compute_dtype, replaced
@@ -75,6 +75,9 @@ def evaluate(
     layouts = auxiliary.layouts
     if any(layouts):
         key = (*key, *layouts)
+    else:
+        # The one that remembered calls have: plans know it and need not ask what is in it.
+        auxiliary = NO_AUXILIARY
     call = plans.get(key)
     if call is None:
         first, second = (y, x) if swapped else (x, y)

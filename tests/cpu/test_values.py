@@ -7,6 +7,7 @@ import torch
 from cpu_steps import pair, step
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses._runtime import numba_kernels
 from perceptual_losses._ssim.cpu.level import Level
 
 
@@ -144,6 +145,49 @@ def test_a_plain_loss_has_its_gradient_as_it_was_written(monkeypatch):
         scaled.clear()
         for gradient, expected in zip(gradients[2:], gradients[:2], strict=True):
             assert (gradient - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_a_remembered_call_of_one_level_goes_straight_to_its_kernel(monkeypatch):
+    x, y = pair(2, 3, 20, 24)
+    losses = [
+        kind(reduction=reduction, backend="numba")
+        for kind in (SSIMLoss, L1SSIMLoss)
+        for reduction in ("mean", "none")
+    ]
+    for loss in losses:
+        step(lambda x, y: loss(x, y).sum(), x, y)  # noqa: B023
+    monkeypatch.setattr(Level, "march", None)
+    monkeypatch.setattr(numba_kernels, "compiled_for", None)
+    for loss in losses:
+        exact = type(loss)(reduction=loss.reduction, backend="reference")
+        got = step(lambda x, y: loss(x, y).sum(), x, y)  # noqa: B023
+        expected = step(lambda x, y: exact(x, y).sum(), x.double(), y.double())  # noqa: B023
+        for value, true in zip(got, expected, strict=True):
+            assert (value - true).norm() < 1e-6 * true.norm()
+    with pytest.raises(TypeError, match="not callable"):
+        losses[0](x, y, mask=torch.ones(20, 24))
+
+
+def test_images_that_begin_anywhere():
+    """A kernel that was compiled for aligned images is not the one of the others."""
+    x, y = pair(1, 1, 16, 16)
+    loss = SSIMLoss(backend="numba")
+    expected = step(loss, x, y)
+    for offset in (1, 4):
+        memory = bytearray(offset) + bytearray(x.numpy().tobytes())
+        moved = torch.frombuffer(memory, dtype=torch.float32, offset=offset).view_as(x)
+        assert moved.data_ptr() % 16 != x.data_ptr() % 16
+        for got, plain in zip(step(loss, moved, y), expected, strict=True):
+            torch.testing.assert_close(got, plain, rtol=1e-6, atol=1e-9)
+
+
+def test_a_mix_beyond_float32_is_infinite():
+    """NumPy would warn, which is an error in tests; torch does not."""
+    x, y = pair(1, 1, 16, 16)
+    for backend in ("numba", "reference"):
+        loss = L1SSIMLoss(data_range=1e-24, k1=1e6, k2=1e6, backend=backend)
+        assert loss(1e15 * x, y) == float("inf")
+        assert loss((1e15 * x).requires_grad_(), y) == float("inf")
 
 
 def relaid(tensor):

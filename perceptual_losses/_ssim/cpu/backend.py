@@ -16,6 +16,7 @@ from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
 from ..pyramid import halved_shape
 from ..request import FLOOR, Request, centres, num_levels, reduce_planes
 from .level import NOTHING, Beside, Level, Pair, plane_array
+from .single import NUMBERS, SingleLevel
 
 
 def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
@@ -38,30 +39,37 @@ def plan(
 ) -> CpuPlan:
     """The plan of a call on images of these layouts: float32 or float64, or bytes."""
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
-    return CpuPlan(x.shape, dtype, request)
+    return CpuPlan(x, y, dtype, request)
 
 
 class CpuPlan:
-    """A call on a CPU; `Plan` has the interface. Only shape and dtype of the images decide it."""
+    """A call on a CPU; `Plan` has the interface."""
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, request: Request) -> None:
+    def __init__(self, x: Layout, y: Layout, dtype: torch.dtype, request: Request) -> None:
         """Prepares each level."""
         self.request = request
         self._dtype = np.dtype(str(dtype).removeprefix("torch."))
-        self._premultiplied_by = self._dtype.type(premultiplied_by(request, shape))
+        self._premultiplied_by = self._dtype.type(premultiplied_by(request, x.shape))
         # A mix of one level has the gradient of L1 in its own; else the backward pass adds it.
         mix = None if request.exponents or request.reduction == "levels" else request.mix
-        shapes = [tuple(shape)]
+        self._adds_sign = request.mix is not None and mix is None
+        self._single: SingleLevel | None = None
+        if not request.exponents and request.reduction != "map":
+            self._single = SingleLevel(x, y, request, self._dtype, mix)
+            self._levels: list[Level] = [self._single]
+            return
+        shapes = [tuple(x.shape)]
         while len(shapes) < num_levels(request):
             shapes.append(tuple(halved_shape(shapes[-1])))
         self._levels = [
             Level(each, request, self._dtype, contrast=j < len(shapes) - 1, mix=mix)
             for j, each in enumerate(shapes)
         ]
-        self._adds_sign = request.mix is not None and mix is None
 
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value and the premultiplied gradients."""
+        if self._single is not None and auxiliary is NO_AUXILIARY:
+            return self._single.forward(x, y)
         request, levels = self.request, self._levels
         if request.reduction == "map":
             return Forward(self._map(x, y, auxiliary), ())
@@ -102,9 +110,13 @@ class CpuPlan:
         x: Tensor,
         y: Tensor,
         auxiliary: Auxiliary = NO_AUXILIARY,
-    ) -> list[Tensor]:
+    ) -> Sequence[Tensor]:
         """Scales the saved gradients in place and adds up those of the levels."""
         request, levels, usual = self.request, self._levels, self._premultiplied_by
+        gives_number = request.reduction in NUMBERS and not request.exponents
+        # A number is read faster by torch than by NumPy.
+        if gives_number and (grad is None or grad.item() == usual):
+            return saved
         if request.reduction == "map":
             assert grad is not None  # A map stores no gradient: ``None`` has no meaning for it.
             return self._map_gradients(grad, x, y, auxiliary)

@@ -32,9 +32,10 @@ class Scratch:
         # Rows lie an odd number of cache lines apart, so that those of a ring are in different
         # sets of the cache.
         line = 64 // dtype.itemsize
-        self._shapes = [(rows, (-(-columns // line) | 1) * line) for rows, columns in shapes]
-        sizes = (dtype.itemsize * math.prod(shape) for shape in self._shapes)
-        *self._begins, self._size = itertools.accumulate(sizes, initial=0)
+        shapes = [(rows, (-(-columns // line) | 1) * line) for rows, columns in shapes]
+        sizes = (dtype.itemsize * math.prod(shape) for shape in shapes)
+        *begins, self._size = itertools.accumulate(sizes, initial=0)
+        self._places = list(zip(shapes, begins, strict=True))
         self._dtype = dtype
 
     def arrays(self, memory: dict[int, Any], share: int) -> list[Any]:
@@ -42,10 +43,7 @@ class Scratch:
         kept = memory.get(share)
         if kept is None or kept.size < self._size:
             kept = memory[share] = _aligned_bytes(self._size)
-        return [
-            np.ndarray(shape, self._dtype, kept, begin)
-            for shape, begin in zip(self._shapes, self._begins, strict=True)
-        ]
+        return [np.ndarray(shape, self._dtype, kept, begin) for shape, begin in self._places]
 
 
 def _aligned_bytes(size: int) -> Any:
