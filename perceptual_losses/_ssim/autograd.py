@@ -7,6 +7,7 @@ reference.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,16 @@ from torch import Tensor
 
 from .._runtime.tracing import batched, readable
 from . import reference
-from .backend import NO_AUXILIARY, Auxiliary, Backend, Plan, flat, gradient_memory, layout_of
+from .backend import (
+    NO_AUXILIARY,
+    Auxiliary,
+    Backend,
+    Layout,
+    Plan,
+    flat,
+    gradient_memory,
+    layout_of,
+)
 from .cpu import backend as cpu
 from .gpu import backend as gpu
 from .pyramid import halve_transpose, halve_valid_transpose, halved_shape
@@ -106,6 +116,31 @@ apply_plan: Any = super(torch.autograd.Function, _Planned).apply
 def make_plan(x: Tensor, y: Tensor, layouts: Auxiliary, request: Request, backend: str) -> Plan:
     """The plan of a fast backend for these images, the first of which has the gradient if any."""
     return BACKENDS[backend].plan(layout_of(x), layout_of(y), layouts, request, x.device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_plan(
+    x: Layout,
+    y: Layout,
+    offsets: tuple[int, int],
+    layouts: Auxiliary,
+    request: Request,
+    backend: str,
+    device: torch.device,
+) -> Plan:
+    """A plan by all that it depends on. Multiples of 16 bytes lie at ``offsets`` before images."""
+    return BACKENDS[backend].plan(x, y, layouts, request, device)
+
+
+def _operator_plan(
+    x: Tensor, y: Tensor, auxiliary: Auxiliary, request: Request, backend: str
+) -> Plan:
+    """The plan of an operator, which is kept for the next call on such images."""
+    # A kernel is compiled for the alignment of the first images, as in `plans.call_key`.
+    offsets = x.data_ptr() & 15, y.data_ptr() & 15
+    return _kept_plan(
+        layout_of(x), layout_of(y), offsets, auxiliary.layouts, request, backend, x.device
+    )
 
 
 def _lengths(auxiliary: Auxiliary) -> tuple[int, ...]:
@@ -239,7 +274,8 @@ def _unflattened(
         windows.append(tuple(taps[begin : begin + size]))
         begin += size
     definition = Definition(tuple(windows), low, length, c1, c2, padding)
-    return x, y, Auxiliary(*tensors), definition, arguments[14:]
+    auxiliary = Auxiliary(*tensors) if any(tensors) else NO_AUXILIARY
+    return x, y, auxiliary, definition, arguments[14:]
 
 
 def _run_level_means(
@@ -304,7 +340,7 @@ def _level_means(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
     x, y, auxiliary, definition, (levels, l1, gradients, backend) = _unflattened(arguments)
     exponents, mix = (1.0,) * levels if levels > 1 else (), (1.0, 1.0) if l1 else None
     request = Request(definition, exponents, None, mix, "levels", gradients)
-    plan = make_plan(x, y, auxiliary.layouts, request, backend)
+    plan = _operator_plan(x, y, auxiliary, request, backend)
     value, saved = plan.forward(x, y, auxiliary)
     return value, list(saved)
 
@@ -334,7 +370,7 @@ def _fake_map(*arguments: Any) -> Tensor:
 def _map_gradients(*arguments: Any) -> list[Tensor]:
     x, y, auxiliary, definition, (grad, gradients, backend) = _unflattened(arguments)
     request = Request(definition, reduction="map", gradients=gradients)
-    plan = make_plan(x, y, auxiliary.layouts, request, backend)
+    plan = _operator_plan(x, y, auxiliary, request, backend)
     return list(plan.backward((), grad.resolve_neg(), x, y, auxiliary))
 
 

@@ -11,7 +11,7 @@ from cpu_steps import pair, step
 
 from perceptual_losses import MSSSIMLoss, SSIMLoss, _evaluator, ssim
 from perceptual_losses._runtime import numba_installed
-from perceptual_losses._ssim import dispatch
+from perceptual_losses._ssim import autograd, dispatch
 
 # Made before the fork: torch's own OpenMP threads do not survive one.
 IMAGES = pair(2, 3, 128, 128)
@@ -66,6 +66,20 @@ def test_the_operator_with_other_layouts(padding, shape, layout):
         torch.ops.perceptual_losses.ssim_level_means.default,
         (x, y, [], [], [], [], [], *definition, 2, True, 2, "numba"),
     )
+
+
+def test_the_operator_keeps_its_plans():
+    images = pair(2, 2, 15, 17)
+    definition = (2 * [0.2, 0.6, 0.2], [3, 3], 0.0, 1.0, 1e-4, 9e-4, "valid")
+    operator = torch.ops.perceptual_losses.ssim_level_means
+    options = (*definition, 1, False, 1, "numba")
+    autograd._kept_plan.cache_clear()
+    first = operator(*images, [], [], [], [], *options)
+    for other in (images, [images[0].mT.contiguous().mT, images[1]]):
+        means, (gradient,) = operator(*other, [], [], [], [], *options)
+        torch.testing.assert_close(means, first[0])
+        torch.testing.assert_close(gradient, first[1][0])
+    assert autograd._kept_plan.cache_info()[:2] == (1, 2)
 
 
 def test_the_dependence_of_a_compiled_backward_is_a_good_citizen():
