@@ -68,8 +68,10 @@ class CpuPlan:
 
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value and the premultiplied gradients."""
-        if self._single is not None and auxiliary is NO_AUXILIARY:
-            return self._single.forward(x, y)
+        if self._single is not None:
+            if auxiliary is NO_AUXILIARY:
+                return self._single.forward(x, y)
+            return self._single.forward(x, y, _beside(self._single, auxiliary))
         request, levels = self.request, self._levels
         if request.reduction == "map":
             return Forward(self._map(x, y, auxiliary), ())

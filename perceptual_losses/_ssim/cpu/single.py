@@ -13,7 +13,7 @@ from torch import Tensor
 from ..._runtime.threads import in_threads
 from ..backend import Forward, Layout
 from ..request import Request, reduce_planes
-from .level import NOTHING, Level, _places
+from .level import NOTHING, Beside, Level, _places
 from .tasks import kept_memory
 
 # The reductions that give one number.
@@ -46,8 +46,11 @@ class SingleLevel(Level):
         self._gradient_readers: list[Reader] = []
         self._compiled: Callable[..., None] | None = None
 
-    def forward(self, x: Tensor, y: Tensor) -> Forward:
-        """Computes the value and the premultiplied gradients."""
+    def forward(self, x: Tensor, y: Tensor, beside: Beside = NOTHING) -> Forward:
+        """Computes the value and the premultiplied gradients.
+
+        All calls have the same ones of ``beside``, with the same dtypes.
+        """
         count = self._request.gradients
         gradients = [torch.empty_like(image) for image in (x, y)[:count]]
         readers = self._gradient_readers
@@ -64,15 +67,16 @@ class SingleLevel(Level):
 
         def run(begin: int, end: int, share: int) -> None:
             self._call(
-                *images, *written, *images[count:], *NOTHING, *self._arguments,
+                *images, *written, *images[count:], *beside, *self._arguments,
                 tasks.tasks[begin:end], *tasks.scratch.arrays(memory, share), sums, abs_differences,
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
-        if self._request.reduction in NUMBERS:
-            value = self._number(images, sums, abs_differences)
+        has_mix = self._request.mix is not None
+        if self._request.reduction in NUMBERS and not (has_mix and beside.scales is not None):
+            value = self._number(images, sums, abs_differences, beside)
         else:
-            value = self._of_planes(images, sums, abs_differences)
+            value = self._of_planes(images, sums, abs_differences, beside)
         return Forward(value, gradients)
 
     def _call(self, *arguments: Any) -> None:
@@ -85,9 +89,14 @@ class SingleLevel(Level):
             compiled = self._compiled = compile_for(self._march, arguments)
         compiled(*arguments)
 
-    def _number(self, images: Sequence[Any], sums: Any, abs_differences: Any) -> Tensor:
+    def _number(
+        self, images: Sequence[Any], sums: Any, abs_differences: Any, beside: Beside
+    ) -> Tensor:
         """The value over all planes."""
-        value = self._dtype.type(_total(sums) / (self._planes * self._map_size))
+        if beside.map_weights is None:
+            value = self._dtype.type(_total(sums) / (self._planes * self._map_size))
+        else:
+            value = self._dtype.type(1 + _total(sums) / self._planes)
         if self._request.mix is not None:
             structural, l1 = self._request.mix
             if self._has_l1:
@@ -101,15 +110,23 @@ class SingleLevel(Level):
             value = 1 - value
         return torch.from_numpy(np.array(value, self._dtype))
 
-    def _of_planes(self, images: Sequence[Any], sums: Any, abs_differences: Any) -> Tensor:
-        """The value of each plane, or its means."""
+    def _of_planes(
+        self, images: Sequence[Any], sums: Any, abs_differences: Any, beside: Beside
+    ) -> Tensor:
+        """The value from the means of each plane, or these."""
         has_mix = self._request.mix is not None
-        means = [[sum(parts) / self._map_size for parts in sums.tolist()]]
+        if beside.map_weights is None:
+            means = [[sum(parts) / self._map_size for parts in sums.tolist()]]
+        else:
+            means = [[1 + sum(parts) for parts in sums.tolist()]]
         if self._has_l1:
             means.append([sum(parts) / self._pixels for parts in abs_differences.tolist()])
         elif has_mix:
             means.append(self.abs_difference(images))
-        rows = torch.from_numpy(np.array(means, self._dtype).reshape(-1, *self.shape[:2]))
+        arrays = np.array(means, self._dtype).reshape(-1, *self.shape[:2])
+        if has_mix and beside.scales is not None:
+            arrays[-1] *= beside.scales[:, None]
+        rows = torch.from_numpy(arrays)
         if self._request.reduction == "levels":
             return rows
         return reduce_planes(self._request, rows[0], rows[1] if has_mix else None)

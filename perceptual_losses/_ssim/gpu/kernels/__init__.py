@@ -1,11 +1,11 @@
 """The Triton kernels, and the tuples that they are given.
 
-`fused` computes a value and its gradients in one launch. For windows whose sums do not fit into the
-registers `value` writes maps of derivatives and `gradient` filters them; a value without a gradient
-takes `value` only. Volumes take `plane_moments` within their planes, `depth` through them, and
-`gradient`. `levels` has the images of MS-SSIM's levels and all coarser levels in one launch,
-`combine` the product of the levels' means, `accumulate` the sum of their gradients, and `sums` the
-kernel that adds up the tiles.
+`value_and_gradient` computes both in one launch. For windows whose sums do not fit into the
+registers `value` writes maps of derivatives and `gradient_of_maps` filters them; a value without a
+gradient takes `value` only. Volumes take `plane_moments` within their planes, `depth` through them,
+and `gradient_of_maps`. `levels` has the images of MS-SSIM's levels and all coarser levels in one
+launch, `combine` the product of the levels' means, `accumulate_levels` the sum of their gradients,
+and `sums` the kernel that adds up the tiles. All of them reach images through `loads_and_stores`.
 """
 
 from .accumulate_levels import accumulate_levels_kernel

@@ -23,7 +23,7 @@ from .addresses import (
 )
 from .arguments import SYMMETRIC, ZEROS, Region, Window
 from .formulas import add_row, contrasts, row_of_map
-from .pixels import volume_offsets
+from .loads_and_stores import volume_offsets
 from .plane_moments import first_position, margin
 
 # The most sums of moments and of derivatives that fit into the registers together.

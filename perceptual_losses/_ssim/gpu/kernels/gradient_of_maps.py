@@ -20,7 +20,7 @@ from .addresses import (
 )
 from .arguments import SYMMETRIC, Window
 from .formulas import add_row, contrasts, gradients_of
-from .pixels import (
+from .loads_and_stores import (
     load_columns,
     local_offsets,
     store_columns,

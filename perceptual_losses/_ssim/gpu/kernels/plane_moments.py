@@ -22,7 +22,7 @@ from .addresses import (
 )
 from .arguments import SYMMETRIC, VALID, Region, Window
 from .formulas import add_moments
-from .pixels import advance, first_row, volume_offsets
+from .loads_and_stores import advance, first_row, volume_offsets
 from .value import columns_before, store_row
 
 

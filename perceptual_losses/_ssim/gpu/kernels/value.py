@@ -23,7 +23,7 @@ from .addresses import (
 )
 from .arguments import Region, Window
 from .formulas import add_moments, row_of_map
-from .pixels import advance, first_row, local_offsets
+from .loads_and_stores import advance, first_row, local_offsets
 
 
 @triton.constexpr_function

@@ -27,7 +27,7 @@ from . import scratch, sums
 from .addresses import auxiliary_of, constants_of, map_begin, plane_of, tile_of, width_hint
 from .arguments import Region, Window
 from .formulas import add_moments, add_row, gradients_of, row_of_map
-from .pixels import (
+from .loads_and_stores import (
     advance,
     first_row,
     local_offsets,

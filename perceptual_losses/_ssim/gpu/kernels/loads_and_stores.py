@@ -1,4 +1,4 @@
-"""Pixels: local offsets, loads of rows into registers and on to scratch memory, stores."""
+"""Loads of rows of pixels into registers and scratch memory, and stores of gradients."""
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
 # ruff: noqa: N803, RUF005
