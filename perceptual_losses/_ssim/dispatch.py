@@ -63,7 +63,7 @@ def evaluate(
         return reference.evaluate(x, y, auxiliary, request)
     x, y = computable(x, y, name)
     if name == "triton":
-        auxiliary = normalized(auxiliary, x.dtype)
+        auxiliary = normalized(auxiliary)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
     if observed(x, y, *flat(auxiliary)):
@@ -102,11 +102,8 @@ def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def normalized(auxiliary: Auxiliary, dtype: torch.dtype) -> Auxiliary:
-    """The same tensors with weights that sum to one for each image, as Triton's kernels read them.
-
-    ``dtype`` is that of the images.
-    """
+def normalized(auxiliary: Auxiliary) -> Auxiliary:
+    """The tensors for Triton's kernels, whose weights sum to one for each image."""
     weights = [
         weight.to(total.dtype) / total.reshape(-1, *[1] * (weight.dim() - 1))
         for weight, total in zip(auxiliary.weights, auxiliary.totals, strict=True)

@@ -31,10 +31,14 @@ def check_differentiable(name: str, image: Any) -> None:
 
 
 def kept(values: Tensor) -> Tensor:
-    """Values that autograd may keep: a copy of those that were made in inference mode."""
-    if torch.compiler.is_compiling() or not values.is_inference():
+    """Values that autograd may keep, in memory as they are.
+
+    They are a copy of those that were made in inference mode or are negated lazily.
+    """
+    if torch.compiler.is_compiling():
         return values
-    return values.clone()
+    values = values.resolve_neg()
+    return values.clone() if values.is_inference() else values
 
 
 def host_readable(values: Tensor) -> bool:

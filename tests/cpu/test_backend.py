@@ -74,9 +74,9 @@ def test_the_operator_keeps_its_plans():
     operator = torch.ops.perceptual_losses.ssim_level_means
     options = (*definition, 1, False, 1, "numba")
     autograd._kept_plan.cache_clear()
-    first = operator(*images, [], [], [], [], *options)
+    first = operator(*images, [], [], [], [], [], *options)
     for other in (images, [images[0].mT.contiguous().mT, images[1]]):
-        means, (gradient,) = operator(*other, [], [], [], [], *options)
+        means, (gradient,) = operator(*other, [], [], [], [], [], *options)
         torch.testing.assert_close(means, first[0])
         torch.testing.assert_close(gradient, first[1][0])
     assert autograd._kept_plan.cache_info()[:2] == (1, 2)

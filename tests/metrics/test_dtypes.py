@@ -148,6 +148,15 @@ def test_what_torch_has_yet_to_negate(functions, pair, name, place):
         assert torch.equal(gradient, same)
 
 
+@pytest.mark.parametrize("name", ["mask", "data_range"])
+def test_what_torch_has_yet_to_negate_beside_the_images(pair, name):
+    x, y = (image.float() for image in pair)
+    plain = torch.rand(x.shape[0], 1, *x.shape[2:]) if name == "mask" else torch.rand(x.shape[0])
+    lazy = torch.complex(plain, -plain).conj().imag
+    assert lazy.is_neg()
+    assert torch.equal(ssim(x, y, **{name: lazy}), ssim(x, y, **{name: plain}))
+
+
 @pytest.mark.parametrize("name", ["ssim", "ms_ssim"])
 def test_low_contrast_under_autocast(functions, sized, name):
     x, y = images(sized((2, 3, 64, 64), (1, 1, 12, 12)))

@@ -1,4 +1,4 @@
-"""The only level of a request: a call on plain images decides nothing that one before decided."""
+"""Requests of one level, and the short way to their kernel."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Reader = Callable[[Tensor], Any]
 class SingleLevel(Level):
     """The only level of a request, with the compiled kernel for its images.
 
-    The kernel takes less time for a small image than torch, NumPy and Numba take around it. So
-    images are read by their addresses, Numba looks at the types of the arguments once, and Python
-    adds up the few sums.
+    For a small image the kernel takes less time than torch, NumPy and Numba take around it. So
+    images are read at their addresses, Numba looks at the types of the arguments only once, and
+    Python adds up the few sums.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class SingleLevel(Level):
     def forward(self, x: Tensor, y: Tensor, beside: Beside = NOTHING) -> Forward:
         """Computes the value and the premultiplied gradients.
 
-        All calls have the same ones of ``beside``, with the same dtypes.
+        The same fields of ``beside`` are given at each call, with the same dtypes: the plan of
+        which this is a part is made for them.
         """
         count = self._request.gradients
         gradients = [torch.empty_like(image) for image in (x, y)[:count]]
