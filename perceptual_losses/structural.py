@@ -277,7 +277,7 @@ class MixedLoss(StructuralLoss):
             data_range: as for the loss.
 
         Returns:
-            A named tuple: ``loss``, ``l1`` (the mean of ``|x - y|``, in units of the data range)
+            A named tuple of ``loss``, ``l1`` (the mean of ``|x - y|``, in units of the data range)
             and ``structural`` (1 minus the similarity), with ``loss = (1 - weight) * l1 + weight *
             structural``. Each is a scalar, or ``(N,)`` with ``reduction="none"``, and
             differentiable.
