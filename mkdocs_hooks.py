@@ -14,6 +14,11 @@ FORMULA = re.compile(
     re.DOTALL,
 )
 
+# Fonts do not stretch the bar that latex2mathml puts over a term; a border is as long as the term.
+OVERLINE = re.compile(
+    r"<mover>(<mrow>(?:(?!<mover>).)*</mrow>)<mo accent=\"true\">&#x02015;</mo></mover>"
+)
+
 
 def on_config(config: Any) -> Any:
     """Called by MkDocs with the configuration; the name of the site heads the navigation."""
@@ -29,6 +34,10 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(match: re.Match[str]) -> str:
     if match["inline"] is not None:
-        return convert(html.unescape(match["inline"]).strip())
-    formula = convert(html.unescape(match["block"]).strip(), display="block")
-    return f'<div class="formula">{formula}</div>'
+        return _converted(match["inline"], "inline")
+    return f'<div class="formula">{_converted(match["block"], "block")}</div>'
+
+
+def _converted(formula: str, display: str) -> str:
+    mathml = convert(html.unescape(formula).strip(), display=display)
+    return OVERLINE.sub(r'<mrow class="overline">\1</mrow>', mathml)
