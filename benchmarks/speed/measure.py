@@ -47,7 +47,7 @@ MEMORY_METHOD = {
 """In a process of its own for each contender and case, after a step that is not measured unless a
 step takes longer than `LONG_STEP`. The gradient is counted, the images are not."""
 
-LONG_STEP = 1.0
+LONG_STEP = 3.0
 """Seconds from which what a first step needs only once does not show beside what every one does."""
 
 M_MMAP_THRESHOLD = -3
