@@ -28,8 +28,8 @@ endef
 # one that works.
 test test-oldest test-newest: export OMP_WAIT_POLICY = PASSIVE
 
-# Few files are shared out better test by test.
-test-oldest: PYTEST = -m pytest -n 2 --dist worksteal
+# Few files are shared out better test by test. The extra `oldest` has no tools to deploy with.
+test-oldest: PYTEST = -m pytest -n 2 --dist worksteal --ignore=tests/pytorch/test_deployments.py
 
 # TESTS="tests/pytorch/test_compile.py ..." runs only those.
 TESTS ?=
@@ -132,9 +132,9 @@ release-check: .venv/installed
 
 ## lock: write the lock files, with uv
 COMPILE = uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
-	--no-header --no-annotate --extra dev pyproject.toml -
+	--no-header --no-annotate pyproject.toml - --extra
 lock:
-	printf 'torch==2.11.0\ntorchvision==0.26.0\n' | $(COMPILE) -o requirements.lock
+	printf 'torch==2.11.0\ntorchvision==0.26.0\n' | $(COMPILE) dev -o requirements.lock
 	printf 'torch==2.7.0\ntorchvision==0.22.0\nnumba==0.61.0\nnumpy==1.26.4\n' \
-		| $(COMPILE) -o requirements-oldest.lock
-	printf 'torch\ntorchvision\n' | $(COMPILE) -o requirements-newest.lock
+		| $(COMPILE) oldest -o requirements-oldest.lock
+	printf 'torch\ntorchvision\n' | $(COMPILE) dev -o requirements-newest.lock
