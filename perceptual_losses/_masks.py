@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._runtime.tracing import observed
 from ._ssim import (
     Auxiliary,
     Request,
@@ -55,8 +56,6 @@ def auxiliary_tensors(
             coverage.append(inverse_coverage(valid, request.definition, dtype, backend))
         pixels = valid if mask is None else mask
         if request.reduction != "map" and pixels is not None:
-            # Bytes become numbers ten times faster than booleans.
-            pixels = pixels.view(torch.uint8) if pixels.dtype == torch.bool else pixels
             weights.append(centres(pixels, request.definition))
             totals.append(_total(weights[-1], dtype))
     return Auxiliary(weights, totals, () if ranges is None else (ranges,), of_pixels, coverage)
@@ -83,10 +82,10 @@ def weighted_distance(
 
 def _total(weights: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum of each image's weights, ``(N,)``."""
-    if weights.dtype == torch.uint8 and _validation.host_readable(weights):
-        # They are 0 or 1, and torch takes many times as long to add them up.
-        counts = [np.count_nonzero(image) for image in weights.numpy()]
-        total = torch.tensor(counts, dtype=dtype)
+    if weights.dtype == torch.bool and _validation.host_readable(weights) and not observed(weights):
+        # Torch takes many times as long. The bytes of booleans need not be 0 and 1.
+        counts = [np.count_nonzero(image) for image in weights.numpy().view(np.uint8)]
+        total = torch.tensor(counts, dtype=dtype, device=weights.device)
     else:
         total = weights.sum(tuple(range(1, weights.dim())), dtype=dtype)
     _validation.check_total(total)

@@ -15,11 +15,11 @@ from .tensors import check_plain_tensor, host_readable, kept
 def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
     shape = _check_broadcasts("mask", mask, x, "weight")
+    weights: Tensor = kept(mask.detach()).to(compute_dtype(x, y))
     # The least value is NaN where any is.
-    if host_readable(mask) and not mask.min() >= 0:
+    if host_readable(weights) and not weights.min() >= 0:
         raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
-    weights: Tensor = kept(mask.detach()).to(compute_dtype(x, y)).expand(shape)
-    return weights
+    return weights.expand(shape)
 
 
 def valid_pixels(valid: Any, x: Tensor) -> Tensor:

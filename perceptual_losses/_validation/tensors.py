@@ -46,5 +46,6 @@ def host_readable(values: Tensor) -> bool:
     return (
         values.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
     )

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import warnings
 
 import definition
 import numpy as np
@@ -20,8 +21,9 @@ from metric_steps import (
     pair,
     step,
 )
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from perceptual_losses import SSIMLoss, ms_ssim, ssim, ssim_map
+from perceptual_losses import L1SSIMLoss, SSIMLoss, ms_ssim, ssim, ssim_map
 
 GARBAGE = [torch.nan, torch.inf, -torch.inf, 1e30]
 
@@ -360,3 +362,41 @@ def test_what_is_refused(backend, function):
             call(valid=torch.ones(shape, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"valid is on meta and x on cpu.*valid\.to\(x\.device\)"):
         call(valid=torch.ones(40, 44, dtype=torch.bool, device="meta"))
+
+
+def test_booleans_of_other_bytes():
+    """Those of a mask of 0 and 255 that is viewed as booleans: all but 0 is True."""
+    x, y = (torch.rand(2, 2, 14, 15, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    numbers = torch.randint(0, 4, (2, 1, 14, 15), generator=torch.Generator().manual_seed(2))
+    other, plain = (63 * numbers).to(torch.uint8).view(torch.bool), numbers > 0
+    for backend in ("numba", "reference"):
+        for loss in (SSIMLoss, L1SSIMLoss):
+            values = [loss(window_size=3, backend=backend)(x, y, valid=v) for v in (other, plain)]
+            assert values[0] == values[1]
+
+
+def test_valid_pixels_are_recorded_as_an_input():
+    x, y = (torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    valid = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(2)) > 0.3
+    loss = SSIMLoss(window_size=3)
+    expected = loss(x, y, valid=~valid)
+
+    def call(a, b, valid):
+        return loss(a, b, valid=valid)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(call, (x, y, valid), check_trace=False)
+    for recorded in (traced, make_fx(call)(x, y, valid)):
+        torch.testing.assert_close(recorded(x, y, ~valid), expected)
+    batch = torch.func.vmap(lambda valid: loss(x, y, valid=valid))(torch.stack([valid, ~valid]))
+    torch.testing.assert_close(batch[1], expected)
+
+
+def test_valid_pixels_under_another_default_device():
+    x, y = (torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    valid = x > 0.2
+    expected = ssim(x, y, window_size=3, valid=valid)
+    with torch.device("meta"):
+        assert torch.equal(ssim(x, y, window_size=3, valid=valid), expected)

@@ -94,7 +94,8 @@ class CpuPlan:
         if request.mix is not None:
             rows[-1] = levels[0].abs_difference(pair.images) if distance is None else distance
             if auxiliary.ranges:
-                means[-1] /= auxiliary.ranges[0].numpy()[:, None]
+                with np.errstate(over="ignore"):
+                    means[-1] /= auxiliary.ranges[0].numpy()[:, None]
         saved = [gradient for of_image in zip(*of_levels, strict=True) for gradient in of_image]
         if request.reduction == "levels":
             return Forward(torch.from_numpy(means), saved)

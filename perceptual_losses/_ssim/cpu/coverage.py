@@ -26,7 +26,7 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
     down, across = map(len, definition.windows)
     if definition.padding == "valid":
         height, width = height - down + 1, width - across + 1
-    out = torch.empty((n, 1, height, width), dtype=dtype)
+    out = torch.empty((n, 1, height, width), dtype=dtype, device=valid.device)
     map_out = plane_array(out)
     columns = -(-(valid.shape[-1] + across) // 64) * 64
     scratch = np.empty((torch.get_num_threads(), down + 3, columns), map_out.dtype)

@@ -126,7 +126,8 @@ class SingleLevel(Level):
             means.append(self.abs_difference(images))
         arrays = np.array(means, self._dtype).reshape(-1, *self.shape[:2])
         if has_mix and beside.scales is not None:
-            arrays[-1] *= beside.scales[:, None]
+            with np.errstate(over="ignore"):
+                arrays[-1] *= beside.scales[:, None]
         rows = torch.from_numpy(arrays)
         if self._request.reduction == "levels":
             return rows
@@ -141,7 +142,11 @@ class SingleLevel(Level):
         image, array = self._kernels.Image, np.ndarray
 
         def read(tensor: Tensor) -> Any:
-            memory: Any = memory_at(tensor.data_ptr())
+            address = tensor.data_ptr()
+            if not address:
+                # Torch says what a tensor without memory is.
+                return self.images(tensor)[0]
+            memory: Any = memory_at(address)
             return image(array(length, kind, memory), starts, row, column)
 
         return read
