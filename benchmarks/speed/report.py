@@ -52,7 +52,8 @@ def markdown(result: Result, plots: dict[str, str]) -> str:
         result: content of a result file.
         plots: for each metric, where its plot lies.
     """
-    parts = [f"# {result['environment']['device']}", _conditions(result)]
+    metrics = ", ".join(metric for metric, _ in _groups(_cases([result]), "metric"))
+    parts = [f"# {metrics}: {result['environment']['device']}", _conditions(result)]
     if result["cost"]:
         parts.append(_cost(result["cost"]))
     for metric, cases in _groups(_cases([result]), "metric"):
