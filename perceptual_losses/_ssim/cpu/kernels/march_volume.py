@@ -108,7 +108,7 @@ def march_volume(
                 moments_of_slice(
                     x, y, plane, height, width, low, offset_d, offset_t, padding, pixel_scale,
                     None if valid is None else valid[image, max(shown, 0)], down, across, begin,
-                    end, first, count, length, rows, ring, loaded % slots, slots,
+                    end, first, count, length, rows, ring, loaded % slots, slots, map_out,
                 )  # fmt: skip
                 loaded += 1
             if z < map_back:

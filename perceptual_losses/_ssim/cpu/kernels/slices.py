@@ -9,6 +9,7 @@ from .filters import (
     moments_across,
     sum_across,
     sum_down,
+    sum_down_row,
 )
 from .images import copy, fill, load_row
 
@@ -16,11 +17,12 @@ from .images import copy, fill, load_row
 @kernel
 def moments_of_slice(
     x, y, plane, height, width, low, offset_d, offset_t, padding, scale, valid, down, across, top,
-    bottom, first, count, length, rows, slabs, slot, depth_slots,
+    bottom, first, count, length, rows, slabs, slot, depth_slots, apart,
 ):  # fmt: skip
     """Sums across and down of a slice, for rows ``top`` to ``bottom`` of its map, into a slot.
 
-    ``plane`` is -1 for a slice beside the volume. The slabs have ``depth_slots`` slots.
+    ``plane`` is -1 for a slice beside the volume. The slabs have ``depth_slots`` slots. ``apart``
+    is as for `moments_down`.
     """
     radius, slots = len(down.extent) // 2, len(down.extent) + 1
     side_radius = len(across.extent) // 2
@@ -48,7 +50,11 @@ def moments_of_slice(
         at = (i - top) * length
         for m in range(4):
             out = slabs[m * depth_slots + slot, at : at + 2 * length]
-            sum_down(down, slot_taps, ring, m * slots, length, out, out[length:])
+            if apart is None:
+                sum_down(down, slot_taps, ring, m * slots, length, out, out[length:])
+            else:
+                sum_down_row(down, ring, m * slots, i - radius, length, out)
+                sum_down_row(down, ring, m * slots, i + 1 - radius, length, out[length:])
 
 
 @kernel
