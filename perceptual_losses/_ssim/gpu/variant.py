@@ -76,6 +76,7 @@ def auxiliary_arguments(
 
 
 def in_kernel(image: Image) -> Any:
+    """The image as the kernels read it."""
     return load_kernels().Image(image.address, image.strides)
 
 
