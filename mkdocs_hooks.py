@@ -1,4 +1,7 @@
-"""Writes the version into the navigation, and formulas as MathML, which needs no script."""
+"""Writes the version into the navigation, formulas as MathML, and where lines of code may break.
+
+MathML needs no script.
+"""
 
 import html
 import re
@@ -19,6 +22,19 @@ OVERLINE = re.compile(
     r"<mover>(<mrow>(?:(?!<mover>).)*</mrow>)<mo accent=\"true\">&#x02015;</mo></mover>"
 )
 
+CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
+CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+
+# A browser breaks code at spaces and hyphens only, or anywhere. The first is not enough for long
+# code in a narrow column, and the second makes names hard to read.
+LONG = re.compile(r"\S{17,}")
+PLACES = re.compile(
+    r'(?<=[(\[{=])(?=[\w"])|(?<=[a-z]_)(?=[a-z])|(?<=\w)(?=\.[a-z])|(?<=\))(?=[.(\[])'
+)
+
+# A line could end behind the dashes of an option.
+OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
+
 
 def on_config(config: Any) -> Any:
     """Called by MkDocs with the configuration; the name of the site heads the navigation."""
@@ -29,7 +45,16 @@ def on_config(config: Any) -> Any:
 
 def on_page_content(content: str, **_: Any) -> str:
     """Called by MkDocs with the HTML of each page."""
-    return FORMULA.sub(_mathml, content)
+    content = CELL.sub(lambda cell: CODE.sub(_breakable, cell[0]), FORMULA.sub(_mathml, content))
+    return CODE.sub(_unbreakable, content)
+
+
+def _breakable(code: re.Match[str]) -> str:
+    return LONG.sub(lambda word: PLACES.sub("<wbr>", word[0]), code[0])
+
+
+def _unbreakable(code: re.Match[str]) -> str:
+    return OPTION.sub(r'<span class="option">\g<0></span>', code[0])
 
 
 def _mathml(match: re.Match[str]) -> str:
