@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         "the MS-SSIM VAE, with all weights 1 as the EL-VAE paper has them",
     ),
     VGG: ("dfc", {"weights": None}, "the DFC-VAE, on random features of VGG-19 (dfc-123)"),
-    LABELS: ("cvae", {}, "the conditional VAE, told the scale that each patch was cut at"),
+    LABELS: ("cvae", {}, "the conditional VAE, which knows the scale that a patch was cut at"),
 }
 """The trainings: a model, its options, and a description."""
 
@@ -200,7 +200,7 @@ def table(results: Results) -> str:
     }
     lines = [
         f"| trained on | {' | '.join(METRICS.values())} | KL (nats) |",
-        "|---|" + "---|" * (len(METRICS) + 1),
+        "|---|" + "---:|" * (len(METRICS) + 1),  # the style sheet does not break such columns
     ]
     for case in CASES:
         cells = [case]
@@ -216,7 +216,7 @@ def table(results: Results) -> str:
 def spread(numbers: Sequence[float], digits: int) -> str:
     """The mean, and the range that it is of."""
     mean, low, high = statistics.mean(numbers), min(numbers), max(numbers)
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{mean:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def verdict(results: Results) -> str:
@@ -224,7 +224,7 @@ def verdict(results: Results) -> str:
     won = seeds_won(results)
     pairs = zip(values(results, MS_SSIM, "ms_ssim"), values(results, MSE, "ms_ssim"), strict=True)
     lines = [
-        "Training on MS-SSIM gave the higher held-out MS-SSIM than training on the mean squared "
+        "Training on MS-SSIM gave a higher held-out MS-SSIM than training on the mean squared "
         f"error in {sum(won)} of {len(won)} seeds: "
         + ", ".join(f"{ours:.4f} and {theirs:.4f}" for ours, theirs in pairs)
         + "."
@@ -266,8 +266,9 @@ def page(results: Results, folder: str) -> str:
     share = f"{100 * cost['share']:.1f} %"
     text = f"""# What the losses do to a VAE
 
-One encoder, one decoder, one budget; what differs is what training calls close. Written by
-`make study` from [its results]({folder}/results.json).
+This page compares VAEs that are trained on different losses between an image and its
+reconstruction. Encoder, decoder and budget are the same. `make study` writes the page from [its
+results]({folder}/results.json).
 
 {cases}
 
@@ -276,12 +277,13 @@ seeds {", ".join(map(str, config["seeds"]))}, which decide the first weights, th
 images and the noise, alike for all. The {config["training_images"]} training images are patches of
 {config["image_size"]}x{config["image_size"]} pixels of {len(TRAINING_PHOTOS)} photos and their
 mirror images; the {config["held_out_images"]} held-out ones are of {len(HELD_OUT_PHOTOS)} other
-photos. Every model has the weight of its KL divergence for its own loss; the last column shows how
-many nats its code holds at the last step, for a batch of training images.
+photos. Each loss has its own weight of the KL divergence. The last column of the table shows how
+many nats a code holds at the last step, for a batch of training images.
 
 ## Held-out photos
 
-The mean over the seeds (the lowest to the highest), the best mean in bold; higher is better.
+Each cell has the mean over the seeds, and in brackets the lowest and the highest. The best mean is
+bold; higher is better, but for the last column, which is no score.
 
 {table(results)}
 
@@ -289,11 +291,11 @@ The mean over the seeds (the lowest to the highest), the best mean in bold; high
 
 ![Held-out metrics while training]({folder}/curves.png)
 
-The lines are means over the seeds, the bands reach from the lowest to the highest.
+The lines are means over the seeds. The bands reach from the lowest to the highest.
 
 ![Held-out photos and their reconstructions]({folder}/reconstructions.png)
 
-Reconstructions from the mean of the posterior, of the models of seed {config["seeds"][0]}.
+The models of seed {config["seeds"][0]} reconstruct these photos from the mean of the posterior.
 
 ## What the loss costs
 
@@ -303,23 +305,23 @@ is {cost["loss_ms"]:.2f} ms: {share} of the step. Medians, with {config["batch_s
 
 ## What this does not show
 
-* The published models. The DFC-VAE's features are those of a random network, as no weights are
-  downloaded: its row is not the paper's, nor its verdict on features. With ImageNet's weights
-  run `train --model dfc`.
-* The EL-VAE at its best: the product of the levels' means to the power 1 is small at first, and so
+* The published models. The DFC-VAE has the features of a random network here, because no weights
+  are downloaded. So its row says nothing about the paper's model. `train --model dfc` takes
+  ImageNet's weights.
+* The EL-VAE at its best. The product of the levels' means to the power 1 is small at first, and so
   is its gradient. More steps may change its row.
 * Converged models, or good samples. {config["steps"]} steps on patches of {len(TRAINING_PHOTOS)}
   photos are little; more steps can change the order.
-* What people see. PSNR, SSIM and MS-SSIM are measured; each favours what was trained on it. No
-  LPIPS, no FID, no person.
+* What people see. PSNR, SSIM and MS-SSIM were measured, and each favours the models that were
+  trained on it. LPIPS and FID were not measured, and nobody was asked.
 * The best that each loss can do. Learning rate and architecture are the same for all and were
-  chosen with the plain VAE; the KL weights were set by hand to leave similar codes.
-* That labels help: the conditional VAE has another loss and is told more than the others.
-* Other machines: times vary with them, and the last digits of the metrics too.
+  chosen with the plain VAE. The KL weights were set by hand to leave similar codes.
+* Whether labels help. The conditional VAE has another loss, and knows more than the others.
+* Other machines. Times differ there, and so do the last digits of the metrics.
 
 {environment["device"]}, {environment["threads"]} threads, Python {environment["python"]}, torch
 {environment["torch"]}, perceptual-losses {environment["perceptual_losses"]}{
         f", commit {commit[:12]}" if commit else ""
     }; {results["seconds"] / 60:.0f} minutes in all.
 """
-    return "\n\n".join(wrapped(part) for part in text.split("\n\n"))
+    return "\n\n".join(wrapped(part) for part in text.split("\n\n")) + "\n"
