@@ -119,7 +119,7 @@ def paths() -> list[dict[str, Any]]:
     features = VGGLoss({"relu4_3": 1.0}, backbone="vgg16", weights=weights)
     exact = _value_and_gradient(features.double(), x.double(), y.double())
     found = _value_and_gradient(features.float(), x, y)
-    rows.append({"loss": "VGG, relu4_3", "path": "fewer products", **_errors(found, exact)})
+    rows.append({"loss": "VGG, relu4_3", "path": "Winograd's convolution", **_errors(found, exact)})
     # A compiled network keeps torch's convolutions.
     found = _value_and_gradient(torch.compile(features, backend="eager"), x, y)
     rows.append({"loss": "VGG, relu4_3", "path": "torch's convolution", **_errors(found, exact)})
@@ -192,9 +192,10 @@ def _odd_sizes_table(rows: list[dict[str, Any]]) -> str:
 
 def _paths_table(rows: list[dict[str, Any]]) -> str:
     cells = [
-        [row["loss"], row["path"], *(f"{row[f'{of}_error']:.0e}" for of in _OF)] for row in rows
+        [f"{row['loss']}: {row['path']}", *(f"{row[f'{of}_error']:.0e}" for of in _OF)]
+        for row in rows
     ]
-    return table(["loss", "path", "value", "gradient"], cells)
+    return table(["loss and path", "value", "gradient"], cells)
 
 
 _OF = ("value", "gradient")
