@@ -95,7 +95,7 @@ def _cached(case: Case, device: str) -> Call:
 def _pasted(case: Case, device: str) -> Call:
     """The code that people paste: the whole network twice, with a graph for both images."""
     if case.metric != "VGG":
-        raise NotImplementedError("nobody pastes it")
+        raise NotImplementedError("is a VGG loss only")
     network = random_vgg().to(device)
     colours = {"device": device, "dtype": torch.float32}
     mean = torch.tensor([0.485, 0.456, 0.406], **colours)[:, None, None]
@@ -171,5 +171,5 @@ CONTENDERS = (
     Contender("lpips, compiled", "lpips", _lpips_compiled, ("cuda",), FEATURES),
     Contender("frame-analytics", "frame-analytics", _frame_analytics, metrics=FEATURES),
     Contender("piq, ContentLoss", "piq", _piq, metrics=FEATURES),
-    Contender("as it is pasted", "torchvision", _pasted, metrics=FEATURES),
+    Contender("plain torchvision", "torchvision", _pasted, metrics=FEATURES),
 )

