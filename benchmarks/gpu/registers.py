@@ -62,18 +62,17 @@ class Case(NamedTuple):
     @property
     def cells(self) -> list[str]:
         """The cells with which a row of the report begins."""
-        images = str(self.dtype).removeprefix("torch.")
-        images += ", channels_last" * self.channels_last
-        if self.shape != SHAPE:
-            images += f", {'x'.join(map(str, self.shape))}"
-        return [
-            str(self.window_size),
-            ("none", "x", "x, y")[self.gradients],
-            self.padding,
-            "yes" if self.weighted else "no",
-            *(self.l1, self.other),
-            images,
-        ]
+        call = (
+            self.padding if self.padding != "valid" else "",
+            "mask" if self.weighted else "",
+            f"L1 {self.l1}" if self.l1 != "no" else "",
+            {"no": "", "valid": "valid pixels"}.get(self.other, self.other),
+            "bfloat16" if self.dtype == torch.bfloat16 else "",
+            "channels_last" if self.channels_last else "",
+            {SMALL: "small", VOLUME: "volumes"}.get(self.shape, ""),
+        )
+        gradients = ("none", "x", "x, y")[self.gradients]
+        return [str(self.window_size), gradients, ", ".join(filter(None, call))]
 
     @property
     def request(self) -> Request:
@@ -299,17 +298,21 @@ KERNELS = (
     *("plane_moments_kernel", "depth_kernel", "gradient_kernel"),
 )
 HEADER = (
-    *("kernel", "window", "gradients", "padding", "mask", "L1", "other", "images"),
-    *("threads", "columns"),
+    *("kernel", "window", "gradients", "call", "threads x columns"),
     *("registers", "spilled, bytes", "shared, bytes", "instructions per pixel"),
 )
+
+
+def size(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return "x".join(map(str, shape))
 
 
 def row(case: Case, launch: Launch, found: Figures) -> list[str]:
     """The row of the report for one kernel."""
     lanes, columns, rows = (int(v) for v in launch.constants["K"][:3])
     return [
-        *(launch.kernel.__name__, *case.cells, str(lanes), str(columns)),
+        *(launch.kernel.__name__, *case.cells, f"{lanes} x {columns}"),
         *(str(found.registers), str(found.spilled), str(found.shared)),
         f"{found.instructions / columns / rows:.0f}",
     ]
@@ -323,28 +326,30 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         version: of Triton.
     """
     parts = [
-        "# What the GPU kernels take",
-        "Written by `python -m benchmarks.gpu.registers --out docs/kernels` with Triton "
-        f"{version}, which compiled the kernels ahead of time. Nothing ran on a GPU: there is no "
-        "time in here.",
-        f"A row is one kernel of one level, images of {'x'.join(map(str, SHAPE))} unless it says "
-        "another size. `coarse_levels_kernel` computes all levels but the finest of five. "
-        "`fused_kernel` computes all of a level. Where `value_kernel` and `gradient_kernel` share "
-        "a level they follow each other; without gradients there is only `value_kernel`. L1 is a "
-        "`separate` mean, or `mixed` into the result and its gradients. Other kinds of calls are "
-        "for the `map`, on images with `ranges` of their own, and on images of which only some "
-        "pixels are `valid`. Threads are those of a program, columns those of a thread.",
-        "Registers and spilled bytes (stack and local memory) of a thread are those that "
-        "`cuobjdump -res-usage` gives, shared memory is the kernel's own and what Triton asks for. "
-        "The instructions "
-        "per pixel are those of the loop over the rows: in `cuobjdump -sass`, all from the target "
-        "of the branch backwards to the branch, for the longest such stretch, divided by the "
-        "pixels of a thread in an iteration: rows of its columns. All paths through the body "
-        "count in full. What a tile computes beside the pixels that it owns, and the rows before "
-        "its first one, come on top.",
+        "# Registers and memory of the GPU kernels",
+        "`python -m benchmarks.gpu.registers --out docs/kernels` wrote this page with Triton "
+        f"{version}, which compiled the kernels ahead of time. Nothing ran on a GPU, so the page "
+        "has no times.",
+        "Each row is one kernel at one level. `coarse_levels_kernel` computes all of five levels "
+        "but the finest. `fused_kernel` computes value and gradient of a level. Where two kernels "
+        "share this work, `gradient_kernel` follows `value_kernel`. Without gradients there is "
+        "only `value_kernel`. [Kernels](../kernels.md#on-a-gpu) says what the others compute. "
+        "Threads are those of a program, and columns those of a thread.",
+        f"Images have {size(SHAPE)} pixels in float32, and the padding is `valid`. The column "
+        "*call* says what differs: the padding, a mask, L1 as a separate mean or mixed into the "
+        "result and its gradients, the map as the result, a range for each image (*ranges*), "
+        "images of which only some pixels are valid, bfloat16, `channels_last`, small images "
+        f"({size(SMALL)}) or volumes ({size(VOLUME)}).",
+        "Registers and spilled bytes (stack and local memory) are those of a thread, as "
+        "`cuobjdump -res-usage` gives them. Shared memory is the kernel's own and what Triton asks "
+        "for. Instructions are those of the loop over the rows: the longest stretch in "
+        "`cuobjdump -sass` that ends with a branch back to its start. They are divided by the "
+        "pixels that a thread computes in one iteration. All paths through the loop count in full. "
+        "Not counted are the rows before a tile's first one, and the pixels that it computes but "
+        "does not own.",
     ]
     for capability, rows in tables.items():
-        lines = [HEADER, ["---"] * 8 + ["---:"] * (len(HEADER) - 8), *rows]
+        lines = [HEADER, ["---"] * 4 + ["---:"] * (len(HEADER) - 4), *rows]
         parts.append(f"## Compute capability {capability // 10}.{capability % 10}")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
