@@ -113,6 +113,8 @@ def throughput(cases: Sequence[Result], source: str) -> Figure:
         panel.bar_label(bars, labels, padding=3, fontsize=8, color=INK)
         panel.set_title(case["size"], fontsize=10)
         panel.set_xlim(0, 1.3 * max(*rates, 1e-9))
+        if max(rates) >= 1e4:
+            panel.locator_params(axis="x", nbins=4)  # five digits need room
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
     figure.suptitle(f"{cases[0]['metric']}, forward + backward", fontsize=11)
