@@ -32,6 +32,9 @@ PLACES = re.compile(
     r'(?<=[(\[{=])(?=[\w"])|(?<=[a-z]_)(?=[a-z])|(?<=\w)(?=\.[a-z])|(?<=\))(?=[.(\[])'
 )
 
+# mkdocstrings leaves a space before a bracket, and a line could begin with the bracket.
+BRACKET = re.compile(r"(?<=</code>)\s+(?=\))")
+
 # A line could end behind the dashes of an option.
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 
@@ -45,7 +48,8 @@ def on_config(config: Any) -> Any:
 
 def on_page_content(content: str, **_: Any) -> str:
     """Called by MkDocs with the HTML of each page."""
-    content = CELL.sub(lambda cell: CODE.sub(_breakable, cell[0]), FORMULA.sub(_mathml, content))
+    content = BRACKET.sub("", FORMULA.sub(_mathml, content))
+    content = CELL.sub(lambda cell: CODE.sub(_breakable, cell[0]), content)
     return CODE.sub(_unbreakable, content)
 
 
