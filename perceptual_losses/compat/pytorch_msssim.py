@@ -54,8 +54,8 @@ def ssim(
     Args:
         X: images ``(N, C, H, W)`` or volumes ``(N, C, D, H, W)``.
         Y: images of the same shape and device.
-        data_range: ``L`` for values in ``[0, L]``, for all images. If it is left at 255, a warning
-            follows: on images in [0, 1] it makes every value nearly 1 and every loss nearly 0.
+        data_range: ``L`` for values in ``[0, L]``, for all images. It is 255 by default, with a
+            warning: on images in [0, 1] this makes every value nearly 1 and every loss nearly 0.
         size_average: whether the result is the mean over the batch, or one value per image.
         win_size: pixels across the Gaussian window. Along an axis with fewer pixels than that the
             images are not blurred, and a warning follows.
