@@ -221,11 +221,13 @@ class Evaluator:
         backend, plans = self._options.backend, self._plans
         structural = evaluate(x, y, call.auxiliary, request, backend, plans)
         distance = _masks.weighted_distance(x, y, call.mask, call.valid, call.ranges)
+        # Divided before the mean: a scalar would get a tangent in float64 from torch.func.jvp.
+        distance = distance / request.definition.length
         if request.reduction == "none":
             structural = 1 - structural.mean(1)
         else:
             distance = distance.mean()
-        return self._mixed(distance / request.definition.length, structural)
+        return self._mixed(distance, structural)
 
     def _without_reduction(self) -> Evaluator:
         """The evaluator with the same options, except that it gives a value for each image."""

@@ -386,6 +386,18 @@ def test_forward_mode(name):
 
 
 @forward_mode
+@pytest.mark.parametrize("option", ["mask", "valid"])
+def test_forward_mode_of_weighted_mixes_in_float32(option):
+    loss, (x, y) = LOSSES["l1_ms_ssim"](backend="reference"), (image[0] for image in pairs())
+    pixels = {option: y[:, :1] > 0.2}
+    slope = (derivative(lambda a, b: loss(a, b, **pixels), x, y) * y).sum()
+    x, y = x.float(), y.float()
+    _, tangents = torch.func.jvp(lambda a: tuple(loss.terms(a, y, **pixels)), (x,), (y,))
+    assert {tangent.dtype for tangent in tangents} == {torch.float32}
+    torch.testing.assert_close(tangents[0], slope.float(), rtol=1e-5, atol=0)
+
+
+@forward_mode
 def test_products_with_the_hessian():
     function, (x, y) = LOSSES["ms_ssim"](), (images[0, :1, :1] for images in pairs())
     direction = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
