@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -395,6 +396,20 @@ def test_forward_mode_of_weighted_mixes_in_float32(option):
     _, tangents = torch.func.jvp(lambda a: tuple(loss.terms(a, y, **pixels)), (x,), (y,))
     assert {tangent.dtype for tangent in tangents} == {torch.float32}
     torch.testing.assert_close(tangents[0], slope.float(), rtol=1e-5, atol=0)
+
+
+# Torch says it of its own constants.
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@forward_mode
+def test_nothing_is_read_where_operations_are_recorded_or_have_no_values():
+    loss, (x, y) = LOSSES["l1_ms_ssim"](reduction="none"), (image[0] for image in pairs())
+    extras = {"mask": y[:, :1], "valid": y[:, :1] > 0.2, "data_range": torch.ones(2)}
+    expected = torch.func.jvp(lambda a: loss(a, y, **extras), (x,), (y,))
+    value, tangents = torch.func.linearize(lambda a: loss(a, y, **extras), x)
+    assert_equal((value, tangents(y)), expected)
+    with FakeTensorMode() as mode:
+        fakes = {name: mode.from_tensor(extra) for name, extra in extras.items()}
+        assert loss(mode.from_tensor(x), mode.from_tensor(y), **fakes).shape == (2,)
 
 
 @forward_mode
