@@ -70,7 +70,10 @@ def _joined(values: Tensor, x: Any) -> Tensor:
 
 
 def _mean(values: Tensor, x: Any) -> Tensor:
-    """The mean of all entries, replicated on each process, where `item` then gives it."""
+    """The mean of all entries, replicated on each process, where `item` then gives it.
+
+    In inference mode torch refuses `item` of every DTensor: `to_local` gives the mean there.
+    """
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     mesh = x.device_mesh

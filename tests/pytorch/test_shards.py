@@ -107,6 +107,10 @@ def one_of_two(rank, folder):
     assert isinstance(shard, DTensor)
     found["value_and_grad"] = [value.full_tensor(), loss]
     found["value_and_grad_gradient"] = [shard.full_tensor(), gradient]
+    with torch.inference_mode():
+        value = STRUCTURAL["reference"](*(shards(a, Shard(0)) for a in (x, y)))
+        # Torch refuses `item` of a DTensor here.
+        found["inference"] = [torch.tensor(value.to_local().item()), STRUCTURAL["reference"](x, y)]
 
     refused = {}
     feature, x_shards = losses_on_features()["feature"], shards(x, Shard(0))
