@@ -146,8 +146,7 @@ def work(results):
     results.put([call() for call in calls()[::7]])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_in_another_process(method):
+def compare_with_other_processes(method):
     """The parent has used the kernels, on torch's threads."""
     expected = [call() for call in calls()[::7]]
     context = multiprocessing.get_context(method)
@@ -160,6 +159,26 @@ def test_in_another_process(method):
     for process in processes:
         process.join(LIMIT)
         assert process.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def in_new_process():
+    """Runs a function where nothing else has run.
+
+    Once torch.compile or torch.export has run, torch raises in the backward of forked processes.
+    """
+    options = {"mp_context": multiprocessing.get_context("spawn")}
+    initial = {"initializer": torch.set_num_threads, "initargs": (2,)}
+    with concurrent.futures.ProcessPoolExecutor(1, **options, **initial) as processes:
+        yield lambda function, *arguments: processes.submit(function, *arguments).result()
+
+
+def test_in_a_forked_process(in_new_process):
+    in_new_process(compare_with_other_processes, "fork")
+
+
+def test_in_a_spawned_process():
+    compare_with_other_processes("spawn")
 
 
 class Judged(torch.utils.data.Dataset):
@@ -182,8 +201,7 @@ def test_in_a_loader(method):
     assert [value.item() for value in loader] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_forks_beside_calls_of_other_threads():
+def fork_beside_calls_of_other_threads():
     call = functools.partial(step, STRUCTURAL[0], *pair((2, 3, 64, 64), torch.float32))
     expected, done = call(), threading.Event()
     context = multiprocessing.get_context("fork")
@@ -197,7 +215,9 @@ def test_forks_beside_calls_of_other_threads():
         try:
             for _ in range(10):
                 results = context.Queue()
-                process = context.Process(target=lambda r: r.put(call()), args=(results,))
+                process = context.Process(
+                    target=lambda r: r.put(call()), args=(results,), daemon=True
+                )
                 process.start()
                 assert results.get(timeout=LIMIT) == expected
                 process.join(LIMIT)
@@ -206,6 +226,11 @@ def test_forks_beside_calls_of_other_threads():
             done.set()
         for thread in running:
             thread.result(LIMIT)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_forks_beside_calls_of_other_threads(in_new_process):
+    in_new_process(fork_beside_calls_of_other_threads)
 
 
 COMPILED_BESIDE = """
