@@ -169,8 +169,8 @@ class MultiScaleLoss(StructuralLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.weights = tuple(map(float, self.weights))
-        self._checked_evaluator()
+        # Set past `__setattr__`, because the same weights need no new check.
+        self.__dict__["weights"] = tuple(map(float, self.weights))
 
 
 class SSIMLoss(StructuralLoss):
