@@ -8,6 +8,7 @@ from cpu_steps import pair, step
 
 from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
 from perceptual_losses._runtime import numba_kernels
+from perceptual_losses._ssim import dispatch, for_axes, reference
 from perceptual_losses._ssim.cpu.level import Level
 
 
@@ -244,3 +245,12 @@ def test_windows_whose_rows_are_added_up_in_pairs():
     got, expected = step(loss, x, y), step(exact, x.double(), y.double())
     for value, true in zip(got, expected, strict=True):
         assert (value - true).norm() < 1e-5 * true.norm()
+
+
+def test_coverage_of_windows_whose_rows_are_added_up_one_by_one():
+    loss = SSIMLoss(window="uniform", window_size=21)
+    definition = for_axes(loss._evaluator.request.definition, 2)
+    valid = pair(1, 1, 26, 25)[0] > 0.3
+    got = dispatch.inverse_coverage(valid, definition, torch.float32, "numba")
+    exact = reference.inverse_coverage(valid, definition, torch.float64)
+    torch.testing.assert_close(got, exact.float(), rtol=1e-5, atol=0)
