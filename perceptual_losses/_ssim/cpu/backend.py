@@ -15,8 +15,10 @@ from ..._runtime import numba_installed
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
 from ..pyramid import halved_shape
 from ..request import FLOOR, Request, centres, num_levels, reduce_planes
-from .level import NOTHING, Beside, Level, Pair, plane_array
-from .single import NUMBERS, SingleLevel
+from .level import NOTHING, Beside, Level, Pair, Sums, plane_array
+
+# The reductions that give one number.
+NUMBERS = ("mean", "loss")
 
 
 def unsupported(x: Tensor, y: Tensor, request: Request) -> str | None:
@@ -53,11 +55,7 @@ class CpuPlan:
         # A mix of one level has the gradient of L1 in its own; else the backward pass adds it.
         mix = None if request.exponents or request.reduction == "levels" else request.mix
         self._adds_sign = request.mix is not None and mix is None
-        self._single: SingleLevel | None = None
-        if not request.exponents and request.reduction != "map":
-            self._single = SingleLevel(x, y, request, self._dtype, mix)
-            self._levels: list[Level] = [self._single]
-            return
+        self._gives_number = request.reduction in NUMBERS and not request.exponents
         shapes = [tuple(x.shape)]
         while len(shapes) < num_levels(request):
             shapes.append(tuple(halved_shape(shapes[-1])))
@@ -68,13 +66,13 @@ class CpuPlan:
 
     def forward(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Forward:
         """Computes the value and the premultiplied gradients."""
-        if self._single is not None:
-            if auxiliary is NO_AUXILIARY:
-                return self._single.forward(x, y)
-            return self._single.forward(x, y, _beside(self._single, auxiliary))
         request, levels = self.request, self._levels
         if request.reduction == "map":
             return Forward(self._map(x, y, auxiliary), ())
+        if self._gives_number and not (request.mix and auxiliary.ranges):
+            pair = Pair((x, y), levels[0].images(x, y))
+            sums, gradients = self._march(0, pair, auxiliary)
+            return Forward(self._number(pair, sums), gradients)
         pyramid = [Pair((x, y), levels[0].images(x, y))]
         for j, (fine, coarse) in enumerate(itertools.pairwise(levels)):
             valid = auxiliary.valid[j] if auxiliary.valid else None
@@ -82,17 +80,15 @@ class CpuPlan:
         means = np.empty((len(levels) + (request.mix is not None), *x.shape[:2]), self._dtype)
         rows = means.reshape(len(means), -1)
         of_levels: list[list[Tensor]] = []
-        distance = None
         # The coarsest is first, and each pair of images is freed before the next gradient is
         # allocated: a step takes little more memory than its gradients.
         for j in reversed(range(len(levels))):
             pair = pyramid.pop()
-            gradients = [torch.empty_like(image) for image in pair.tensors[: request.gradients]]
-            beside = NOTHING if auxiliary is NO_AUXILIARY else _beside(levels[j], auxiliary, j)
-            rows[j], distance = levels[j].march(pair.images, gradients, beside)
+            sums, gradients = self._march(j, pair, auxiliary)
+            rows[j] = levels[j].means(sums)
             of_levels.insert(0, gradients)
         if request.mix is not None:
-            rows[-1] = levels[0].abs_difference(pair.images) if distance is None else distance
+            rows[-1] = levels[0].mean_abs_differences(sums, pair.images)
             if auxiliary.ranges:
                 with np.errstate(over="ignore"):
                     means[-1] /= auxiliary.ranges[0].numpy()[:, None]
@@ -116,9 +112,8 @@ class CpuPlan:
     ) -> Sequence[Tensor]:
         """Scales the saved gradients in place and adds up those of the levels."""
         request, levels, usual = self.request, self._levels, self._premultiplied_by
-        gives_number = request.reduction in NUMBERS and not request.exponents
         # A number is read faster by torch than by NumPy.
-        if gives_number and (grad is None or grad.item() == usual):
+        if self._gives_number and (grad is None or grad.item() == usual):
             return saved
         if request.reduction == "map":
             assert grad is not None  # A map stores no gradient: ``None`` has no meaning for it.
@@ -150,6 +145,27 @@ class CpuPlan:
             found.append(of_levels[0])
         return found
 
+    def _march(self, j: int, pair: Pair, auxiliary: Auxiliary) -> tuple[Sums, list[Tensor]]:
+        """The sums of level ``j``, and the premultiplied gradients of its images."""
+        level, count = self._levels[j], self.request.gradients
+        gradients = [torch.empty_like(image) for image in pair.tensors[:count]]
+        beside = NOTHING if auxiliary is NO_AUXILIARY else _beside(level, auxiliary, j)
+        return level.march(pair.images, gradients, beside), gradients
+
+    def _number(self, pair: Pair, sums: Sums) -> Tensor:
+        """The value of one level and all planes, which Python computes faster than torch."""
+        request, level = self.request, self._levels[0]
+        value = self._dtype.type(level.mean(sums))
+        if request.mix is not None:
+            structural, l1 = request.mix
+            distance = level.mean_abs_difference(sums, pair.images)
+            # NumPy warns of an infinity that float32 rounds to, which torch computes silently.
+            with np.errstate(over="ignore"):
+                value = self._dtype.type(structural * (1 - float(value)) + l1 * distance)
+        elif request.reduction == "loss":
+            value = 1 - value
+        return torch.from_numpy(np.array(value, self._dtype))
+
     def _map(self, x: Tensor, y: Tensor, auxiliary: Auxiliary) -> Tensor:
         """The similarity of each window."""
         level = self._without_gradient
@@ -169,7 +185,8 @@ class CpuPlan:
         if auxiliary.valid:
             grad = torch.where(centres(auxiliary.valid[0], self.request.definition), grad, 0.0)
         gradients = [torch.empty_like(image) for image in (x, y)[: self.request.gradients]]
-        beside = _beside(level, auxiliary)._replace(map_weights=level.images(grad)[0])
+        (weights,), factors = level.images(grad), np.ones(len(grad), self._dtype)
+        beside = _beside(level, auxiliary)._replace(map_weights=weights, weight_factors=factors)
         level.march(level.images(x, y), gradients, beside)
         return gradients
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,8 @@ class Beside(NamedTuple):
 
 NOTHING = Beside()
 
+Reader = Callable[[Tensor], Any]
+
 
 class Pair(NamedTuple):
     """Both images of a level.
@@ -55,11 +58,29 @@ class Pair(NamedTuple):
     images: Sequence[Any]
 
 
+class Sums(NamedTuple):
+    """The results of a march over both images, with a row for each plane.
+
+    Attributes:
+        similarity: the sums over each task's part of the map, or of the weighted deficits
+            ``weights (SSIM - 1)``.
+        abs_difference: the sums of ``|x - y|`` in a mix with a gradient, else ``None``.
+        is_weighted: whether the map has weights.
+    """
+
+    similarity: Any
+    abs_difference: Any
+    is_weighted: bool
+
+
 class Level:
     """The kernels of a level, with the arguments that only its shape and the request decide.
 
+    For a small image the march takes less time than torch, NumPy and Numba take around it. So
+    images are read at their addresses, and Numba looks at the types of the arguments only once.
+
     Several threads may use a level at once. Two dictionaries remember tasks by number of threads
-    and places by shape and strides; an entry is the same whichever thread adds it.
+    and readers by layout; an entry is the same whichever thread adds it.
     """
 
     def __init__(
@@ -110,31 +131,48 @@ class Level:
         if mix is not None and request.gradients:
             l1 = dtype.type(mix[1] / self._values)
         variant = getattr(self._kernels, padding.upper()), contrast, request.gradients
-        mirrored = () if self._is_volume else (True if padding == "symmetric" else None,)
         self._has_l1 = l1 is not None
         self._arguments = (
             shape,
             *[self._kernels.Window((0,) * len(w), np.array(w, dtype)) for w in windows],
             self._kernels.Constants(*map(dtype.type, constants)),
             l1,
-            *mirrored,
             self._kernels.Variant(*variant),
         )
         self._tasks: dict[int, Tasks] = {}
-        self._places: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, Any]] = {}
+        self._readers: dict[tuple[Any, ...], Reader] = {}
+        # The first call fills it.
+        self._compiled_march: Callable[..., None] | None = None
 
     def images(self, *tensors: Tensor) -> list[Any]:
-        """Tensors, with whatever strides, as the kernels read them."""
+        """Tensors, with whatever strides, as the kernels read them.
+
+        They share the tensors' memory, and do not keep it.
+        """
         images = []
         for tensor in tensors:
-            layout = tensor.shape, tensor.stride()
-            places = self._places.get(layout)
-            if places is None:
-                places = self._places[layout] = _places(*layout)
-            length, starts = places
-            flat = tensor.detach().as_strided((length,), (1,)).numpy()
-            images.append(self._kernels.Image(flat, starts, *layout[1][-2:]))
+            layout = tensor.dtype, tensor.shape, tensor.stride()
+            reader = self._readers.get(layout)
+            if reader is None:
+                reader = self._readers[layout] = self._reader(*layout)
+            images.append(reader(tensor))
         return images
+
+    def _reader(self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]) -> Reader:
+        """A function that gives a tensor with this layout as the kernels read it."""
+        length, starts = _places(shape, strides)
+        kind = np.dtype(str(dtype).removeprefix("torch."))
+        memory_at = (ctypes.c_char * (length * kind.itemsize)).from_address
+        row, column = strides[-2:]
+        image, array = self._kernels.Image, np.ndarray
+
+        def read(tensor: Tensor) -> Any:
+            address = tensor.data_ptr()
+            # Torch says what a tensor without memory is.
+            memory: Any = memory_at(address) if address else tensor.detach().numpy()
+            return image(array(length, kind, memory), starts, row, column)
+
+        return read
 
     def new_map(self) -> Tensor:
         """Memory for the map, in the dtype of the computation."""
@@ -142,33 +180,68 @@ class Level:
 
     def march(
         self, images: Sequence[Any], gradients: Sequence[Tensor], beside: Beside = NOTHING
-    ) -> tuple[Any, Any]:
-        """Computes the means of all planes, and writes their premultiplied gradients.
+    ) -> Sums:
+        """Sums the map over all planes, and writes their premultiplied gradients.
 
-        Returns:
-            The mean of each plane, and in a mix with a gradient its mean ``|x - y|``, in float64.
+        The same fields of ``beside`` are given at each call, with the same dtypes: the plan of
+        which this level is a part is made for them.
         """
         tasks = self._tasks_of(torch.get_num_threads())
         # In place of a gradient that is not requested the kernel gets an image, and only reads it.
-        images = [*images, *self.images(*gradients), *images[len(gradients) :]]
+        images = *images, *self.images(*gradients), *images[len(gradients) :]
         sums = np.empty((self._planes, tasks.parts))
         abs_differences = np.empty_like(sums) if self._has_l1 else sums
         memory = kept_memory()
 
         def run(begin: int, end: int, share: int) -> None:
-            self._march(
+            self._run_march(
                 *images, *beside, *self._arguments, tasks.tasks[begin:end],
                 *tasks.scratch.arrays(memory, share), sums, abs_differences,
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
-        means = sums.sum(1)
-        if beside.map_weights is None:
-            means /= self._map_size
-        else:
-            # The kernel adds up weighted deficits, whose sum is the mean's distance from 1.
-            means += 1
-        return means, abs_differences.sum(1) / self._pixels if self._has_l1 else None
+        is_weighted = beside.map_weights is not None
+        return Sums(sums, abs_differences if self._has_l1 else None, is_weighted)
+
+    def _run_march(self, *arguments: Any) -> None:
+        compiled = self._compiled_march
+        if compiled is None:
+            # Not at the top: importing the package does not import Numba.
+            from ..._runtime import numba_kernels
+
+            compile_for: Any = numba_kernels.compiled_for
+            compiled = self._compiled_march = compile_for(self._march, arguments)
+        compiled(*arguments)
+
+    def mean(self, sums: Sums) -> float:
+        """The mean similarity of all planes."""
+        total = _total(sums.similarity)
+        if sums.is_weighted:
+            return 1 + total / self._planes
+        return total / (self._planes * self._map_size)
+
+    def means(self, sums: Sums) -> Any:
+        """The mean similarity of each plane, in float64."""
+        totals = np.add.reduce(sums.similarity, 1)
+        return 1 + totals if sums.is_weighted else totals / self._map_size
+
+    def mean_abs_difference(self, sums: Sums, images: Sequence[Any]) -> float:
+        """The mean ``|x - y|`` of all planes."""
+        if sums.abs_difference is None:
+            return _total(self.mean_abs_differences(sums, images)) / self._planes
+        return _total(sums.abs_difference) / self._values
+
+    def mean_abs_differences(self, sums: Sums, images: Sequence[Any]) -> Any:
+        """The mean ``|x - y|`` of each plane, in float64."""
+        differences = sums.abs_difference
+        if differences is None:
+            rows = np.empty(self._rows)
+            run = functools.partial(
+                self._kernels.abs_difference, *images, self._size, self._dtype.type(0), rows
+            )
+            in_threads(run, len(rows), self._values // LIGHT)
+            differences = rows.reshape(self._planes, -1)
+        return np.add.reduce(differences, 1) / self._pixels
 
     def halve(self, pair: Pair, coarse: Level, valid: Tensor | None = None) -> Pair:
         """The images of the next coarser level: their 2x2 means, over the valid pixels if said."""
@@ -188,15 +261,6 @@ class Level:
             )
         in_threads(run, coarse._rows, 2 * self._values // LIGHT)
         return Pair(halves, images)
-
-    def abs_difference(self, images: Sequence[Any]) -> Any:
-        """The mean ``|x - y|`` of each plane, in float64."""
-        sums = np.empty(self._rows)
-        run = functools.partial(
-            self._kernels.abs_difference, *images, self._size, self._dtype.type(0), sums
-        )
-        in_threads(run, len(sums), self._values // LIGHT)
-        return sums.reshape(self._planes, -1).sum(1) / self._pixels
 
     def accumulate(
         self,
@@ -263,3 +327,8 @@ def _places(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, Any]:
     for size, step in zip(shape[:-2], strides[:-2], strict=True):
         starts = np.add.outer(starts, np.arange(size) * step).ravel()
     return last + 1, starts
+
+
+def _total(sums: Any) -> float:
+    """The sum of an array. Python adds up few numbers faster than NumPy, and any silently."""
+    return float(sum(sums.ravel().tolist()))

@@ -51,17 +51,15 @@ def copy(a, out):
 
 @inlined
 def scale_row(image, plane, i, begin, factor, out):
-    """A row's pixels from column ``begin`` on, times the factor unless it is ``None``."""
+    """A row's pixels from column ``begin`` on, times the factor."""
     start = place(image, plane, i, begin)
-    one = out.dtype.type(1)
     if image.column == 1:
         row = image.flat[start : start + out.shape[0]]
         for j in range(out.shape[0]):
-            out[j] = out.dtype.type(row[j]) * (one if factor is None else factor)
+            out[j] = factor * out.dtype.type(row[j])
     else:
         for j in range(out.shape[0]):
-            value = out.dtype.type(image.flat[start + j * image.column])
-            out[j] = value * (one if factor is None else factor)
+            out[j] = factor * out.dtype.type(image.flat[start + j * image.column])
 
 
 @kernel

@@ -20,7 +20,7 @@ change with it, means add it back), and the formulas of the reference path,
 """
 
 from ...._runtime.numba_kernels import entry
-from .arguments import VALID
+from .arguments import SYMMETRIC, VALID
 from .filters import (
     add_mirrored_taps,
     add_taps,
@@ -43,7 +43,7 @@ from .images import copy, fill, load_row, local_offsets, representable, scale_ro
 @entry
 def march(
     x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
-    down, across, constants, l1, mirrored, variant, tasks, scratch, sums, abs_differences,
+    down, across, constants, l1, variant, tasks, scratch, sums, abs_differences,
 ):  # fmt: skip
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
@@ -55,7 +55,6 @@ def march(
     * ``valid``, boolean ``(N, H, W)``, with ``coverage``, ``(N, H', W')``: the pixels that exist,
       and the reciprocal of the window's weight over them.
     * ``map_out``, ``(N C, H', W')``: memory for the map.
-    * ``mirrored``: true for symmetric padding.
     * ``l1``: the factor of each pixel's ``|x - y|`` in a mix with a gradient.
 
     As many gradients are written as the variant says, times the plane's gradient. The sum over a
@@ -174,8 +173,7 @@ def march(
                         image = (plane + p) // channels
                         scale_row(
                             map_weights, (plane + p) // sharing, here - map_top, begin,
-                            None if weight_factors is None else weight_factors[image],
-                            weight_row[p * pitch : p * pitch + count],
+                            weight_factors[image], weight_row[p * pitch : p * pitch + count],
                         )  # fmt: skip
                 if gradients:
                     derivatives(
@@ -203,7 +201,7 @@ def march(
                 for m in range(maps):
                     out = grad_ring[m * slots + here % slots]
                     sum_across(across, source[m], length, out)
-                    if mirrored is not None:
+                    if padding == SYMMETRIC:
                         for p in range(planes):
                             mirror_columns(across, source[m], p * pitch, left, right, width, out)
             if not gradients or row + 1 - halo < top:

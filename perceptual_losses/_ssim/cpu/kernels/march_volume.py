@@ -133,9 +133,7 @@ def march_volume(
                     if map_weights is not None:
                         scale_row(
                             map_weights, volume // sharing * planes + here - map_front, row,
-                            columns_begin,
-                            None if weight_factors is None else weight_factors[image],
-                            weight_slice[at : at + count],
+                            columns_begin, weight_factors[image], weight_slice[at : at + count],
                         )  # fmt: skip
                 if gradients:
                     derivatives(
