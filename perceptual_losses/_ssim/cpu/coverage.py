@@ -29,7 +29,7 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
     out = torch.empty((n, 1, height, width), dtype=dtype, device=valid.device)
     map_out = plane_array(out)
     columns = -(-(valid.shape[-1] + across) // 64) * 64
-    scratch = np.empty((torch.get_num_threads(), down + 3, columns), map_out.dtype)
+    scratch = np.empty((torch.get_num_threads(), down + 6, columns), map_out.dtype)
     run = functools.partial(
         kernels.inverse_coverage,
         *(plane_array(valid), *_arguments(definition, map_out.dtype), scratch, map_out),

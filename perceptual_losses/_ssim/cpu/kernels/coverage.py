@@ -2,7 +2,7 @@
 
 from ...._runtime.numba_kernels import entry, kernel
 from .arguments import SYMMETRIC, ZEROS
-from .filters import sum_across, sum_down_row
+from .filters import add_taps, sum_across, sum_down
 from .images import fill, shown_pixel
 
 
@@ -11,8 +11,8 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
     """Writes the rows ``begin`` to ``end`` of all images' maps ``out``, ``(N, H', W')``.
 
     It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``.
-    ``scratch`` has three rows more than the window for each share. There each row of pixels becomes
-    numbers once.
+    ``scratch`` has six rows more than the window for each share. There each row of pixels becomes
+    numbers once, and two rows of the map are summed at a time.
     """
     height, width = valid.shape[1:]
     rows, columns = out.shape[1:]
@@ -20,29 +20,37 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
     # Rows and columns of pixels before the first of the map.
     top, left = (height - rows) // 2, (width - columns) // 2
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    slots = size + 1
-    ring, sums, line = scratch[share, :slots], scratch[share, slots], scratch[share, slots + 1]
+    slots, length = size + 1, scratch.shape[2]
+    ring, sums = scratch[share, :slots], scratch[share, slots : slots + 2]
+    line, slot_taps = scratch[share, slots + 2], scratch[share, slots + 3 : slots + 5]
     # Sums begin as far before the image as the first window does.
     before = side_radius - left
-    for index in range(begin, end):
+    index = begin
+    while index < end:
         image = index // rows
         i = index - image * rows + top
+        count = min(2, end - index, rows + top - i)
         first_row = i - radius if index == begin or i == top else i + radius
-        for row in range(first_row, i + radius + 1):
+        for row in range(first_row, i + radius + 2):
             shown = shown_pixel(row, height, padding)
             # Pixels that zeros add are valid.
-            fill(one if padding == ZEROS else zero, scratch.shape[2], ring[row % slots])
+            fill(one if padding == ZEROS else zero, length, ring[row % slots])
             if shown >= 0:
                 _convert(valid[image, shown], ring[row % slots, before:])
-        sum_down_row(down, ring, 0, i - radius, scratch.shape[2], sums)
-        if padding == SYMMETRIC:
-            for j in range(before):
-                sums[before - 1 - j] = sums[before + j]
-                sums[before + width + j] = sums[before + width - 1 - j]
-        sum_across(across, sums, columns, line)
-        row = out[image, i - top]
-        for j in range(columns):
-            row[j] = one / line[j] if line[j] > least else zero
+        for k in range(2):
+            fill(zero, slots, slot_taps[k])
+            add_taps(down, i + k, i + k - radius, i + k + radius + 1, one, slot_taps[k])
+        sum_down(down, slot_taps, ring, 0, length, sums[0], sums[1])
+        for k in range(count):
+            if padding == SYMMETRIC:
+                for j in range(before):
+                    sums[k, before - 1 - j] = sums[k, before + j]
+                    sums[k, before + width + j] = sums[k, before + width - 1 - j]
+            sum_across(across, sums[k], columns, line)
+            row = out[image, i + k - top]
+            for j in range(columns):
+                row[j] = one / line[j] if line[j] > least else zero
+        index += count
 
 
 @kernel

@@ -105,17 +105,19 @@ def total(a):
 
 
 @kernel
-def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, sign, separate, count, out):
+def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, sign, separate, scales, count, out):
     """A row of the gradient, from the sums of the derivatives.
 
-    ``separate`` says that ``mean_t`` does not hold ``mean_d`` already.
+    ``separate`` says that ``mean_t`` does not hold ``mean_d`` already. The row is multiplied by
+    ``scales``, unless this is ``None``.
     """
     two = out.dtype.type(2)
     for j in range(count):
         mean = mean_t[j]
         if separate:
             mean += sign * mean_d[j]
-        out[j] = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
+        value = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
+        out[j] = value if scales is None else scales[j] * value
 
 
 @inlined

@@ -18,28 +18,20 @@ def gather(image, start, out):
 
 
 @inlined
-def store_row(image, plane, i, begin, scale, valid, row):
+def store_row(image, plane, i, begin, valid, row):
     """Writes a row's pixels from column ``begin`` on.
 
-    They are multiplied by ``scale`` first, and those that are not valid are zero, whatever they
-    were. Either argument may be ``None``.
+    Unless ``valid`` is ``None``, those that are not valid are zero, whatever they were.
     """
     start = place(image, plane, i, begin)
     if image.column == 1:
         target = image.flat[start : start + row.shape[0]]
         for j in range(row.shape[0]):
-            target[j] = _stored(j, scale, valid, row)
+            target[j] = row[j] if valid is None or valid[j] else row.dtype.type(0)
     else:
         for j in range(row.shape[0]):
-            image.flat[start + j * image.column] = _stored(j, scale, valid, row)
-
-
-@inlined
-def _stored(j, scale, valid, row):
-    value = row[j] if scale is None else row[j] * scale
-    if valid is None:
-        return value
-    return value if valid[j] else row.dtype.type(0)
+            value = row[j] if valid is None or valid[j] else row.dtype.type(0)
+            image.flat[start + j * image.column] = value
 
 
 @kernel

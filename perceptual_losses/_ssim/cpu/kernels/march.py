@@ -88,8 +88,8 @@ def march(
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
     # Rows for all planes of a task, zero beside their maps.
-    inside, weight_row, coverage_row = rest[23], rest[24], rest[25]
-    slot_taps = rest[26:28]
+    inside, weight_row, coverage_row, scale_of_pixel = rest[23], rest[24], rest[25], rest[26]
+    slot_taps = rest[27:29]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -125,6 +125,7 @@ def march(
             )  # fmt: skip
             if scales is not None:
                 mean_d, mean_t = mean_d * scales[image], mean_t * scales[image]
+                fill(scales[image], pitch, scale_of_pixel[at:])
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
@@ -224,19 +225,21 @@ def march(
                 for k in range(gradients):
                     finish_gradient(
                         grad_sums[i], grad_sums[6 + i], grad_sums[2 + i], grad_sums[4 + i], d, t,
-                        dtype(1 if k == 0 else -1), gradients == 2, length, line,
+                        dtype(1 if k == 0 else -1), gradients == 2,
+                        None if scales is None else scale_of_pixel, length, line,
                     )  # fmt: skip
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]
                         image = (plane + p) // channels
                         if l1 is not None:
                             step = l1 if k == 0 else -l1
+                            if scales is not None:
+                                step *= scales[image]
                             added = add_signs_of_row(x, y, plane + p, done, left, step, pixels)
                             if k == 0:
                                 abs_differences[plane + p, part] += added
-                        scaled = None if scales is None else scales[image]
                         kept = None if valid is None else valid[image, done, left:right]
                         if k == 0:
-                            store_row(grad_x, plane + p, done, left, scaled, kept, pixels)
+                            store_row(grad_x, plane + p, done, left, kept, pixels)
                         else:
-                            store_row(grad_y, plane + p, done, left, scaled, kept, pixels)
+                            store_row(grad_y, plane + p, done, left, kept, pixels)

@@ -79,6 +79,7 @@ def march_volume(
 
         columns_begin, columns_end = first - map_left, first - map_left + count
         pixel_scale = None if scales is None else scales[image]
+        gradient_scale = scale if scales is None else scale * scales[image]
         middle = (front + back) // 2
         mean_d, mean_t = local_offsets(
             x, y, volume * depth + middle, top, bottom, left, right, low,
@@ -168,8 +169,9 @@ def march_volume(
             for i in range(2):
                 fill(zero, slots, slot_taps[i])
                 add_mirrored_taps(
-                    through, z + i - halo, depth, map_front, map_back, padding, scale, slot_taps[i]
-                )
+                    through, z + i - halo, depth, map_front, map_back, padding, gradient_scale,
+                    slot_taps[i],
+                )  # fmt: skip
             for m in range(maps):
                 upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
                 sum_down(through, slot_taps, grad_ring, m * slots, grad_area, upper, lower)
@@ -189,19 +191,21 @@ def march_volume(
                         finish_gradient(
                             grad_sums[k, at:], grad_sums[6 + k, at:], grad_sums[2 + k, at:],
                             grad_sums[4 + k, at:], rows[2], rows[3], dtype(1 if g == 0 else -1),
-                            gradients == 2, right - left, line,
+                            gradients == 2, None, right - left, line,
                         )  # fmt: skip
                         pixels = line[: right - left]
                         if l1 is not None:
                             step = l1 if g == 0 else -l1
+                            if scales is not None:
+                                step *= scales[image]
                             added = add_signs_of_row(x, y, plane, i, left, step, pixels)
                             if g == 0:
                                 sum_of_differences += added
                         kept = None if valid is None else valid[image, done, i, left:right]
                         if g == 0:
-                            store_row(grad_x, plane, i, left, pixel_scale, kept, pixels)
+                            store_row(grad_x, plane, i, left, kept, pixels)
                         else:
-                            store_row(grad_y, plane, i, left, pixel_scale, kept, pixels)
+                            store_row(grad_y, plane, i, left, kept, pixels)
         sums[volume, part] = sum_of_map
         if l1 is not None:
             abs_differences[volume, part] = sum_of_differences
