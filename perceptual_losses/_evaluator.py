@@ -21,7 +21,9 @@ from ._ssim import (
     compute_dtype,
     evaluate,
     for_axes,
+    key_beside,
     replaced,
+    run,
 )
 
 
@@ -102,14 +104,20 @@ class Evaluator:
 
         ``ranges`` has the range of each image; the others are as for `ssim`.
         """
-        plain = mask is None and valid is None and ranges is None
-        key = call_key(x, y) if plain else None
+        key = call_key(x, y)
+        is_plain = mask is None and valid is None and ranges is None
+        if not is_plain and key is not None:
+            key = key_beside(key, mask, valid, ranges)
         call = self._plans.get(key) if key is not None else None
         if call is None:
             return self._first_call(x, y, mask, valid, ranges)
         if call.notice is not None:
             warn(call.notice)
-        value = call(x, y)
+        if is_plain:
+            value = call(x, y)
+        else:
+            beside = self._beside(x, y, mask, valid, ranges, call.plan.request)
+            value = run(call, x, y, beside.auxiliary)
         return self._per_image(value) if self.request.reduction == "none" else value
 
     def value_and_grad(
@@ -159,11 +167,11 @@ class Evaluator:
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
         call = self._prepare(x, y, mask, valid, ranges)
-        if call.is_weighted:
+        if call.beside.has_weights:
             return self._weighted_terms(x, y, call)
         request = replaced(call.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
-        means = evaluate(x, y, call.auxiliary, request, backend, plans)
+        means = evaluate(x, y, call.beside.auxiliary, request, backend, plans, call.given)
         similarity = combine(means[:-1], replaced(request, reduction="none", mix=None))
         structural, l1 = 1 - similarity.mean(1), means[-1].mean(1) / request.definition.length
         if self._options.reduction != "none":
@@ -180,14 +188,14 @@ class Evaluator:
             )
             return values
         call = self._prepare(x, y, mask, valid, ranges)
-        if call.is_weighted and call.request.mix is not None:
+        if call.beside.has_weights and call.request.mix is not None:
             return self._weighted_terms(x, y, call).loss
-        backend, plans = self._options.backend, self._plans
-        value = evaluate(x, y, call.auxiliary, call.request, backend, plans, call.notice)
+        backend, plans, auxiliary = self._options.backend, self._plans, call.beside.auxiliary
+        value = evaluate(x, y, auxiliary, call.request, backend, plans, call.given, call.notice)
         return self._per_image(value) if call.request.reduction == "none" else value
 
     def _prepare(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> _Prepared:
-        """A call whose tensors are all checked; warns if levels are left out."""
+        """A call that is checked; warns if levels are left out."""
         options, request = self._options, self.request
         if ranges is not None:
             request = self._request_in_ranges
@@ -203,6 +211,13 @@ class Evaluator:
             request = replaced(request, exponents=exponents)
         if notice is not None:
             warn(notice)
+        beside = self._beside(x, y, mask, valid, ranges, request)
+        return _Prepared(request, beside, (mask, valid, ranges), notice)
+
+    def _beside(
+        self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any, request: Request
+    ) -> _Beside:
+        """What is given beside images that are checked, checked too and as backends take it."""
         if ranges is not None:
             ranges = _validation.ranges_of_images(ranges, x, y)
         if valid is not None:
@@ -210,17 +225,19 @@ class Evaluator:
         if mask is not None:
             mask = _validation.mask_weights(mask, x, y)
         auxiliary = _masks.auxiliary_tensors(
-            mask, valid, ranges, request, compute_dtype(x, y), options.backend
+            mask, valid, ranges, request, compute_dtype(x, y), self._options.backend
         )
-        is_weighted = mask is not None or valid is not None
-        return _Prepared(request, auxiliary, is_weighted, mask, valid, ranges, notice)
+        return _Beside(auxiliary, mask, valid, ranges)
 
     def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
         """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
         request = replaced(call.request, mix=None)
-        backend, plans = self._options.backend, self._plans
-        structural = evaluate(x, y, call.auxiliary, request, backend, plans)
-        distance = _masks.weighted_distance(x, y, call.mask, call.valid, call.ranges)
+        # Not among the plans of whole mixes, which a call looks up first.
+        backend, plans = self._options.backend, self._terms_plans
+        structural = evaluate(x, y, call.beside.auxiliary, request, backend, plans, call.given)
+        distance = _masks.weighted_distance(
+            x, y, call.beside.mask, call.beside.valid, call.beside.ranges
+        )
         # Divided before the mean: a scalar would get a tangent in float64 from torch.func.jvp.
         distance = distance / request.definition.length
         if request.reduction == "none":
@@ -252,25 +269,40 @@ class Evaluator:
         return torch.full_like(value, sign / value.shape[1])
 
 
+class _Beside(NamedTuple):
+    """The tensors beside two images.
+
+    Attributes:
+        auxiliary: the tensors that backends read.
+        mask: the weight of each pixel, or ``None``.
+        valid: the pixels that exist, or ``None`` for all.
+        ranges: the range of each image, or ``None``.
+    """
+
+    auxiliary: Auxiliary
+    mask: Tensor | None
+    valid: Tensor | None
+    ranges: Tensor | None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether means are weighted ones."""
+        return self.mask is not None or self.valid is not None
+
+
 class _Prepared(NamedTuple):
     """A call that has been checked.
 
     Attributes:
         request: the request for these images.
-        auxiliary: the tensors beside them.
-        is_weighted: whether the means are weighted ones.
-        mask: the weight of each pixel, or ``None``.
-        valid: the pixels that exist, or ``None`` for all.
-        ranges: the range of each image, or ``None``.
+        beside: the tensors beside them.
+        given: mask, valid pixels and ranges as they were given.
         notice: a warning that each such call gives, or ``None``.
     """
 
     request: Request
-    auxiliary: Auxiliary
-    is_weighted: bool
-    mask: Tensor | None
-    valid: Tensor | None
-    ranges: Tensor | None
+    beside: _Beside
+    given: tuple[Any, Any, Any]
     notice: str | None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, flat
 from .cpu import backend as cpu
-from .plans import Call, Plans, call_key, remember
+from .plans import Call, Plans, call_key, key_beside, remember
 from .request import Definition, Request, compute_dtype, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
@@ -55,35 +57,46 @@ def evaluate(
     request: Request,
     backend: str,
     plans: Plans,
+    given: Sequence[Any],
     notice: str | None = None,
 ) -> Tensor:
-    """The requested value for images that have been checked; keeps the plan for the next call."""
+    """The requested value for images that have been checked; keeps the plan for the next call.
+
+    ``given`` has the mask, the valid pixels and the ranges that became the auxiliary tensors, each
+    of which may be ``None``.
+    """
     name = choose_backend(x, y, request, backend)
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)
     x, y = computable(x, y, name)
-    if name == "triton":
-        auxiliary = normalized(auxiliary)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
     if observed(x, y, *flat(auxiliary)):
         if swapped:
             x, y = y, x
-        return autograd.observed_value(x, y, auxiliary, request, name)
+        return autograd.observed_value(x, y, as_read(auxiliary, name), request, name)
     key = call_key(x, y)
     assert key is not None  # Nothing watches: `choose_backend` and `observed` have asked.
-    layouts = auxiliary.layouts
-    if any(layouts):
-        key = (*key, *layouts)
+    if any(auxiliary):
+        key = key_beside(key, *given)
     else:
         # The one that remembered calls have: plans know it and need not ask what is in it.
         auxiliary = NO_AUXILIARY
-    call = plans.get(key)
+    call = None if key is None else plans.get(key)
     if call is None:
         first, second = (y, x) if swapped else (x, y)
+        layouts = as_read(auxiliary, name).layouts
         plan = autograd.make_plan(first, second, layouts, request, name)
         call = Call(plan, swapped, name, notice)
-        remember(plans, key, call)
+        if key is not None:
+            remember(plans, key, call)
+    return run(call, x, y, auxiliary)
+
+
+def run(call: Call, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Tensor:
+    """The value of a call that has been planned."""
+    if auxiliary is not NO_AUXILIARY:
+        auxiliary = as_read(auxiliary, call.backend)
     return call(x, y, auxiliary)
 
 
@@ -102,8 +115,10 @@ def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def normalized(auxiliary: Auxiliary) -> Auxiliary:
-    """The tensors for Triton's kernels, whose weights sum to one for each image."""
+def as_read(auxiliary: Auxiliary, name: str) -> Auxiliary:
+    """The tensors as the backend reads them: Triton's weights sum to one for each image."""
+    if name != "triton":
+        return auxiliary
     weights = [
         weight.to(total.dtype) / total.reshape(-1, *[1] * (weight.dim() - 1))
         for weight, total in zip(auxiliary.weights, auxiliary.totals, strict=True)

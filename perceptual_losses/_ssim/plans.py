@@ -1,7 +1,7 @@
 """The plans that are kept, by the layouts of the images.
 
-A plain call that has been seen before is one lookup of a flat key. It skips validation and
-planning. With tensors beside the images it skips only planning.
+A call that has been seen before is one lookup of a key. It skips planning and all checks, except
+those of the values of tensors beside the images.
 """
 
 from __future__ import annotations
@@ -65,6 +65,34 @@ def call_key(x: Any, y: Any, gradients: int | None = None) -> tuple[Any, ...] | 
         *(x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.device),
         *(y.dtype, y.shape, y.stride(), y.data_ptr() & 15, y.device, gradients),
     )
+
+
+def key_beside(key: tuple[Any, ...], *tensors: Any) -> tuple[Any, ...] | None:
+    """The key of a call with tensors beside its images.
+
+    Args:
+        key: `call_key` of the images.
+        tensors: masks, valid pixels and ranges as their user passes them, or ``None``.
+
+    Returns:
+        ``None`` if the call cannot be remembered: each must be a plain strided tensor.
+    """
+    found = [*key]
+    for tensor in tensors:
+        if tensor is None:
+            found.append(None)
+            continue
+        kind = type(tensor)
+        if (
+            (kind is not Tensor and kind is not Parameter)
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.is_neg()
+            or tensor.is_inference()
+        ):
+            return None
+        found.append((tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() & 15))
+    return tuple(found)
 
 
 class Call(NamedTuple):
