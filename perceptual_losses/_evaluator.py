@@ -167,7 +167,7 @@ class Evaluator:
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
         call = self._prepare(x, y, mask, valid, ranges)
-        if call.beside.has_weights:
+        if call.beside.is_weighted:
             return self._weighted_terms(x, y, call)
         request = replaced(call.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
@@ -188,7 +188,7 @@ class Evaluator:
             )
             return values
         call = self._prepare(x, y, mask, valid, ranges)
-        if call.beside.has_weights and call.request.mix is not None:
+        if call.beside.is_weighted and call.request.mix is not None:
             return self._weighted_terms(x, y, call).loss
         backend, plans, auxiliary = self._options.backend, self._plans, call.beside.auxiliary
         value = evaluate(x, y, auxiliary, call.request, backend, plans, call.given, call.notice)
@@ -227,7 +227,7 @@ class Evaluator:
         auxiliary = _masks.auxiliary_tensors(
             mask, valid, ranges, request, compute_dtype(x, y), self._options.backend
         )
-        return _Beside(auxiliary, mask, valid, ranges)
+        return _Beside(auxiliary, mask is not None or valid is not None, mask, valid, ranges)
 
     def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
         """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
@@ -274,20 +274,17 @@ class _Beside(NamedTuple):
 
     Attributes:
         auxiliary: the tensors that backends read.
+        is_weighted: whether the means are weighted ones.
         mask: the weight of each pixel, or ``None``.
         valid: the pixels that exist, or ``None`` for all.
         ranges: the range of each image, or ``None``.
     """
 
     auxiliary: Auxiliary
+    is_weighted: bool
     mask: Tensor | None
     valid: Tensor | None
     ranges: Tensor | None
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether means are weighted ones."""
-        return self.mask is not None or self.valid is not None
 
 
 class _Prepared(NamedTuple):
