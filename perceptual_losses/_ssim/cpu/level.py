@@ -141,8 +141,7 @@ class Level:
         )
         self._tasks: dict[int, Tasks] = {}
         self._readers: dict[tuple[Any, ...], Reader] = {}
-        # The first call fills it.
-        self._compiled_march: Callable[..., None] | None = None
+        self._run_march: Callable[..., None] = self._first_march
 
     def images(self, *tensors: Tensor) -> list[Any]:
         """Tensors, with whatever strides, as the kernels read them.
@@ -203,15 +202,14 @@ class Level:
         is_weighted = beside.map_weights is not None
         return Sums(sums, abs_differences if self._has_l1 else None, is_weighted)
 
-    def _run_march(self, *arguments: Any) -> None:
-        compiled = self._compiled_march
-        if compiled is None:
-            # Not at the top: importing the package does not import Numba.
-            from ..._runtime import numba_kernels
+    def _first_march(self, *arguments: Any) -> None:
+        """The march, which later calls go straight to."""
+        # Not at the top: importing the package does not import Numba.
+        from ..._runtime import numba_kernels
 
-            compile_for: Any = numba_kernels.compiled_for
-            compiled = self._compiled_march = compile_for(self._march, arguments)
-        compiled(*arguments)
+        compile_for: Any = numba_kernels.compiled_for
+        self._run_march = compile_for(self._march, arguments)
+        self._run_march(*arguments)
 
     def mean(self, sums: Sums) -> float:
         """The mean similarity of all planes."""
