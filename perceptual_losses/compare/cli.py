@@ -56,7 +56,8 @@ def compare(options: argparse.Namespace) -> int:
         unwritten: list[str] = []
         comparison = ready_comparison(options, unwritten)
         labels = column_titles(options)
-        keys = ["file", "width", "height", "channels", *labels, "notice", "problem"]
+        fails = ["fails"] * any(getattr(options, name) is not None for name in THRESHOLDS)
+        keys = ["file", "width", "height", "channels", *labels, *fails, "notice", "problem"]
         table = CsvFile(options.csv, keys) if options.csv else None
     rows: list[Row] = []
     code = 0
@@ -65,6 +66,8 @@ def compare(options: argparse.Namespace) -> int:
             measured(comparison, pairs, problems, options.jobs or 1)
         ) as new_rows:
             for row in new_rows:
+                if fails and "problem" not in row:
+                    row["fails"] = reasons_to_fail(row, options)
                 rows.append(row)
                 if table:
                     table.write(row)
@@ -79,8 +82,7 @@ def compare(options: argparse.Namespace) -> int:
             with contextlib.suppress(OSError):
                 table.close()
     complete = len(rows) == len(pairs) + len(problems)
-    failed = failures(rows, options)
-    report(rows, failed, other_files, len(pairs) + len(problems), interrupted=code == INTERRUPTED)
+    report(rows, other_files, len(pairs) + len(problems), interrupted=code == INTERRUPTED)
     for text in unwritten:
         print(escaped(f"error: {text}"), file=sys.stderr)
         code = code or 2
@@ -92,11 +94,13 @@ def compare(options: argparse.Namespace) -> int:
         if options.html and complete:
             title = f"{options.a} and {options.b}"
             worst = list(worst_pairs(rows, pairs, comparison, SHOWN_IN_PAGE))
-            write_html(options.html, rows, labels, worst, title=title, failed=failed)
+            write_html(options.html, rows, labels, worst, title=title)
     sys.stdout.flush()
     if code:
         return code
-    if failed or (options.check and not largest_difference(rows) <= BOUND):
+    if any(row.get("fails") for row in rows):
+        return 3
+    if options.check and not largest_difference(rows) <= BOUND:
         return 3
     return 0 if len(compared_rows(rows)) == len(rows) else 1
 
@@ -234,36 +238,28 @@ def column_titles(options: argparse.Namespace) -> dict[str, str]:
     return labels
 
 
-def failures(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, list[str]]:
-    """The reasons why pairs fail, by their names; NaN fails every threshold."""
-    failed: dict[str, list[str]] = {}
-    for row in compared_rows(rows):
-        for name, (key, upper) in THRESHOLDS.items():
-            bound = getattr(options, name)
-            if bound is None or (row[key] <= bound if upper else row[key] >= bound):
-                continue
-            value = value_text(key, row[key])
-            text = f"{METRICS[key]} is {value} and {option(name)} {bound:g}"
-            failed.setdefault(row["file"], []).append(text)
-    return failed
+def reasons_to_fail(row: Row, options: argparse.Namespace) -> str:
+    """The thresholds that a pair misses, or an empty text; NaN misses all."""
+    reasons = []
+    for name, (key, upper) in THRESHOLDS.items():
+        bound = getattr(options, name)
+        if bound is None or (row[key] <= bound if upper else row[key] >= bound):
+            continue
+        value = value_text(key, row[key])
+        reasons.append(f"{METRICS[key]} is {value} and {option(name)} {bound:g}")
+    return "; ".join(reasons)
 
 
-def report(
-    rows: Sequence[Row],
-    failed: Mapping[str, Sequence[str]],
-    other_files: int,
-    total: int,
-    *,
-    interrupted: bool,
-) -> None:
+def report(rows: Sequence[Row], other_files: int, total: int, *, interrupted: bool) -> None:
     """Prints on stderr the pairs that were not compared or fail, and the files left out."""
     for row in rows:
         if "problem" in row:
             print(escaped(f"{row['file']}: {row['problem']}"), file=sys.stderr)
         elif row["notice"]:
             print(escaped(row["notice"]), file=sys.stderr)
-    for name, reasons in failed.items():
-        print(escaped(f"{name} fails: {'; '.join(reasons)}"), file=sys.stderr)
+    for row in rows:
+        if row.get("fails"):
+            print(escaped(f"{row['file']} fails: {row['fails']}"), file=sys.stderr)
     if other_files:
         print(f"left out {other_files} files without an image's suffix", file=sys.stderr)
     done = len(compared_rows(rows))

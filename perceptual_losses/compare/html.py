@@ -90,7 +90,6 @@ def write_html(
     worst: Sequence[tuple[Pair, Picture, Picture, NDArray[Any]]],
     *,
     title: str,
-    failed: Mapping[str, Sequence[str]],
 ) -> None:
     """Writes the page.
 
@@ -100,9 +99,9 @@ def write_html(
         labels: the columns' titles, by the rows' keys.
         worst: pairs to show, each with its pictures and its SSIM map.
         title: the page's title.
-        failed: the reasons why pairs fail, by their names.
     """
     compared = worst_first(rows)
+    failed = [row for row in rows if row.get("fails")]
     shown = {pair.name: f"pair-{number}" for number, (pair, *_) in enumerate(worst)}
     head = "".join(
         f'<th{sort} scope="col"><button type="button">{html.escape(label)}</button></th>'
@@ -116,9 +115,9 @@ def write_html(
         summary=f"{len(compared)} of {len(rows)} pairs compared; {len(failed)} failed. "
         f"perceptual-losses {__version__}.",
         head=head,
-        body="\n".join(_table_row(row, labels, shown, failed) for row in compared),
+        body="\n".join(_table_row(row, labels, shown) for row in compared),
         statistics=_statistics(rows, labels),
-        problems="".join(_problems(rows, failed)),
+        problems="".join(_problems(rows)),
         worst="".join(_worst(rows, worst, shown)),
     )
     with replacing(path) as partial:
@@ -139,12 +138,7 @@ def worst_pairs(
         yield pair, _small(a), _small(b), comparison.similarity_map(a, b).float().numpy()
 
 
-def _table_row(
-    row: Row,
-    labels: Mapping[str, str],
-    shown: Mapping[str, str],
-    failed: Mapping[str, Sequence[str]],
-) -> str:
+def _table_row(row: Row, labels: Mapping[str, str], shown: Mapping[str, str]) -> str:
     name = html.escape(row["file"])
     if row["file"] in shown:
         name = f'<a href="#{shown[row["file"]]}">{name}</a>'
@@ -154,7 +148,7 @@ def _table_row(
         # JavaScript reads "Infinity".
         value = "Infinity" if row[key] == float("inf") else row[key]
         cells += f'<td data-value="{value}">{value_text(key, row[key])}</td>'
-    reasons = "; ".join(failed.get(row["file"], ()))
+    reasons = row.get("fails")
     attributes = f' class="failed" title="{html.escape(reasons)}"' if reasons else ""
     return f"<tr{attributes}>{cells}</tr>"
 
@@ -174,9 +168,9 @@ def _statistics(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     return f"<h2>Over all pairs</h2>\n<table><thead><tr><th></th>{head}</tr></thead>{lines}</table>"
 
 
-def _problems(rows: Sequence[Row], failed: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _problems(rows: Sequence[Row]) -> Iterator[str]:
     """Lists of the pairs that fail, and of those that were not compared."""
-    lines = [f"{name}: {'; '.join(reasons)}" for name, reasons in failed.items()]
+    lines = [f"{row['file']}: {row['fails']}" for row in rows if row.get("fails")]
     others = [f"{row['file']}: {row['problem']}" for row in rows if "problem" in row]
     for title, texts in (("Failed", lines), ("Not compared", others)):
         if texts:

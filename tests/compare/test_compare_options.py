@@ -123,8 +123,23 @@ def test_thresholds(two, capsys):
     assert run("a", "b", "--min-ssim", 0.99) == 3
     fails = {"min_ssim": 0.5, "min_ms_ssim": None, "min_psnr": None, "max_lpips": 0.1}
     row = {"file": "x", "ssim": float("nan"), "lpips": 0.2}
-    (reasons,) = cli.failures([row], type("Options", (), fails)).values()
-    assert reasons == ["SSIM is nan and --min-ssim 0.5", "LPIPS is 0.200000 and --max-lpips 0.1"]
+    reasons = cli.reasons_to_fail(row, type("Options", (), fails))
+    assert reasons == "SSIM is nan and --min-ssim 0.5; LPIPS is 0.200000 and --max-lpips 0.1"
+
+
+def test_rows_say_which_thresholds_are_missed(two, capsys):
+    (two / "b" / "1.png").unlink()
+    outputs = "--csv", "-", "--json", two / "found.json"
+    assert run("a", "b", "--min-ssim", 0, "--min-psnr", 99, *outputs) == 3
+    one, other, *rest = rows_of(capsys.readouterr().out)
+    assert one["problem"]
+    assert one["fails"] == ""
+    for row in (other, *rest):
+        assert re.fullmatch(r"PSNR is [\d.]+ and --min-psnr 99", row["fails"])
+    files = json.loads((two / "found.json").read_text())["files"]
+    assert [row.get("fails", "") for row in files] == [row["fails"] for row in (one, other, *rest)]
+    assert run("a", "b", "--csv", "-") == 1
+    assert "fails" not in capsys.readouterr().out
 
 
 def test_several_jobs_give_the_same(two, capsys):
