@@ -28,7 +28,8 @@ def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) 
         height, width = height - down + 1, width - across + 1
     out = torch.empty((n, 1, height, width), dtype=dtype, device=valid.device)
     map_out = plane_array(out)
-    columns = -(-(valid.shape[-1] + across) // 64) * 64
+    # A row of scratch holds a row of pixels with its borders, or a weight for each row of the ring.
+    columns = -(-(valid.shape[-1] + max(down, across)) // 64) * 64
     scratch = np.empty((torch.get_num_threads(), down + 6, columns), map_out.dtype)
     run = functools.partial(
         kernels.inverse_coverage,
