@@ -188,6 +188,9 @@ def test_a_mix_beyond_float32_is_infinite():
         loss = L1SSIMLoss(data_range=1e-24, k1=1e6, k2=1e6, backend=backend)
         assert loss(1e15 * x, y) == float("inf")
         assert loss((1e15 * x).requires_grad_(), y) == float("inf")
+    # The sum of each row is a number in float64, and that of all rows is none.
+    x = 1e307 * x.double()
+    assert L1SSIMLoss(window_size=3).terms(x, torch.zeros_like(x)).l1 == float("inf")
 
 
 def relaid(tensor):

@@ -239,7 +239,9 @@ class Level:
             )
             in_threads(run, len(rows), self._values // LIGHT)
             differences = rows.reshape(self._planes, -1)
-        return np.add.reduce(differences, 1) / self._pixels
+        # NumPy warns of an infinite sum, which torch computes silently.
+        with np.errstate(over="ignore"):
+            return np.add.reduce(differences, 1) / self._pixels
 
     def halve(self, pair: Pair, coarse: Level, valid: Tensor | None = None) -> Pair:
         """The images of the next coarser level: their 2x2 means, over the valid pixels if said."""
