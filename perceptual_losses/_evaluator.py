@@ -21,9 +21,8 @@ from ._ssim import (
     compute_dtype,
     evaluate,
     for_axes,
-    key_beside,
+    key_with_extras,
     replaced,
-    run,
 )
 
 
@@ -107,25 +106,25 @@ class Evaluator:
         key = call_key(x, y)
         is_plain = mask is None and valid is None and ranges is None
         if not is_plain and key is not None:
-            key = key_beside(key, mask, valid, ranges)
+            key = key_with_extras(key, mask, valid, ranges)
         call = self._plans.get(key) if key is not None else None
         if call is None:
-            return self._first_call(x, y, mask, valid, ranges)
+            return self._checked_call(x, y, mask, valid, ranges)
         if call.notice is not None:
             warn(call.notice)
         if is_plain:
             value = call(x, y)
         else:
-            beside = self._beside(x, y, mask, valid, ranges, call.plan.request)
-            value = run(call, x, y, beside.auxiliary)
+            checked = self._check_extras(x, y, mask, valid, ranges, call.plan.request)
+            value = call(x, y, checked.auxiliary)
         return self._per_image(value) if self.request.reduction == "none" else value
 
     def value_and_grad(
         self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None, ranges: Any = None
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the gradient of its sum with respect to ``x``; nothing is recorded."""
-        plain = mask is None and valid is None and ranges is None
-        key = call_key(x, y, gradients=1) if plain else None
+        is_plain = mask is None and valid is None and ranges is None
+        key = call_key(x, y, gradients=1) if is_plain else None
         call = self._plans.get(key) if key is not None else None
         if call is None:
             return self._recorded_value_and_grad(x, y, mask, valid, ranges)
@@ -141,6 +140,7 @@ class Evaluator:
             return self._per_image(value) if per_image else value, gradient
 
     def _recorded_value_and_grad(self, x: Tensor, y: Tensor, *extras: Any) -> tuple[Tensor, Tensor]:
+        """`value_and_grad` through autograd: for calls with extras, or that are not remembered."""
         _validation.check_differentiable("x", x)
         _validation.check_plain_tensor("y", y)
         tensors = [tensor for tensor in (x, y, *extras) if isinstance(tensor, Tensor)]
@@ -167,18 +167,19 @@ class Evaluator:
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
         call = self._prepare(x, y, mask, valid, ranges)
-        if call.beside.is_weighted:
+        if call.checked.is_weighted:
             return self._weighted_terms(x, y, call)
         request = replaced(call.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
-        means = evaluate(x, y, call.beside.auxiliary, request, backend, plans, call.given)
+        means = evaluate(x, y, call.checked.auxiliary, request, backend, plans, call.extras)
         similarity = combine(means[:-1], replaced(request, reduction="none", mix=None))
         structural, l1 = 1 - similarity.mean(1), means[-1].mean(1) / request.definition.length
         if self._options.reduction != "none":
             structural, l1 = structural.mean(), l1.mean()
         return self._mixed(l1, structural)
 
-    def _first_call(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Tensor:
+    def _checked_call(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Tensor:
+        """The value of a call that is not remembered: it is checked, and remembered if possible."""
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             evaluate_images = self._without_reduction()
             (values,) = shards.evaluate_shards(
@@ -188,14 +189,14 @@ class Evaluator:
             )
             return values
         call = self._prepare(x, y, mask, valid, ranges)
-        if call.beside.is_weighted and call.request.mix is not None:
+        if call.checked.is_weighted and call.request.mix is not None:
             return self._weighted_terms(x, y, call).loss
-        backend, plans, auxiliary = self._options.backend, self._plans, call.beside.auxiliary
-        value = evaluate(x, y, auxiliary, call.request, backend, plans, call.given, call.notice)
+        backend, plans, auxiliary = self._options.backend, self._plans, call.checked.auxiliary
+        value = evaluate(x, y, auxiliary, call.request, backend, plans, call.extras, call.notice)
         return self._per_image(value) if call.request.reduction == "none" else value
 
     def _prepare(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> _Prepared:
-        """A call that is checked; warns if levels are left out."""
+        """Checks a call, and fits the request to its images; warns if levels are left out."""
         options, request = self._options, self.request
         if ranges is not None:
             request = self._request_in_ranges
@@ -211,13 +212,13 @@ class Evaluator:
             request = replaced(request, exponents=exponents)
         if notice is not None:
             warn(notice)
-        beside = self._beside(x, y, mask, valid, ranges, request)
-        return _Prepared(request, beside, (mask, valid, ranges), notice)
+        checked = self._check_extras(x, y, mask, valid, ranges, request)
+        return _Prepared(request, checked, (mask, valid, ranges), notice)
 
-    def _beside(
+    def _check_extras(
         self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any, request: Request
-    ) -> _Beside:
-        """What is given beside images that are checked, checked too and as backends take it."""
+    ) -> _CheckedExtras:
+        """Checks a mask, valid pixels and ranges for images that have been checked."""
         if ranges is not None:
             ranges = _validation.ranges_of_images(ranges, x, y)
         if valid is not None:
@@ -227,18 +228,18 @@ class Evaluator:
         auxiliary = _masks.auxiliary_tensors(
             mask, valid, ranges, request, compute_dtype(x, y), self._options.backend
         )
-        return _Beside(auxiliary, mask is not None or valid is not None, mask, valid, ranges)
+        is_weighted = mask is not None or valid is not None
+        return _CheckedExtras(auxiliary, is_weighted, mask, valid, ranges)
 
     def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
         """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
         request = replaced(call.request, mix=None)
-        # Not among the plans of whole mixes, which a call looks up first.
-        backend, plans = self._options.backend, self._terms_plans
-        structural = evaluate(x, y, call.beside.auxiliary, request, backend, plans, call.given)
-        distance = _masks.weighted_distance(
-            x, y, call.beside.mask, call.beside.valid, call.beside.ranges
-        )
-        # Divided before the mean: a scalar would get a tangent in float64 from torch.func.jvp.
+        # This plan computes only the structural term. In `_plans` the next call would find it and
+        # take its value for that of the mix.
+        backend, plans, checked = self._options.backend, self._terms_plans, call.checked
+        structural = evaluate(x, y, checked.auxiliary, request, backend, plans, call.extras)
+        distance = _masks.weighted_distance(x, y, checked.mask, checked.valid, checked.ranges)
+        # Divided before the mean: torch.func.jvp would give a divided scalar a tangent in float64.
         distance = distance / request.definition.length
         if request.reduction == "none":
             structural = 1 - structural.mean(1)
@@ -269,12 +270,12 @@ class Evaluator:
         return torch.full_like(value, sign / value.shape[1])
 
 
-class _Beside(NamedTuple):
-    """The tensors beside two images.
+class _CheckedExtras(NamedTuple):
+    """A mask, valid pixels and ranges that have been checked.
 
     Attributes:
-        auxiliary: the tensors that backends read.
-        is_weighted: whether the means are weighted ones.
+        auxiliary: the tensors that backends read, which were made from the others.
+        is_weighted: whether the means are weighted: by the mask, or by the valid pixels.
         mask: the weight of each pixel, or ``None``.
         valid: the pixels that exist, or ``None`` for all.
         ranges: the range of each image, or ``None``.
@@ -292,14 +293,14 @@ class _Prepared(NamedTuple):
 
     Attributes:
         request: the request for these images.
-        beside: the tensors beside them.
-        given: mask, valid pixels and ranges as they were given.
+        checked: the mask, the valid pixels and the ranges, checked.
+        extras: the same three as the user passed them.
         notice: a warning that each such call gives, or ``None``.
     """
 
     request: Request
-    beside: _Beside
-    given: tuple[Any, Any, Any]
+    checked: _CheckedExtras
+    extras: tuple[Any, Any, Any]
     notice: str | None
 
 

@@ -6,8 +6,8 @@ Backends never import each other.
 """
 
 from .backend import Auxiliary
-from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage, run
-from .plans import Plans, call_key, key_beside
+from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
+from .plans import Plans, call_key, key_with_extras
 from .pyramid import halve, halve_any, halve_valid
 from .reference import combine
 from .request import (
@@ -40,9 +40,8 @@ __all__ = [
     "halve_any",
     "halve_valid",
     "inverse_coverage",
-    "key_beside",
+    "key_with_extras",
     "num_levels",
     "replaced",
-    "run",
     "uniform",
 ]

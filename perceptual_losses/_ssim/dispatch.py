@@ -16,7 +16,7 @@ from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, flat
 from .cpu import backend as cpu
-from .plans import Call, Plans, call_key, key_beside, remember
+from .plans import Call, Plans, call_key, for_backend, key_with_extras, remember
 from .request import Definition, Request, compute_dtype, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
@@ -57,13 +57,13 @@ def evaluate(
     request: Request,
     backend: str,
     plans: Plans,
-    given: Sequence[Any],
+    extras: Sequence[Any],
     notice: str | None = None,
 ) -> Tensor:
     """The requested value for images that have been checked; keeps the plan for the next call.
 
-    ``given`` has the mask, the valid pixels and the ranges that became the auxiliary tensors, each
-    of which may be ``None``.
+    ``extras`` are the mask, the valid pixels and the ranges as the user passed them, or ``None``.
+    ``auxiliary`` was made from them, and their layouts are in the key of the plan.
     """
     name = choose_backend(x, y, request, backend)
     if name == "reference":
@@ -74,36 +74,30 @@ def evaluate(
     if observed(x, y, *flat(auxiliary)):
         if swapped:
             x, y = y, x
-        return autograd.observed_value(x, y, as_read(auxiliary, name), request, name)
+        return autograd.observed_value(x, y, for_backend(auxiliary, name), request, name)
     key = call_key(x, y)
     assert key is not None  # Nothing watches: `choose_backend` and `observed` have asked.
     if any(auxiliary):
-        key = key_beside(key, *given)
+        key = key_with_extras(key, *extras)
     else:
-        # The one that remembered calls have: plans know it and need not ask what is in it.
+        # Plans compare with this object, which is faster than a look at each field.
         auxiliary = NO_AUXILIARY
     call = None if key is None else plans.get(key)
     if call is None:
         first, second = (y, x) if swapped else (x, y)
-        layouts = as_read(auxiliary, name).layouts
+        layouts = for_backend(auxiliary, name).layouts
         plan = autograd.make_plan(first, second, layouts, request, name)
         call = Call(plan, swapped, name, notice)
         if key is not None:
             remember(plans, key, call)
-    return run(call, x, y, auxiliary)
-
-
-def run(call: Call, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Tensor:
-    """The value of a call that has been planned."""
-    if auxiliary is not NO_AUXILIARY:
-        auxiliary = as_read(auxiliary, call.backend)
     return call(x, y, auxiliary)
 
 
 def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Both images as the backend can read them.
+    """Both images in dtypes that the backend reads.
 
-    Triton's kernels also read half precision, and Numba's also read bytes.
+    All read the dtype of the computation. Triton's kernels also read half precision, and Numba's
+    bytes.
     """
     if not torch.compiler.is_compiling():
         # Kernels read memory, where a lazily negated image has the other sign.
@@ -115,23 +109,12 @@ def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def as_read(auxiliary: Auxiliary, name: str) -> Auxiliary:
-    """The tensors as the backend reads them: Triton's weights sum to one for each image."""
-    if name != "triton":
-        return auxiliary
-    weights = [
-        weight.to(total.dtype) / total.reshape(-1, *[1] * (weight.dim() - 1))
-        for weight, total in zip(auxiliary.weights, auxiliary.totals, strict=True)
-    ]
-    return replaced(auxiliary, weights=weights, totals=())
-
-
 def inverse_coverage(
     valid: Tensor, definition: Definition, dtype: torch.dtype, backend: str
 ) -> Tensor:
     """The reciprocal of the windows' weight over valid pixels, for `Auxiliary`.
 
-    The filter takes a noticeable part of a call on a CPU, so there is a kernel for images there.
+    On a CPU torch's filter takes a noticeable part of a call, so images have a kernel there.
     """
     fast = backend in ("auto", "numba") and valid.device.type == "cpu" and valid.dim() == 4
     if (

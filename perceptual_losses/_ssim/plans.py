@@ -1,7 +1,8 @@
-"""The plans that are kept, by the layouts of the images.
+"""The calls that are remembered, each with its plan, by the layouts of their tensors.
 
-A call that has been seen before is one lookup of a key. It skips planning and all checks, except
-those of the values of tensors beside the images.
+A call on images like earlier ones is one lookup of a key: it skips the checks of the images and
+the planning. Masks, valid pixels and ranges are checked in each call, because their values may be
+others.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch.nn import Parameter
 
 from . import autograd
 from .backend import NO_AUXILIARY, Auxiliary, Plan
+from .request import replaced
 
 _LIMIT = 256
 
-# Looked up once: a remembered call asks them all.
+# Looked up here once, because each call asks all of them.
 _is_compiling = torch.compiler.is_compiling
 _num_dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
@@ -31,14 +33,14 @@ def call_key(x: Any, y: Any, gradients: int | None = None) -> tuple[Any, ...] | 
     """The key of a call: everything of two images that a plan depends on.
 
     Args:
-        x: anything.
-        y: anything.
-        gradients: which images have a gradient, 1 for the first and 2 for the second; by default
-            those that require one while autograd records.
+        x: the first image, which is not checked yet and may be anything.
+        y: the second image, likewise.
+        gradients: 0 if no image has a gradient, 1 if the first has one, 2 if the second, 3 if both.
+            By default the images that require one have one, while autograd records.
 
     Returns:
-        ``None`` if the call cannot be remembered: both images must be plain strided tensors, and
-        neither torch.compile, a dispatch mode, an export, torch.func nor forward-mode
+        The key, or ``None`` if the call cannot be remembered. Both images must be plain strided
+        tensors, and neither torch.compile, a dispatch mode, an export, torch.func nor forward-mode
         differentiation may be watching.
     """
     x_type, y_type = type(x), type(y)
@@ -67,22 +69,26 @@ def call_key(x: Any, y: Any, gradients: int | None = None) -> tuple[Any, ...] | 
     )
 
 
-def key_beside(key: tuple[Any, ...], *tensors: Any) -> tuple[Any, ...] | None:
-    """The key of a call with tensors beside its images.
+def key_with_extras(key: tuple[Any, ...], *extras: Any) -> tuple[Any, ...] | None:
+    """The key of a call with a mask, valid pixels or ranges.
+
+    The device is not in it: the checks of each call refuse any but that of the images.
 
     Args:
         key: `call_key` of the images.
-        tensors: masks, valid pixels and ranges as their user passes them, or ``None``.
+        extras: the mask, the valid pixels and the ranges as the user passes them, or ``None``.
 
     Returns:
-        ``None`` if the call cannot be remembered: each must be a plain strided tensor.
+        The key, or ``None`` if the call cannot be remembered. Each must be a plain strided tensor
+        that was not made in inference mode.
     """
-    found = [*key]
-    for tensor in tensors:
+    extended = [*key]
+    for tensor in extras:
         if tensor is None:
-            found.append(None)
+            extended.append(None)
             continue
         kind = type(tensor)
+        # Negated tensors, and those of inference mode, are copied, which may change their strides.
         if (
             (kind is not Tensor and kind is not Parameter)
             or tensor.layout is not torch.strided
@@ -91,8 +97,22 @@ def key_beside(key: tuple[Any, ...], *tensors: Any) -> tuple[Any, ...] | None:
             or tensor.is_inference()
         ):
             return None
-        found.append((tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() & 15))
-    return tuple(found)
+        extended.append((tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() & 15))
+    return tuple(extended)
+
+
+def for_backend(auxiliary: Auxiliary, backend: str) -> Auxiliary:
+    """The auxiliary tensors as the backend reads them.
+
+    Triton's kernels read weights that sum to one for each image, and no totals.
+    """
+    if backend != "triton":
+        return auxiliary
+    weights = [
+        weight.to(total.dtype) / total.reshape(-1, *[1] * (weight.dim() - 1))
+        for weight, total in zip(auxiliary.weights, auxiliary.totals, strict=True)
+    ]
+    return replaced(auxiliary, weights=weights, totals=())
 
 
 class Call(NamedTuple):
@@ -111,6 +131,8 @@ class Call(NamedTuple):
     notice: str | None
 
     def __call__(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Tensor:
+        if auxiliary is not NO_AUXILIARY:
+            auxiliary = for_backend(auxiliary, self.backend)
         if self.swapped:
             x, y = y, x
         if not self.plan.request.gradients:
@@ -123,7 +145,10 @@ Plans = dict[tuple[Any, ...], Call]
 
 
 def remember(plans: Plans, key: tuple[Any, ...], call: Call) -> None:
-    """Keeps a call. Images of ever new sizes would fill the memory: then all is planned anew."""
+    """Keeps a call. If there are too many, all others are dropped first.
+
+    Images of ever new sizes would fill the memory otherwise.
+    """
     if len(plans) >= _LIMIT:
         plans.clear()
     plans[key] = call

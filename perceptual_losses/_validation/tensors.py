@@ -48,6 +48,6 @@ def host_readable(values: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
-        # Some modes record all operations, as torch.func.linearize does, and others have no values.
+        # The mode of torch.func.linearize records operations. In others tensors have no values.
         and not torch._C._len_torch_dispatch_stack()
     )
