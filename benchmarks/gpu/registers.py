@@ -304,7 +304,7 @@ HEADER = (
 
 
 def size(shape: Sequence[int]) -> str:
-    """A shape in words."""
+    """A shape as it is written in the report."""
     return "x".join(map(str, shape))
 
 
@@ -330,10 +330,11 @@ def markdown(tables: dict[int, list[list[str]]], version: str) -> str:
         "`python -m benchmarks.gpu.registers --out docs/kernels` wrote this page with Triton "
         f"{version}, which compiled the kernels ahead of time. Nothing ran on a GPU, so the page "
         "has no times.",
-        "Each row is one kernel at one level. `coarse_levels_kernel` computes all of five levels "
-        "but the finest. `fused_kernel` computes value and gradient of a level. Where two kernels "
-        "share this work, `gradient_kernel` follows `value_kernel`. Without gradients there is "
-        "only `value_kernel`. [Kernels](../kernels.md#on-a-gpu) says what the others compute. "
+        "Each row is one kernel at one level. Only `coarse_levels_kernel` computes several: of "
+        "five levels all but the finest. `fused_kernel` computes value and gradient of a level. "
+        "Where two kernels share this work, `gradient_kernel` follows `value_kernel`. Without "
+        "gradients there is only `value_kernel`. [Kernels](../kernels.md#on-a-gpu) says what the "
+        "others compute. "
         "Threads are those of a program, and columns those of a thread.",
         f"Images have {size(SHAPE)} pixels in float32, and the padding is `valid`. The column "
         "*call* says what differs: the padding, a mask, L1 as a separate mean or mixed into the "

@@ -283,7 +283,7 @@ many nats a code holds at the last step, for a batch of training images.
 ## Held-out photos
 
 Each cell has the mean over the seeds, and in brackets the lowest and the highest. The best mean is
-bold; higher is better, but for the last column, which is no score.
+bold. Higher is better in all columns but the last, which is no score.
 
 {table(results)}
 
