@@ -15,7 +15,7 @@ from ..._runtime import numba_installed
 from ..backend import NO_AUXILIARY, Auxiliary, Forward, Layout, premultiplied_by
 from ..pyramid import halved_shape
 from ..request import FLOOR, Request, centres, num_levels, reduce_planes
-from .level import NOTHING, Beside, Level, Pair, Sums, plane_array
+from .level import NO_ARRAYS, AuxiliaryArrays, Level, Pair, Sums, plane_array
 
 # The reductions that give one number.
 NUMBERS = ("mean", "loss")
@@ -39,20 +39,21 @@ def coarse_gradient(image: Tensor, shape: Sequence[int]) -> Tensor:
 def plan(
     x: Layout, y: Layout, auxiliary: Auxiliary, request: Request, device: torch.device
 ) -> CpuPlan:
-    """The plan of a call on images of these layouts: float32 or float64, or bytes."""
+    """The plan of a call on images of these layouts, in float32, float64 or bytes."""
     dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
     return CpuPlan(x, y, dtype, request)
 
 
 class CpuPlan:
-    """A call on a CPU; `Plan` has the interface."""
+    """A call on a CPU. `Plan` describes the interface."""
 
     def __init__(self, x: Layout, y: Layout, dtype: torch.dtype, request: Request) -> None:
         """Prepares each level."""
         self.request = request
         self._dtype = np.dtype(str(dtype).removeprefix("torch."))
         self._premultiplied_by = self._dtype.type(premultiplied_by(request, x.shape))
-        # A mix of one level has the gradient of L1 in its own; else the backward pass adds it.
+        # The march of a single level adds the gradient of L1 to that of SSIM. With several levels,
+        # or an upstream gradient for each term, the backward pass adds it.
         mix = None if request.exponents or request.reduction == "levels" else request.mix
         self._adds_sign = request.mix is not None and mix is None
         self._gives_number = request.reduction in NUMBERS and not request.exponents
@@ -80,15 +81,16 @@ class CpuPlan:
         means = np.empty((len(levels) + (request.mix is not None), *x.shape[:2]), self._dtype)
         rows = means.reshape(len(means), -1)
         of_levels: list[list[Tensor]] = []
-        # The coarsest is first, and each pair of images is freed before the next gradient is
+        # The coarsest level is first, and each pair of images is freed before the next gradient is
         # allocated: a step takes little more memory than its gradients.
         for j in reversed(range(len(levels))):
             pair = pyramid.pop()
             sums, gradients = self._march(j, pair, auxiliary)
-            rows[j] = levels[j].means(sums)
+            rows[j] = levels[j].plane_similarities(sums)
             of_levels.insert(0, gradients)
         if request.mix is not None:
-            rows[-1] = levels[0].mean_abs_differences(sums, pair.images)
+            # The last sums and images are those of the finest level.
+            rows[-1] = levels[0].plane_abs_differences(sums, pair.images)
             if auxiliary.ranges:
                 with np.errstate(over="ignore"):
                     means[-1] /= auxiliary.ranges[0].numpy()[:, None]
@@ -99,8 +101,8 @@ class CpuPlan:
         if request.exponents:
             similarity, factors = combine_levels(torch.from_numpy(means[: len(levels)]), request)
             saved.insert(0, factors)
-        last_row = None if request.mix is None else torch.from_numpy(means[-1])
-        return Forward(reduce_planes(request, similarity, last_row), saved)
+        distance = None if request.mix is None else torch.from_numpy(means[-1])
+        return Forward(reduce_planes(request, similarity, distance), saved)
 
     def backward(
         self,
@@ -112,7 +114,7 @@ class CpuPlan:
     ) -> Sequence[Tensor]:
         """Scales the saved gradients in place and adds up those of the levels."""
         request, levels, usual = self.request, self._levels, self._premultiplied_by
-        # A number is read faster by torch than by NumPy.
+        # Torch reads one number faster than NumPy.
         if self._gives_number and (grad is None or grad.item() == usual):
             return saved
         if request.reduction == "map":
@@ -126,7 +128,7 @@ class CpuPlan:
             gradients, by_means = list(saved), np.ones((1, *x.shape[:2]), self._dtype)
         else:
             return list(saved)
-        # NumPy warns of NaN and infinity, which torch computes silently.
+        # NumPy warns of NaN and infinity, and torch does not.
         with np.errstate(all="ignore"):
             scale = by_means * upstream
             factors = scale / usual
@@ -146,20 +148,20 @@ class CpuPlan:
         return found
 
     def _march(self, j: int, pair: Pair, auxiliary: Auxiliary) -> tuple[Sums, list[Tensor]]:
-        """The sums of level ``j``, and the premultiplied gradients of its images."""
+        """Runs the march of level ``j``: its sums, and premultiplied gradients of its images."""
         level, count = self._levels[j], self.request.gradients
         gradients = [torch.empty_like(image) for image in pair.tensors[:count]]
-        beside = NOTHING if auxiliary is NO_AUXILIARY else _beside(level, auxiliary, j)
-        return level.march(pair.images, gradients, beside), gradients
+        arrays = NO_ARRAYS if auxiliary is NO_AUXILIARY else _arrays(level, auxiliary, j)
+        return level.march(pair.images, gradients, arrays), gradients
 
     def _number(self, pair: Pair, sums: Sums) -> Tensor:
-        """The value of one level and all planes, which Python computes faster than torch."""
+        """The value of one level as one number, which Python computes faster than torch."""
         request, level = self.request, self._levels[0]
-        value = self._dtype.type(level.mean(sums))
+        value = self._dtype.type(level.mean_similarity(sums))
         if request.mix is not None:
             structural, l1 = request.mix
             distance = level.mean_abs_difference(sums, pair.images)
-            # NumPy warns of an infinity that float32 rounds to, which torch computes silently.
+            # NumPy warns of a number that float32 rounds to infinity, and torch does not.
             with np.errstate(over="ignore"):
                 value = self._dtype.type(structural * (1 - float(value)) + l1 * distance)
         elif request.reduction == "loss":
@@ -170,8 +172,8 @@ class CpuPlan:
         """The similarity of each window."""
         level = self._without_gradient
         similarity = level.new_map()
-        beside = _beside(level, auxiliary)._replace(map_out=plane_array(similarity))
-        level.march(level.images(x, y), (), beside)
+        arrays = _arrays(level, auxiliary)._replace(map_out=plane_array(similarity))
+        level.march(level.images(x, y), (), arrays)
         if auxiliary.valid:
             inside = centres(auxiliary.valid[0], self.request.definition)
             similarity.masked_fill_(~inside, 1)
@@ -180,14 +182,14 @@ class CpuPlan:
     def _map_gradients(
         self, grad: Tensor, x: Tensor, y: Tensor, auxiliary: Auxiliary
     ) -> list[Tensor]:
-        """The gradients of the images, from that of the similarity of each window."""
+        """The gradients of the images, from the upstream gradient of each window's similarity."""
         level = self._levels[0]
         if auxiliary.valid:
             grad = torch.where(centres(auxiliary.valid[0], self.request.definition), grad, 0.0)
         gradients = [torch.empty_like(image) for image in (x, y)[: self.request.gradients]]
         (weights,), factors = level.images(grad), np.ones(len(grad), self._dtype)
-        beside = _beside(level, auxiliary)._replace(map_weights=weights, weight_factors=factors)
-        level.march(level.images(x, y), gradients, beside)
+        arrays = _arrays(level, auxiliary)._replace(map_weights=weights, weight_factors=factors)
+        level.march(level.images(x, y), gradients, arrays)
         return gradients
 
     @functools.cached_property
@@ -196,7 +198,7 @@ class CpuPlan:
         return Level(self._levels[0].shape, request, self._dtype, contrast=False, mix=None)
 
 
-def _beside(level: Level, auxiliary: Auxiliary, j: int = 0) -> Beside:
+def _arrays(level: Level, auxiliary: Auxiliary, j: int = 0) -> AuxiliaryArrays:
     """The auxiliary tensors of level ``j`` as its march reads them."""
     weights = factors = scales = None
     if auxiliary.weights:
@@ -208,16 +210,17 @@ def _beside(level: Level, auxiliary: Auxiliary, j: int = 0) -> Beside:
         plane_array(tensors[j]) if tensors else None
         for tensors in (auxiliary.valid, auxiliary.coverage)
     )
-    return Beside(weights, factors, scales, valid, coverage)
+    return AuxiliaryArrays(weights, factors, scales, valid, coverage)
 
 
 def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     """The product of the levels' means, and its derivatives by them.
 
     Returns:
-        The similarity of each plane ``(N, C)``, and the derivatives ``(levels, N, C)`` of it, in a
-        mix times the structural weight, with one row more: the derivative by the mean ``|x - y|``.
-        The stored gradients have the sign.
+        The similarity of each plane, ``(N, C)``, and its derivatives by the means,
+        ``(levels, N, C)``. In a mix these are multiplied by the structural weight, and a row
+        follows them with the derivative of the loss by the mean ``|x - y|``. The sign with which
+        the similarity enters a loss is not in them: the stored gradients have it.
     """
     values: Any = means.numpy()
     powers = np.array(request.exponents, values.dtype)[:, None, None]
@@ -239,7 +242,7 @@ def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:
 
 
 def _normalized(means: Any, normalize: str | None) -> tuple[Any, Any, Any]:
-    """The bases of the powers, their derivatives by the means, and which ones are cut to zero."""
+    """The bases of the powers, their derivatives by the means, and whether each is cut to zero."""
     if normalize == "floor":
         low = means <= FLOOR
         if not np.count_nonzero(low):

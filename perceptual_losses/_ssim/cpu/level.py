@@ -17,20 +17,20 @@ from ..pyramid import halve_valid, halve_valid_transpose
 from ..request import Request, plane_gradient
 from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
-# The march takes as long for one pixel as the other kernels take for so many.
+# The march takes as long for one pixel as the other kernels of a level take for 16.
 LIGHT = 16
 
 
-class Beside(NamedTuple):
-    """Arrays that a march reads and writes beside the images, each of which may be ``None``.
+class AuxiliaryArrays(NamedTuple):
+    """The arrays of a march beside its images, each of which may be ``None``.
 
     Attributes:
-        map_weights: the weights of the map's values, an image as the kernels read it.
+        map_weights: the weights of the map's values, as an `Image` of the kernels.
         weight_factors: the factor of each image's weights.
-        scales: the factor of each image's pixels.
+        scales: the factor of each image's pixels, the reciprocal of its range.
         valid: the pixels that exist.
         coverage: the reciprocal of the windows' weight over valid pixels.
-        map_out: memory for the map.
+        map_out: memory that the march writes the map to.
     """
 
     map_weights: Any = None
@@ -41,8 +41,9 @@ class Beside(NamedTuple):
     map_out: Any = None
 
 
-NOTHING = Beside()
+NO_ARRAYS = AuxiliaryArrays()
 
+# A function that makes an `Image` of the kernels from a tensor.
 Reader = Callable[[Tensor], Any]
 
 
@@ -50,8 +51,8 @@ class Pair(NamedTuple):
     """Both images of a level.
 
     Attributes:
-        tensors: the first and the second image.
-        images: both as the kernels read them.
+        tensors: the first and the second image; they keep their memory alive.
+        images: both as `Level.images` makes them; they do not.
     """
 
     tensors: Sequence[Tensor]
@@ -59,12 +60,13 @@ class Pair(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The results of a march over both images, with a row for each plane.
+    """The sums that a march leaves, with a row for each plane and a column for each of its tasks.
 
     Attributes:
-        similarity: the sums over each task's part of the map, or of the weighted deficits
-            ``weights (SSIM - 1)``.
-        abs_difference: the sums of ``|x - y|`` in a mix with a gradient, else ``None``.
+        similarity: the sum of the map over each task's part of the plane; of a map with weights
+            the sum of the weighted deficits ``weights (SSIM - 1)``.
+        abs_difference: the sum of ``|x - y|`` over the same part, or ``None``. Only a march that
+            writes gradients of a mix computes it.
         is_weighted: whether the map has weights.
     """
 
@@ -79,8 +81,9 @@ class Level:
     For a small image the march takes less time than torch, NumPy and Numba take around it. So
     images are read at their addresses, and Numba looks at the types of the arguments only once.
 
-    Several threads may use a level at once. Two dictionaries remember tasks by number of threads
-    and readers by layout; an entry is the same whichever thread adds it.
+    Several threads may use a level at once. It remembers the compiled march, the tasks for each
+    number of threads, and a reader for each layout of a tensor. Threads that add one of these at
+    the same time add equal ones.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Level:
         Args:
             shape: the shape of the level's images.
             request: the request.
-            dtype: the NumPy dtype of the images and of all computation.
+            dtype: the NumPy dtype of all computation, and of images unless they are bytes.
             contrast: whether the mean is that of the contrast-structure factor, not of SSIM.
             mix: the weights of ``1 - SSIM`` and of the mean ``|x - y|`` if the stored gradients are
                 those of a mix.
@@ -105,8 +108,8 @@ class Level:
         from . import kernels
 
         self.shape, self._dtype, self._kernels = shape, dtype, kernels
-        # Memory of the images that the level computes is allocated like this.
-        self._memory = torch.from_numpy(np.empty(0, dtype))
+        # Tensors in the dtype of the computation are allocated like this one.
+        self._empty = torch.from_numpy(np.empty(0, dtype))
         windows, low, length, c1, c2, padding, _ = request.definition
         sides = shape[2:]
         self._window_sizes = [len(window) for window in windows]
@@ -119,11 +122,11 @@ class Level:
         self._planes, self._pixels = math.prod(shape[:2]), math.prod(shape[2:])
         self._rows, self._values = math.prod(shape[:-1]), math.prod(shape)
         self._is_volume = len(shape) == 5
-        # Slices, height and width of a plane.
+        # Slices, height and width; an image has one slice.
         self._size = shape[2:] if self._is_volume else (1, *shape[2:])
         self._march = self._kernels.march_volume if self._is_volume else self._kernels.march
         self._tasks_for = tasks_for_volumes if self._is_volume else tasks_for_images
-        # The backward pass of a map has the upstream gradient for weights.
+        # A map's march gets the upstream gradient as weights: nothing is premultiplied.
         structural = 1.0 if mix is None else mix[0]
         scale = 1.0 if request.reduction == "map" else structural * plane_gradient(shape)
         constants = low, length, c1, c2, scale
@@ -141,24 +144,28 @@ class Level:
         )
         self._tasks: dict[int, Tasks] = {}
         self._readers: dict[tuple[Any, ...], Reader] = {}
+        # The first march puts the compiled one in its place.
         self._run_march: Callable[..., None] = self._first_march
 
     def images(self, *tensors: Tensor) -> list[Any]:
-        """Tensors, with whatever strides, as the kernels read them.
+        """Tensors with any strides, each as an `Image` of the kernels.
 
-        They share the tensors' memory, and do not keep it.
+        An `Image` is an address and does not keep the memory alive: the caller holds the tensors
+        until the kernel has returned.
         """
         images = []
         for tensor in tensors:
             layout = tensor.dtype, tensor.shape, tensor.stride()
             reader = self._readers.get(layout)
             if reader is None:
-                reader = self._readers[layout] = self._reader(*layout)
+                reader = self._readers[layout] = self._make_reader(*layout)
             images.append(reader(tensor))
         return images
 
-    def _reader(self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]) -> Reader:
-        """A function that gives a tensor with this layout as the kernels read it."""
+    def _make_reader(
+        self, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]
+    ) -> Reader:
+        """The reader of tensors with this layout."""
         length, starts = _places(shape, strides)
         kind = np.dtype(str(dtype).removeprefix("torch."))
         memory_at = (ctypes.c_char * (length * kind.itemsize)).from_address
@@ -167,7 +174,7 @@ class Level:
 
         def read(tensor: Tensor) -> Any:
             address = tensor.data_ptr()
-            # Torch says what a tensor without memory is.
+            # Torch raises for a tensor without memory, and says why it has none.
             memory: Any = memory_at(address) if address else tensor.detach().numpy()
             return image(array(length, kind, memory), starts, row, column)
 
@@ -175,18 +182,21 @@ class Level:
 
     def new_map(self) -> Tensor:
         """Memory for the map, in the dtype of the computation."""
-        return self._memory.new_empty(self.map_shape)
+        return self._empty.new_empty(self.map_shape)
 
     def march(
-        self, images: Sequence[Any], gradients: Sequence[Tensor], beside: Beside = NOTHING
+        self,
+        images: Sequence[Any],
+        gradients: Sequence[Tensor],
+        arrays: AuxiliaryArrays = NO_ARRAYS,
     ) -> Sums:
-        """Sums the map over all planes, and writes their premultiplied gradients.
+        """Sums the map of each plane, and writes the premultiplied gradients.
 
-        The same fields of ``beside`` are given at each call, with the same dtypes: the plan of
-        which this level is a part is made for them.
+        The first march is compiled for the types of its arguments. Later ones have the same types,
+        because a plan is for calls with the same tensors in the same dtypes.
         """
         tasks = self._tasks_of(torch.get_num_threads())
-        # In place of a gradient that is not requested the kernel gets an image, and only reads it.
+        # In place of a gradient that is not requested the kernel gets an image, and leaves it.
         images = *images, *self.images(*gradients), *images[len(gradients) :]
         sums = np.empty((self._planes, tasks.parts))
         abs_differences = np.empty_like(sums) if self._has_l1 else sums
@@ -194,16 +204,16 @@ class Level:
 
         def run(begin: int, end: int, share: int) -> None:
             self._run_march(
-                *images, *beside, *self._arguments, tasks.tasks[begin:end],
+                *images, *arrays, *self._arguments, tasks.tasks[begin:end],
                 *tasks.scratch.arrays(memory, share), sums, abs_differences,
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
-        is_weighted = beside.map_weights is not None
+        is_weighted = arrays.map_weights is not None
         return Sums(sums, abs_differences if self._has_l1 else None, is_weighted)
 
     def _first_march(self, *arguments: Any) -> None:
-        """The march, which later calls go straight to."""
+        """Compiles the march for the types of its arguments, and runs it."""
         # Not at the top: importing the package does not import Numba.
         from ..._runtime import numba_kernels
 
@@ -211,14 +221,14 @@ class Level:
         self._run_march = compile_for(self._march, arguments)
         self._run_march(*arguments)
 
-    def mean(self, sums: Sums) -> float:
+    def mean_similarity(self, sums: Sums) -> float:
         """The mean similarity of all planes."""
         total = _total(sums.similarity)
         if sums.is_weighted:
             return 1 + total / self._planes
         return total / (self._planes * self._map_size)
 
-    def means(self, sums: Sums) -> Any:
+    def plane_similarities(self, sums: Sums) -> Any:
         """The mean similarity of each plane, in float64."""
         totals = np.add.reduce(sums.similarity, 1)
         return 1 + totals if sums.is_weighted else totals / self._map_size
@@ -226,10 +236,10 @@ class Level:
     def mean_abs_difference(self, sums: Sums, images: Sequence[Any]) -> float:
         """The mean ``|x - y|`` of all planes."""
         if sums.abs_difference is None:
-            return _total(self.mean_abs_differences(sums, images)) / self._planes
+            return _total(self.plane_abs_differences(sums, images)) / self._planes
         return _total(sums.abs_difference) / self._values
 
-    def mean_abs_differences(self, sums: Sums, images: Sequence[Any]) -> Any:
+    def plane_abs_differences(self, sums: Sums, images: Sequence[Any]) -> Any:
         """The mean ``|x - y|`` of each plane, in float64."""
         differences = sums.abs_difference
         if differences is None:
@@ -244,12 +254,15 @@ class Level:
             return np.add.reduce(differences, 1) / self._pixels
 
     def halve(self, pair: Pair, coarse: Level, valid: Tensor | None = None) -> Pair:
-        """The images of the next coarser level: their 2x2 means, over the valid pixels if said."""
+        """The images of the next coarser level.
+
+        These are the means of 2x2 pixels, or of the valid ones among them if ``valid`` is given.
+        """
         if self._is_volume and valid is not None:
-            tensors = [image.to(self._memory.dtype) for image in pair.tensors]
+            tensors = [image.to(self._empty.dtype) for image in pair.tensors]
             halves = [halve_valid(image, valid) for image in tensors]
             return Pair(halves, coarse.images(*halves))
-        halves = [self._memory.new_empty(coarse.shape) for _ in pair.tensors]
+        halves = [self._empty.new_empty(coarse.shape) for _ in pair.tensors]
         images = coarse.images(*halves)
         if valid is None:
             run = functools.partial(self._kernels.halve, *pair.images, *images, self._size)
@@ -271,7 +284,7 @@ class Level:
     ) -> None:
         """Multiplies each plane by its factor and adds the next coarser gradient, in place.
 
-        Autograd does not see it: its function remembers that the gradients are used up.
+        Autograd does not see this. Its function remembers that the saved gradients are consumed.
         """
         images, factors = self.images(gradient), factors.reshape(-1)
         with_torch = self._is_volume and valid is not None
@@ -301,7 +314,7 @@ class Level:
         in_threads(run, self._rows, self._values // LIGHT)
 
     def _rows_of_threads(self, count: int) -> Any:
-        """Memory for so many rows for each thread."""
+        """Memory for ``count`` rows of pixels for each thread."""
         return np.empty((torch.get_num_threads(), count, self.shape[-1]), self._dtype)
 
     def _tasks_of(self, threads: int) -> Tasks:
@@ -313,14 +326,14 @@ class Level:
 
 
 def plane_array(tensor: Tensor) -> Any:
-    """A tensor ``(N, 1, ...)`` or ``(N, C, ...)`` as an array ``(N C, ...)`` without strides."""
+    """A tensor ``(N, 1, ...)`` or ``(N, C, ...)`` as a contiguous array ``(N C, ...)``."""
     return tensor.flatten(0, 1).contiguous().numpy()
 
 
 def _places(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, Any]:
-    """The number of values from the first pixel to the last, and the place of each plane's first.
+    """The number of values from the first pixel to the last, and the place where each plane begins.
 
-    The slices of a volume count as planes.
+    Each slice of a volume counts as a plane.
     """
     last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     starts = np.zeros(1, np.int64)
@@ -330,5 +343,8 @@ def _places(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, Any]:
 
 
 def _total(sums: Any) -> float:
-    """The sum of an array. Python adds up few numbers faster than NumPy, and any silently."""
+    """The sum of an array.
+
+    Python adds up a few numbers faster than NumPy, and does not warn of infinities.
+    """
     return float(sum(sums.ravel().tolist()))

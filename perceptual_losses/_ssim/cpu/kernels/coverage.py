@@ -10,9 +10,10 @@ from .images import fill, shown_pixel
 def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, end, share):
     """Writes the rows ``begin`` to ``end`` of all images' maps ``out``, ``(N, H', W')``.
 
-    It is zero for a window whose weight is at most ``least``. ``valid`` is boolean, ``(N, H, W)``.
-    ``scratch`` has six rows more than the window for each share. There each row of pixels becomes
-    numbers once, and two rows of the map are summed at a time.
+    The result is zero for a window whose weight is at most ``least``. ``valid`` is boolean,
+    ``(N, H, W)``. Two rows of the map are summed at a time. They share a ring of rows of pixels, so
+    that each row is converted to numbers once. ``scratch`` has for each share this ring, which is a
+    row longer than the window, and five rows more.
     """
     height, width = valid.shape[1:]
     rows, columns = out.shape[1:]
@@ -23,7 +24,7 @@ def inverse_coverage(valid, down, across, padding, least, scratch, out, begin, e
     slots, length = size + 1, scratch.shape[2]
     ring, sums = scratch[share, :slots], scratch[share, slots : slots + 2]
     line, slot_taps = scratch[share, slots + 2], scratch[share, slots + 3 : slots + 5]
-    # Sums begin as far before the image as the first window does.
+    # The first window begins this many columns before the image, and so do the sums.
     before = side_radius - left
     index = begin
     while index < end:

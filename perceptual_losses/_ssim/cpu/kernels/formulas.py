@@ -108,8 +108,8 @@ def total(a):
 def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, sign, separate, scales, count, out):
     """A row of the gradient, from the sums of the derivatives.
 
-    ``separate`` says that ``mean_t`` does not hold ``mean_d`` already. The row is multiplied by
-    ``scales``, unless this is ``None``.
+    ``separate`` says that ``mean_t`` does not include ``mean_d``. Unless ``scales`` is ``None``,
+    the row is multiplied by it.
     """
     two = out.dtype.type(2)
     for j in range(count):

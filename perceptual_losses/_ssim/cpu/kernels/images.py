@@ -12,7 +12,7 @@ def place(image, plane, i, j):
 
 @kernel
 def gather(image, start, out):
-    """Pixels of a row from a place on, side by side."""
+    """Copies pixels of a row, from a place on, to lie side by side."""
     for j in range(out.shape[0]):
         out[j] = image.flat[start + j * image.column]
 
@@ -21,7 +21,7 @@ def gather(image, start, out):
 def store_row(image, plane, i, begin, valid, row):
     """Writes a row's pixels from column ``begin`` on.
 
-    Unless ``valid`` is ``None``, those that are not valid are zero, whatever they were.
+    If ``valid`` is not ``None``, zeros are written to the pixels that are not valid.
     """
     start = place(image, plane, i, begin)
     if image.column == 1:
@@ -43,7 +43,7 @@ def copy(a, out):
 
 @inlined
 def scale_row(image, plane, i, begin, factor, out):
-    """A row's pixels from column ``begin`` on, times the factor."""
+    """Copies a row's pixels from column ``begin`` on, times the factor."""
     start = place(image, plane, i, begin)
     if image.column == 1:
         row = image.flat[start : start + out.shape[0]]
@@ -77,8 +77,9 @@ def shown_pixel(index, size, padding):
 def _contrasts(a, b, scale, offset_d, half):
     """The difference and the total of two pixels, less their offsets.
 
-    Nearly equal pixels have an exact difference, pixels near to the offset an exact total. Both
-    pixels are multiplied by ``scale`` first, if it is not ``None``.
+    ``half`` is half of the total's offset, plus the pixel value that counts as zero. Nearly equal
+    pixels have an exact difference, and pixels near to ``half`` an exact total. Unless ``scale`` is
+    ``None``, the difference is multiplied by it, and for the total each pixel.
     """
     if scale is None:
         return (a - b) - offset_d, (a - half) + (b - half)
@@ -87,7 +88,10 @@ def _contrasts(a, b, scale, offset_d, half):
 
 @ordered
 def representable(offset, low):
-    """The offset, rounded so that half of it plus ``low`` is a number: each pixel is less that."""
+    """The offset of the total, rounded so that half of it plus ``low`` is a floating-point number.
+
+    This number is subtracted from each pixel.
+    """
     return (offset + (low + low)) - (low + low)
 
 
@@ -106,10 +110,10 @@ def load_row(
     x, y, plane, height, width, i, first, low, offset_d, offset_t, padding, scale, valid, at, count,
     d, t,
 ):  # fmt: skip
-    """Difference and total of a row from column ``first`` on, each less its offset.
+    """Differences and totals of a row from column ``first`` on, each less its offset.
 
-    They are written from ``at`` on. Pixels are multiplied by ``scale``, if it is not ``None``.
-    ``valid`` has the rows of the plane's valid pixels, or is ``None``; the others become zero.
+    They are written from ``at`` on. Unless ``scale`` is ``None``, pixels are multiplied by it.
+    Unless ``valid``, which has the plane's rows, is ``None``, both are zero where it is false.
     """
     here = shown_pixel(i, height, padding)
     if here < 0:
@@ -147,17 +151,17 @@ def load_row(
 
 @ordered
 def _difference_and_total(a, b, low):
-    """Those of two pixels, alike when these change places."""
+    """The difference and the total of two pixels. To swap these only negates the difference."""
     return a - b, (a + b) - (low + low)
 
 
 @kernel
 def local_offsets(x, y, plane, top, bottom, left, right, low, length, valid):
-    """The difference and the total that most of a few pixels of a task are near to.
+    """The offsets of the difference and of the total, near to most pixels of a task.
 
-    They are means in which pixels count little that are far from zero in units of the range:
-    otherwise these would move the offset of all others so far that their variances cancel. Pixels
-    that are not finite, or not valid, do not count.
+    They are weighted means of a few of its pixels. A pixel far from zero, in units of the range,
+    has little weight: it would move the offset so far from all others that their variances cancel.
+    Pixels that are not finite, or not valid, do not count.
     """
     sum_d = sum_t = weights = 0.0
     for i in range(top, bottom, max(1, (bottom - top) // 8)):

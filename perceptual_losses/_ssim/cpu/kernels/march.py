@@ -51,15 +51,17 @@ def march(
 
     * ``map_weights``, an `Image` of the map's size with N or N C planes: the weights of the map's
       values, which otherwise are equal. They are multiplied by ``weight_factors``, ``(N,)``.
-    * ``scales``, ``(N,)``: factors of each image's pixels.
+    * ``scales``, ``(N,)``: the factor of each image's pixels.
     * ``valid``, boolean ``(N, H, W)``, with ``coverage``, ``(N, H', W')``: the pixels that exist,
       and the reciprocal of the window's weight over them.
     * ``map_out``, ``(N C, H', W')``: memory for the map.
-    * ``l1``: the factor of each pixel's ``|x - y|`` in a mix with a gradient.
+    * ``l1``: the gradient of a mix with respect to each pixel's ``|x - y|``, after ``scales``.
 
-    As many gradients are written as the variant says, times the plane's gradient. The sum over a
-    task's part of the map of each of its planes goes into ``sums``, which has a row for each plane;
-    in a mix that of ``|x - y|`` goes into ``abs_differences``.
+    Writes as many gradients as the variant says, each times ``constants.gradient_scale``. Both
+    ``sums`` and ``abs_differences`` have a row for each plane and a column for each of its parts.
+    Into ``sums`` goes the sum of the map over that part, or of its weighted deficits
+    ``weights (SSIM - 1)``. With ``l1`` the sum of ``|x - y|``, before ``scales``, goes into
+    ``abs_differences``.
     """
     dtype = scratch.dtype.type
     padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
@@ -77,18 +79,18 @@ def march(
         scale = dtype(scale / ((map_bottom - map_top) * (map_right - map_left)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
     halo, side_halo = (radius, side_radius) if gradients else (0, 0)
-    # The row of M_d is needed only for both images' gradients.
+    # One gradient needs the map M_t + M_d, and two need M_t and M_d in maps of their own.
     maps = 2 + gradients if gradients else 0
     sign = dtype(1 if gradients == 1 else 0)
 
-    # Differences, then totals.
+    # Rows of pixels: their differences, then their totals.
     rows = scratch[: 2 * slots]
     ring, grad_ring = scratch[2 * slots : 6 * slots], scratch[6 * slots : 10 * slots]
     rest = scratch[10 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
-    # Rows for all planes of a task, zero beside their maps.
-    inside, weight_row, coverage_row, scale_of_pixel = rest[23], rest[24], rest[25], rest[26]
+    # Rows for all planes of a task. The first three are zero beside the maps.
+    inside, weight_row, coverage_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
     slot_taps = rest[27:29]
 
     for index in range(tasks.shape[0]):
@@ -97,10 +99,10 @@ def march(
         left, right = tasks[index, 5], tasks[index, 6]
         first = max(left - side_halo, map_left)
         count = max(min(right + side_halo, map_right) - first, 0)
-        # A plane's part of a row of the map begins here in its derivatives' row: the window
-        # passes over both its ends and meets zeros there.
+        # A plane's part of a row of the map begins this far into its row of derivatives. The
+        # window passes over both ends of the part and meets zeros there.
         shift = first - left + side_radius
-        # Other tasks add up the windows that are centred in them.
+        # Only windows that are centred in the task count in its sums.
         own_begin = max(left - first, 0)
         own_end = max(min(right - first, count), own_begin)
         pitch = count + 2 * side_radius
@@ -125,7 +127,7 @@ def march(
             )  # fmt: skip
             if scales is not None:
                 mean_d, mean_t = mean_d * scales[image], mean_t * scales[image]
-                fill(scales[image], pitch, scale_of_pixel[at:])
+                fill(scales[image], pitch, pixel_scales[at:])
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
@@ -138,7 +140,7 @@ def march(
         for row in range(start, bottom + halo, 2):
             while row < map_bottom and loaded <= row + 1 + radius:
                 slot = loaded % slots
-                # Only the gradient needs them kept.
+                # Only the gradient reads the row again later.
                 kept = slot if gradients else 0
                 d, t = rows[kept], rows[slots + kept]
                 for p in range(planes):
@@ -168,7 +170,7 @@ def march(
                         covered = coverage[(plane + p) // channels, here - map_top, begin:end]
                         copy(covered, coverage_row[p * pitch : p * pitch + count])
                 if map_weights is not None:
-                    # The weights of an image are those of all its channels, or each has its own.
+                    # The channels of an image share one plane of weights, or each has its own.
                     sharing = shape[0] * channels // map_weights.starts.shape[0]
                     for p in range(planes):
                         image = (plane + p) // channels
@@ -219,14 +221,14 @@ def march(
                 done = row + i - halo
                 if not top <= done < bottom:
                     continue
-                # A plane's own pixels, in the rows that were loaded.
+                # The task's own pixels begin here in the rows that were loaded.
                 ahead = left - first + side_radius
                 d, t = rows[done % slots, ahead:], rows[slots + done % slots, ahead:]
                 for k in range(gradients):
                     finish_gradient(
                         grad_sums[i], grad_sums[6 + i], grad_sums[2 + i], grad_sums[4 + i], d, t,
                         dtype(1 if k == 0 else -1), gradients == 2,
-                        None if scales is None else scale_of_pixel, length, line,
+                        None if scales is None else pixel_scales, length, line,
                     )  # fmt: skip
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]

@@ -1,4 +1,4 @@
-"""`march` for volumes."""
+"""The march for volumes, down their slices."""
 
 from ...._runtime.numba_kernels import entry
 from .arguments import VALID
@@ -28,10 +28,10 @@ def march_volume(
     x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
     through, down, across, constants, l1, variant, tasks, rows, slabs, sums, abs_differences,
 ):  # fmt: skip
-    """`march` through the slices of volumes: a row of it is a slice that is summed across and down.
+    """`march` for volumes: a slice that is summed across and down takes the place of a row.
 
-    Tasks are ``(volume, part, front, back, top, bottom, left, right)``; maps and valid pixels have
-    an axis more than in `march`.
+    Tasks are ``(volume, part, front, back, top, bottom, left, right)``. Maps, coverage and valid
+    pixels have one axis more than in `march`.
     """
     dtype = rows.dtype.type
     padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
@@ -41,8 +41,9 @@ def march_volume(
     slots = size + 1
     radius, row_radius, side_radius = size // 2, len(down.extent) // 2, len(across.extent) // 2
     channels, depth, height, width = shape[1], shape[2], shape[3], shape[4]
-    is_valid = padding == VALID
-    map_front, map_top, map_left = radius * is_valid, row_radius * is_valid, side_radius * is_valid
+    # The map of "valid" padding lacks a rim of the volume on each side.
+    has_rim = padding == VALID
+    map_front, map_top, map_left = radius * has_rim, row_radius * has_rim, side_radius * has_rim
     map_back, map_bottom, map_right = depth - map_front, height - map_top, width - map_left
     scale = constants.gradient_scale
     if map_weights is None:
@@ -123,7 +124,7 @@ def march_volume(
                     break
                 sharing = planes = 1
                 if map_weights is not None:
-                    # The weights of an image are those of all its channels, or each has its own.
+                    # The channels of an image share one volume of weights, or each has its own.
                     planes = map_back - map_front
                     sharing = shape[0] * channels * planes // map_weights.starts.shape[0]
                 for i in range(begin, end):
