@@ -7,7 +7,15 @@ import pytest
 import torch
 from cpu_steps import pair, step
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ms_ssim, ssim
+from perceptual_losses import (
+    L1MSSSIMLoss,
+    L1SSIMLoss,
+    MSSSIMLoss,
+    SSIMLoss,
+    ms_ssim,
+    ssim,
+    ssim_map,
+)
 from perceptual_losses._runtime import numba_kernels
 from perceptual_losses._ssim import dispatch, for_axes, reference
 from perceptual_losses._ssim.cpu.level import Level
@@ -241,13 +249,22 @@ def test_upstream_gradients_that_overflow(function, reduction, upstream):
     assert not gradient[0][overflows].isfinite().any()
 
 
+LONG = {"window": "uniform", "window_size": 21}
+
+
 def test_windows_whose_rows_are_added_up_in_pairs():
     x, y = pair(1, 1, 26, 25)
-    options = {"window": "uniform", "window_size": 21}
-    loss, exact = (SSIMLoss(**options, backend=name) for name in ("numba", "reference"))
+    loss, exact = (SSIMLoss(**LONG, backend=name) for name in ("numba", "reference"))
     got, expected = step(loss, x, y), step(exact, x.double(), y.double())
     for value, true in zip(got, expected, strict=True):
         assert (value - true).norm() < 1e-5 * true.norm()
+
+
+def test_maps_of_windows_whose_rows_are_added_up_one_by_one():
+    x, y = pair(1, 1, 26, 25)
+    got = ssim_map(x, y, **LONG, backend="numba")
+    exact = ssim_map(x.double(), y.double(), **LONG, backend="reference")
+    torch.testing.assert_close(got, exact.float(), rtol=1e-5, atol=0)
 
 
 def test_coverage_of_long_windows_on_narrow_images():
