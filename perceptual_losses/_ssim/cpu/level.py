@@ -174,7 +174,7 @@ class Level:
 
         def read(tensor: Tensor) -> Any:
             address = tensor.data_ptr()
-            # Torch raises for a tensor without memory, and says why it has none.
+            # A ZeroTensor of torch has no memory, and torch's error says so.
             memory: Any = memory_at(address) if address else tensor.detach().numpy()
             return image(array(length, kind, memory), starts, row, column)
 
