@@ -1,6 +1,6 @@
 """Sums under the window: along a row, and down the rows of a ring."""
 
-from ...._runtime.numba_kernels import kernel
+from ...._runtime.numba_kernels import inlined, kernel
 from .arguments import SYMMETRIC
 
 # The longest window whose rows one loop adds up. LLVM does not vectorize a loop over 21 rows, and
@@ -67,17 +67,39 @@ def _sum_down_in_pairs(slot_taps, ring, begin, slots, count, upper, lower):
             lower[j] = second + slot_taps[1, k] * a + slot_taps[1, k + 1] * b
 
 
+@inlined
+def is_finite_row(ring, slot, slots, count):
+    """Whether the squares of both images are finite in a slot of the ring."""
+    squares = ring.dtype.type(0)
+    for m in range(2, 4):
+        for j in range(count):
+            squares += ring[m * slots + slot, j]
+    return squares - squares == 0
+
+
+@inlined
+def unshared_rows_spoil(is_finite, row, size):
+    """Whether `sum_down` may spoil rows ``row`` and ``row + 1`` of the map.
+
+    The first row of the upper window is none of the lower one, and the last row of the lower one is
+    none of the upper one. ``is_finite`` says of each slot of the ring whether its row is finite.
+    """
+    first = row - size // 2
+    return is_finite[first % (size + 1)] == 0 or is_finite[(first + size) % (size + 1)] == 0
+
+
 @kernel
 def moments_down(window, slot_taps, ring, row, count, apart, moments):
     """Sums of rows ``row`` and ``row + 1`` of the map for each of the four moments.
 
-    Unless ``apart`` is ``None``, each row's sums are its own: where a row that one window does not
-    hold is NaN, `sum_down` would spoil the window by multiplying it by zero.
+    If ``apart`` is true, each row's sums are its own: where a row that one window does not hold is
+    NaN, `sum_down` would spoil the window by multiplying it by zero. With ``None``, nothing is
+    compiled for that.
     """
     slots = len(window.extent) + 1
     for m in range(4):
         upper, lower = moments[2 * m], moments[2 * m + 1]
-        if apart is None:
+        if apart is None or not apart:
             sum_down(window, slot_taps, ring, m * slots, count, upper, lower)
         else:
             first = row - len(window.extent) // 2

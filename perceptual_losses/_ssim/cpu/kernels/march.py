@@ -24,11 +24,13 @@ from .arguments import SYMMETRIC, VALID
 from .filters import (
     add_mirrored_taps,
     add_taps,
+    is_finite_row,
     mirror_columns,
     moments_across,
     moments_down,
     sum_across,
     sum_down,
+    unshared_rows_spoil,
 )
 from .formulas import (
     add_signs_of_row,
@@ -65,8 +67,7 @@ def march(
     """
     dtype = scratch.dtype.type
     padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
-    low = constants.low
-    size = len(down.extent)
+    low, size = constants.low, len(down.extent)
     radius, side_radius = size // 2, len(across.extent) // 2
     slots = size + 1
     channels, height, width = shape[1], shape[2], shape[3]
@@ -91,7 +92,7 @@ def march(
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
     # Rows for all planes of a task. The first three are zero beside the maps.
     inside, weight_row, coverage_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
-    slot_taps = rest[27:29]
+    slot_taps, is_finite = rest[27:29], rest[29]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -155,12 +156,16 @@ def march(
                 for m in range(2):
                     mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot]
                     moments_across(across, rows[m * slots + kept], length, mean, square)
+                if map_out is not None:
+                    columns = planes * pitch - 2 * side_radius
+                    is_finite[slot] = is_finite_row(ring, slot, slots, columns)
                 loaded += 1
             if row < map_bottom:
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
                     add_taps(down, row + i, row - size, row + slots, one, slot_taps[i])
-                moments_down(down, slot_taps, ring, row, length, map_out, moments)
+                apart = None if map_out is None else unshared_rows_spoil(is_finite, row, size)
+                moments_down(down, slot_taps, ring, row, length, apart, moments)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + halo):

@@ -59,6 +59,7 @@ def march_volume(
     offsets_d, offsets_t, inside, values = rest[20], rest[21], rest[22], rest[23]
     covered_slice, weight_slice = rest[24], rest[25]
     slot_taps, line = rows[:2], rows[5]
+    apart = None if map_out is None else True
 
     for index in range(tasks.shape[0]):
         volume, part, front, back = (
@@ -110,14 +111,14 @@ def march_volume(
                 moments_of_slice(
                     x, y, plane, height, width, low, offset_d, offset_t, padding, pixel_scale,
                     None if valid is None else valid[image, max(shown, 0)], down, across, begin,
-                    end, first, count, length, rows, ring, loaded % slots, slots, map_out,
+                    end, first, count, length, rows, ring, loaded % slots, slots, apart,
                 )  # fmt: skip
                 loaded += 1
             if z < map_back:
                 for i in range(2):
                     fill(zero, slots, slot_taps[i])
                     add_taps(through, z + i, z - size, z + slots, one, slot_taps[i])
-                moments_down(through, slot_taps, ring, z, area, map_out, moments)
+                moments_down(through, slot_taps, ring, z, area, apart, moments)
             for k in range(2):
                 here = z + k
                 if here >= min(map_back, back + halo):
