@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim
+from perceptual_losses import L1MSSSIMLoss, L1SSIMLoss, MSSSIMLoss, SSIMLoss, ssim, ssim_map
 
 SMALL = {"window_size": 3, "weights": (0.4, 0.6)}
 LOSSES = {
@@ -52,6 +52,18 @@ def check(loss, x, y, value, place, **options):
         assert got[0].isnan().tolist() == [False, True, False]
         for result, expected in zip(got, clean, strict=True):
             assert torch.equal(result[OTHERS], expected[OTHERS])
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_the_map_is_nan_in_the_windows_that_hold_it(backend, value):
+    x, y = pair(2, 1, 9, 10)
+    clean = ssim_map(x, y, window_size=3, backend=backend)
+    for row in range(9):
+        got = ssim_map(spoil(x, value, (row, 4)), y, window_size=3, backend=backend)
+        expected = torch.zeros(2, 1, 7, 8, dtype=torch.bool)
+        expected[1, 0, max(row - 2, 0) : row + 1, 2:5] = True
+        assert torch.equal(got.isnan(), expected)
+        torch.testing.assert_close(got[~expected], clean[~expected], rtol=0, atol=1e-5)
 
 
 @pytest.mark.large
