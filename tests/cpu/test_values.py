@@ -176,6 +176,15 @@ def test_a_remembered_call_goes_straight_to_its_kernels(monkeypatch):
         losses[0](x, y, mask=torch.ones(40, 44))
 
 
+def test_an_image_whose_memory_was_freed_is_refused():
+    x, y = pair(1, 1, 16, 16)
+    loss = SSIMLoss(backend="numba")
+    loss(x, y)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="the memory of an image was freed"):
+        loss(x, y)
+
+
 def test_images_that_begin_anywhere():
     """A kernel that was compiled for aligned images is not the one of the others."""
     x, y = pair(1, 1, 16, 16)

@@ -174,8 +174,10 @@ class Level:
 
         def read(tensor: Tensor) -> Any:
             address = tensor.data_ptr()
-            # A ZeroTensor of torch has no memory, and torch's error says so.
-            memory: Any = memory_at(address) if address else tensor.detach().numpy()
+            if not address:
+                tensor.detach().numpy()  # Torch's error says it of a ZeroTensor.
+                raise ValueError("the memory of an image was freed: pass a tensor that has its own")
+            memory: Any = memory_at(address)
             return image(array(length, kind, memory), starts, row, column)
 
         return read

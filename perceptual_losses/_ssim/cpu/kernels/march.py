@@ -68,14 +68,12 @@ def march(
     dtype = scratch.dtype.type
     padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
     low, size = constants.low, len(down.extent)
-    radius, side_radius = size // 2, len(across.extent) // 2
-    slots = size + 1
+    radius, side_radius, slots = size // 2, len(across.extent) // 2, size + 1
     channels, height, width = shape[1], shape[2], shape[3]
     map_top = radius if padding == VALID else 0
     map_left = side_radius if padding == VALID else 0
     map_bottom, map_right = height - map_top, width - map_left
-    zero, one = dtype(0), dtype(1)
-    scale = constants.gradient_scale
+    zero, one, scale = dtype(0), dtype(1), constants.gradient_scale
     if map_weights is None:
         scale = dtype(scale / ((map_bottom - map_top) * (map_right - map_left)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
