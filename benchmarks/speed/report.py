@@ -258,7 +258,9 @@ def _conditions(result: Result) -> str:
     versions = ", ".join(
         f"{name} {version}" for name, version in environment["versions"].items() if version
     )
-    variables = "".join(f"; {name}={value}" for name, value in environment["variables"].items())
+    variables = "".join(
+        f"; {name}={value}" for name, value in environment["variables"].items() if value
+    )
     return "\n".join(
         [
             f"Commit {environment['commit']}, {environment['date']}; {environment['processor']}, "
@@ -342,8 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write_text(markdown(result, plots))
         print(report)
     if options.pages:
-        # With variables set a result is of another setting, and has a page of its own.
-        usual = [result for result in results.values() if not result["environment"]["variables"]]
+        # With variables set, not empty ones, a result is of another setting with its own page.
+        usual = [
+            result
+            for result in results.values()
+            if not any(result["environment"]["variables"].values())
+        ]
         page = ROOT / "docs" / "benchmarks.md"
         for device, sizes in README_SIZES.items():
             there = [result for result in usual if result["method"]["device"] == device]
