@@ -325,6 +325,11 @@ def _groups(cases: Sequence[Result], key: str) -> list[tuple[str, list[Result]]]
     return [(name, list(group)) for name, group in itertools.groupby(cases, lambda c: c[key])]
 
 
+def is_usual(result: dict[str, Any]) -> bool:
+    """Whether the variables that change speed had no value; with one a result has its own page."""
+    return not any(result["environment"]["variables"].values())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.report", description=__doc__)
@@ -344,12 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write_text(markdown(result, plots))
         print(report)
     if options.pages:
-        # With variables set, not empty ones, a result is of another setting with its own page.
-        usual = [
-            result
-            for result in results.values()
-            if not any(result["environment"]["variables"].values())
-        ]
+        usual = list(filter(is_usual, results.values()))
         page = ROOT / "docs" / "benchmarks.md"
         for device, sizes in README_SIZES.items():
             there = [result for result in usual if result["method"]["device"] == device]
