@@ -12,6 +12,7 @@ from perceptual_losses import (
     L1SSIMLoss,
     MSSSIMLoss,
     SSIMLoss,
+    _validation,
     ms_ssim,
     ssim,
     ssim_map,
@@ -174,6 +175,31 @@ def test_a_remembered_call_goes_straight_to_its_kernels(monkeypatch):
             assert (value - true).norm() < 1e-6 * true.norm()
     with pytest.raises(TypeError, match="not callable"):
         losses[0](x, y, mask=torch.ones(40, 44))
+
+
+def test_calls_with_extras_are_remembered_by_all_of_them(monkeypatch):
+    x, y = pair(2, 3, 20, 24)
+    weights = pair(2, 1, 20, 24)[0]
+    extras = [
+        {},
+        {"mask": weights},
+        {"mask": weights > 0.3},
+        {"mask": weights, "data_range": torch.tensor([1.0, 2.0])},
+        {"valid": weights > 0.3},
+        {"data_range": torch.tensor([1.0, 2.0])},
+    ]
+    exact, losses = (
+        [kind(window_size=3, backend=name) for kind in (SSIMLoss, L1SSIMLoss)]
+        for name in ("reference", "numba")
+    )
+    wanted = [[loss(x.double(), y.double(), **e) for e in extras] for loss in exact]
+    for turn in range(2):
+        for loss, values in zip(losses, wanted, strict=True):
+            for given, value in zip(extras, values, strict=True):
+                assert loss(x, y, **given) == pytest.approx(value.item(), rel=1e-5), (turn, given)
+    monkeypatch.setattr(_validation, "check_images", None)
+    for given, value in zip(extras, wanted[0], strict=True):
+        assert losses[0](x, y, **given) == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_an_image_whose_memory_was_freed_is_refused():
