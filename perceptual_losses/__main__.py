@@ -1,8 +1,6 @@
 """``python -m perceptual_losses``: the metrics of image files."""
 
-import sys
-
-from .compare.cli import main
+from .compare.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m perceptual_losses"))
+    run(prog="python -m perceptual_losses")

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -326,10 +326,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
             contextlib.redirect_stdout(nowhere),
         ):
             return main(argv, prog=prog) or CLOSED_PIPE
-    # Torch's objects live until the end. To search them for garbage takes a tenth of a second each
-    # time, and the interpreter's end searches them several times.
-    atexit.register(gc.freeze)
     try:
+        # Torch's objects live until the end. To search them for garbage takes a tenth of a second.
         gc.freeze()
         return compare(options)
     except ModuleNotFoundError as error:
@@ -349,3 +347,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
     finally:
         gc.unfreeze()
     return 2
+
+
+def run(*, prog: str = "perceptual-losses") -> NoReturn:
+    """Runs the command, and ends the process with its exit code."""
+    code = main(prog=prog)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    # The interpreter's own end takes torch's objects apart one by one, for a fifth of a second.
+    atexit._run_exitfuncs()
+    os._exit(code)
