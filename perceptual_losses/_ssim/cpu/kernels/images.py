@@ -2,6 +2,10 @@
 
 from ...._runtime.numba_kernels import contracted, inlined, kernel, ordered
 from .arguments import SYMMETRIC
+from .prefetch import prefetch
+
+# Rows from the one that is loaded to the one that is fetched into the cache.
+AHEAD = 4
 
 
 @inlined
@@ -49,6 +53,7 @@ def scale_row(image, plane, i, begin, factor, out):
         row = image.flat[start : start + out.shape[0]]
         for j in range(out.shape[0]):
             out[j] = factor * out.dtype.type(row[j])
+        prefetch(image.flat, start + AHEAD * image.row, out.shape[0])
     else:
         for j in range(out.shape[0]):
             out[j] = factor * out.dtype.type(image.flat[start + j * image.column])
@@ -130,6 +135,8 @@ def load_row(
     if x.column == 1 and y.column == 1:
         x_row, y_row = x.flat[x_at : x_at + end - begin], y.flat[y_at:]
         _combine(x_row, y_row, scale, kept, offset_d, half, d_row, t_row)
+        prefetch(x.flat, x_at + AHEAD * x.row, end - begin)
+        prefetch(y.flat, y_at + AHEAD * y.row, end - begin)
     else:
         for j in range(end - begin):
             a = d.dtype.type(x.flat[x_at + j * x.column])

@@ -32,14 +32,9 @@ from .filters import (
     sum_down,
     unshared_rows_spoil,
 )
-from .formulas import (
-    add_signs_of_row,
-    derivatives,
-    finish_gradient,
-    similarity,
-    total,
-)
-from .images import copy, fill, load_row, local_offsets, representable, scale_row, store_row
+from .formulas import add_signs_of_row, derivatives, finish_gradient, similarity, total
+from .images import AHEAD, copy, fill, load_row, local_offsets, representable, scale_row, store_row
+from .prefetch import prefetch
 
 
 @entry
@@ -171,6 +166,7 @@ def march(
                 if coverage is not None:
                     for p in range(planes):
                         covered = coverage[(plane + p) // channels, here - map_top, begin:end]
+                        prefetch(covered, AHEAD * coverage.shape[2], count)
                         copy(covered, coverage_row[p * pitch : p * pitch + count])
                 if map_weights is not None:
                     # The channels of an image share one plane of weights, or each has its own.
