@@ -25,10 +25,12 @@ DEFINITIONS: dict[str, dict[str, Any]] = {
     "SSIM-valid": {},
     "SSIM-map": {},
     "SSIM-uint8": {**_SAMPLE, "data_range": 255},
+    "SSIM-options": {},
 }
 """Definitions beside the paper's, as our options: a uniform window, the same with the sample
 covariance (scikit-image's default), with a range for each image too (fastMRI's), valid pixels, the
-mean of a map that the caller reduces, and images of bytes."""
+mean of a map that the caller reduces, and images of bytes. In ``"SSIM-options"`` it is the paper's,
+beside our own calls with options that leave its number as it is."""
 
 HOLES = 0.3
 """The share of pixels that do not exist in ``"SSIM-valid"``, in squares of 8x8."""
@@ -122,10 +124,10 @@ IMAGES = {
     ),
 }
 DEFINITION_IMAGES = {
-    "cpu": ((16, 3, 256, 256), (1, 3, 1080, 1920)),
-    "cuda": ((8, 3, 256, 256), (8, 3, 1080, 1920)),
+    "cpu": ((16, 3, 256, 256), (1, 3, 1080, 1920), (8, 1, 320, 320)),
+    "cuda": ((8, 3, 256, 256), (8, 3, 1080, 1920), (8, 1, 320, 320)),
 }
-"""Sizes of which `IMAGES` has the Gaussian window."""
+"""Two sizes of `IMAGES`, and slices of medical images."""
 MIXES = ((64, 3, 64, 64), (1, 3, 1080, 1920))
 VOLUMES = {
     "cpu": ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128), (4, 1, 128, 128, 128)),

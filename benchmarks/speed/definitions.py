@@ -48,6 +48,30 @@ def _of_floats(case: Case, device: str) -> Call:
     return own("auto", case, device)._replace(dtype=torch.float32)
 
 
+def _with_sample_covariance(case: Case, device: str) -> Call:
+    import perceptual_losses
+
+    deviation = "121/120 times the covariances"
+    return function_call(perceptual_losses.ssim, sample_covariance=True)._replace(
+        deviation=deviation
+    )
+
+
+def _with_ranges(case: Case, device: str) -> Call:
+    import perceptual_losses
+
+    call = function_call(perceptual_losses.ssim, data_range=ranges(case, device))
+    return call._replace(settings="perceptual_losses.ssim(data_range=ranges)")
+
+
+def _with_valid_pixels(case: Case, device: str) -> Call:
+    import perceptual_losses
+
+    exists = torch.ones(case.shape[0], 1, *case.shape[2:], dtype=torch.bool, device=device)
+    call = function_call(perceptual_losses.ssim, valid=exists)
+    return call._replace(settings="perceptual_losses.ssim(valid=valid)")
+
+
 def _torchmetrics(case: Case, device: str) -> Call:
     from torchmetrics.functional import image
 
@@ -135,6 +159,14 @@ CONTENDERS = (
     Contender(
         *("perceptual-losses, float32 images", "perceptual-losses", _of_floats),
         *(BOTH, ("SSIM-uint8",)),
+    ),
+    *(
+        Contender(f"perceptual-losses, {name}", "perceptual-losses", build, BOTH, ("SSIM-options",))
+        for name, build in (
+            ("sample covariance", _with_sample_covariance),
+            ("ranges", _with_ranges),
+            ("valid pixels", _with_valid_pixels),
+        )
     ),
     Contender(
         "torchmetrics, map", "torchmetrics", _torchmetrics, BOTH, ("SSIM-uniform", "SSIM-map")
