@@ -14,10 +14,12 @@ from ._runtime.warnings import warn
 from ._ssim import (
     BACKENDS,
     Auxiliary,
+    Key,
     Plans,
     Request,
     call_key,
     combine,
+    computable,
     compute_dtype,
     evaluate,
     for_axes,
@@ -105,11 +107,11 @@ class Evaluator:
         """
         key = call_key(x, y)
         is_plain = mask is None and valid is None and ranges is None
-        if not is_plain and key is not None:
+        if not is_plain:
             key = key_with_extras(key, mask, valid, ranges)
         call = self._plans.get(key) if key is not None else None
         if call is None:
-            return self._checked_call(x, y, mask, valid, ranges)
+            return self._checked_call(key, x, y, mask, valid, ranges)
         if call.notice is not None:
             warn(call.notice)
         if is_plain:
@@ -131,12 +133,15 @@ class Evaluator:
         if call.notice is not None:
             warn(call.notice)
         with torch.no_grad():
+            dtype = x.dtype
+            if call.is_converted:
+                x, y = computable(x, y, call.backend)
             value, saved = call.plan.forward(x, y)
             per_image = self.request.reduction == "none"
             grad = self._grad_of_planes(value) if per_image else None
             (gradient,) = call.plan.backward(saved, grad, x, y)
-            if gradient.dtype != x.dtype:
-                gradient = gradient.to(x.dtype)
+            if gradient.dtype != dtype:
+                gradient = gradient.to(dtype)
             return self._per_image(value) if per_image else value, gradient
 
     def _recorded_value_and_grad(self, x: Tensor, y: Tensor, *extras: Any) -> tuple[Tensor, Tensor]:
@@ -166,19 +171,22 @@ class Evaluator:
         """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
+        key = key_with_extras(call_key(x, y), mask, valid, ranges)
         call = self._prepare(x, y, mask, valid, ranges)
         if call.checked.is_weighted:
-            return self._weighted_terms(x, y, call)
+            return self._weighted_terms(key, x, y, call)
         request = replaced(call.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
-        means = evaluate(x, y, call.checked.auxiliary, request, backend, plans, call.extras)
+        means = evaluate(x, y, call.checked.auxiliary, request, backend, plans, key)
         similarity = combine(means[:-1], replaced(request, reduction="none", mix=None))
         structural, l1 = 1 - similarity.mean(1), means[-1].mean(1) / request.definition.length
         if self._options.reduction != "none":
             structural, l1 = structural.mean(), l1.mean()
         return self._mixed(l1, structural)
 
-    def _checked_call(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Tensor:
+    def _checked_call(
+        self, key: Key | None, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any
+    ) -> Tensor:
         """The value of a call that is not remembered: it is checked, and remembered if possible."""
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             evaluate_images = self._without_reduction()
@@ -190,9 +198,9 @@ class Evaluator:
             return values
         call = self._prepare(x, y, mask, valid, ranges)
         if call.checked.is_weighted and call.request.mix is not None:
-            return self._weighted_terms(x, y, call).loss
+            return self._weighted_terms(key, x, y, call).loss
         backend, plans, auxiliary = self._options.backend, self._plans, call.checked.auxiliary
-        value = evaluate(x, y, auxiliary, call.request, backend, plans, call.extras, call.notice)
+        value = evaluate(x, y, auxiliary, call.request, backend, plans, key, call.notice)
         return self._per_image(value) if call.request.reduction == "none" else value
 
     def _prepare(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> _Prepared:
@@ -213,7 +221,7 @@ class Evaluator:
         if notice is not None:
             warn(notice)
         checked = self._check_extras(x, y, mask, valid, ranges, request)
-        return _Prepared(request, checked, (mask, valid, ranges), notice)
+        return _Prepared(request, checked, notice)
 
     def _check_extras(
         self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any, request: Request
@@ -231,13 +239,13 @@ class Evaluator:
         is_weighted = mask is not None or valid is not None
         return _CheckedExtras(auxiliary, is_weighted, mask, valid, ranges)
 
-    def _weighted_terms(self, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
+    def _weighted_terms(self, key: Key | None, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
         """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
         request = replaced(call.request, mix=None)
         # This plan computes only the structural term. In `_plans` the next call would find it and
         # take its value for that of the mix.
         backend, plans, checked = self._options.backend, self._terms_plans, call.checked
-        structural = evaluate(x, y, checked.auxiliary, request, backend, plans, call.extras)
+        structural = evaluate(x, y, checked.auxiliary, request, backend, plans, key)
         distance = _masks.weighted_distance(x, y, checked.mask, checked.valid, checked.ranges)
         # Divided before the mean: torch.func.jvp would give a divided scalar a tangent in float64.
         distance = distance / request.definition.length
@@ -294,13 +302,11 @@ class _Prepared(NamedTuple):
     Attributes:
         request: the request for these images.
         checked: the mask, the valid pixels and the ranges, checked.
-        extras: the same three as the user passed them.
         notice: a warning that each such call gives, or ``None``.
     """
 
     request: Request
     checked: _CheckedExtras
-    extras: tuple[Any, Any, Any]
     notice: str | None
 
 

@@ -7,7 +7,7 @@ Backends never import each other.
 
 from .backend import Auxiliary
 from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
-from .plans import Plans, call_key, key_with_extras
+from .plans import Key, Plans, call_key, computable, key_with_extras
 from .pyramid import halve, halve_any, halve_valid
 from .reference import combine
 from .request import (
@@ -26,12 +26,14 @@ __all__ = [
     "BACKENDS",
     "Auxiliary",
     "Definition",
+    "Key",
     "Plans",
     "Request",
     "call_key",
     "centres",
     "choose_backend",
     "combine",
+    "computable",
     "compute_dtype",
     "evaluate",
     "for_axes",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +14,8 @@ from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, flat
 from .cpu import backend as cpu
-from .plans import Call, Plans, call_key, for_backend, key_with_extras, remember
-from .request import Definition, Request, compute_dtype, replaced
+from .plans import Call, Key, Plans, computable, for_backend, remember
+from .request import Definition, Request, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 
@@ -57,56 +55,34 @@ def evaluate(
     request: Request,
     backend: str,
     plans: Plans,
-    extras: Sequence[Any],
+    key: Key | None,
     notice: str | None = None,
 ) -> Tensor:
     """The requested value for images that have been checked; keeps the plan for the next call.
 
-    ``extras`` are the mask, the valid pixels and the ranges as the user passed them, or ``None``.
-    ``auxiliary`` was made from them, and their layouts are in the key of the plan.
+    ``key`` is that of the call as its user made it, or ``None`` if it cannot be remembered.
     """
     name = choose_backend(x, y, request, backend)
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)
-    x, y = computable(x, y, name)
+    images = computable(x, y, name)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
-    if observed(x, y, *flat(auxiliary)):
-        if swapped:
-            x, y = y, x
-        return autograd.observed_value(x, y, for_backend(auxiliary, name), request, name)
-    key = call_key(x, y)
-    assert key is not None  # Nothing watches: `choose_backend` and `observed` have asked.
-    if any(auxiliary):
-        key = key_with_extras(key, *extras)
-    else:
+    in_order = images[::-1] if swapped else images
+    if observed(*images, *flat(auxiliary)):
+        return autograd.observed_value(*in_order, for_backend(auxiliary, name), request, name)
+    if not any(auxiliary):
         # Plans compare with this object, which is faster than a look at each field.
         auxiliary = NO_AUXILIARY
     call = None if key is None else plans.get(key)
     if call is None:
-        first, second = (y, x) if swapped else (x, y)
         layouts = for_backend(auxiliary, name).layouts
-        plan = autograd.make_plan(first, second, layouts, request, name)
-        call = Call(plan, swapped, name, notice)
+        plan = autograd.make_plan(*in_order, layouts, request, name)
+        is_converted = images[0] is not x or images[1] is not y
+        call = Call(plan, swapped, is_converted, name, notice)
         if key is not None:
             remember(plans, key, call)
-    return call(x, y, auxiliary)
-
-
-def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Both images in dtypes that the backend reads.
-
-    All read the dtype of the computation. Triton's kernels also read half precision, and Numba's
-    bytes.
-    """
-    if not torch.compiler.is_compiling():
-        # Kernels read memory, where a lazily negated image has the other sign.
-        x, y = x.resolve_neg(), y.resolve_neg()
-    if name == "triton" and x.is_floating_point() and y.is_floating_point():
-        return x, y
-    dtype = compute_dtype(x, y)
-    x, y = (a if name == "numba" and a.dtype == torch.uint8 else a.to(dtype) for a in (x, y))
-    return x, y
+    return call(*images, auxiliary)
 
 
 def inverse_coverage(

@@ -17,9 +17,11 @@ from torch.nn import Parameter
 
 from . import autograd
 from .backend import NO_AUXILIARY, Auxiliary, Plan
-from .request import replaced
+from .request import compute_dtype, replaced
 
 _LIMIT = 256
+
+Key = tuple[Any, ...]
 
 # Looked up here once, because each call asks all of them.
 _is_compiling = torch.compiler.is_compiling
@@ -29,7 +31,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 
 
-def call_key(x: Any, y: Any, gradients: int | None = None) -> tuple[Any, ...] | None:
+def call_key(x: Any, y: Any, gradients: int | None = None) -> Key | None:
     """The key of a call: everything of two images that a plan depends on.
 
     Args:
@@ -69,19 +71,21 @@ def call_key(x: Any, y: Any, gradients: int | None = None) -> tuple[Any, ...] | 
     )
 
 
-def key_with_extras(key: tuple[Any, ...], *extras: Any) -> tuple[Any, ...] | None:
+def key_with_extras(key: Key | None, *extras: Any) -> Key | None:
     """The key of a call with a mask, valid pixels or ranges.
 
     The device is not in it: the checks of each call refuse any but that of the images.
 
     Args:
-        key: `call_key` of the images.
+        key: `call_key` of the images, or ``None`` if that says that it cannot be remembered.
         extras: the mask, the valid pixels and the ranges as the user passes them, or ``None``.
 
     Returns:
         The key, or ``None`` if the call cannot be remembered. Each must be a plain strided tensor
         that was not made in inference mode.
     """
+    if key is None:
+        return None
     extended = [*key]
     for tensor in extras:
         if tensor is None:
@@ -99,6 +103,22 @@ def key_with_extras(key: tuple[Any, ...], *extras: Any) -> tuple[Any, ...] | Non
             return None
         extended.append((tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() & 15))
     return tuple(extended)
+
+
+def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Both images in dtypes that the backend reads.
+
+    All read the dtype of the computation. Triton's kernels also read half precision, and Numba's
+    bytes.
+    """
+    if not torch.compiler.is_compiling():
+        # Kernels read memory, where a lazily negated image has the other sign.
+        x, y = x.resolve_neg(), y.resolve_neg()
+    if name == "triton" and x.is_floating_point() and y.is_floating_point():
+        return x, y
+    dtype = compute_dtype(x, y)
+    x, y = (a if name == "numba" and a.dtype == torch.uint8 else a.to(dtype) for a in (x, y))
+    return x, y
 
 
 def for_backend(auxiliary: Auxiliary, backend: str) -> Auxiliary:
@@ -121,18 +141,22 @@ class Call(NamedTuple):
     Attributes:
         plan: the plan for images of these layouts.
         swapped: whether the second image takes the first place, because only it has a gradient.
+        is_converted: whether the backend does not read the dtypes of the images.
         backend: the name of the plan's backend.
         notice: a warning that each such call gives, or ``None``.
     """
 
     plan: Plan
     swapped: bool
+    is_converted: bool
     backend: str
     notice: str | None
 
     def __call__(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Tensor:
         if auxiliary is not NO_AUXILIARY:
             auxiliary = for_backend(auxiliary, self.backend)
+        if self.is_converted:
+            x, y = computable(x, y, self.backend)
         if self.swapped:
             x, y = y, x
         if not self.plan.request.gradients:
@@ -141,10 +165,10 @@ class Call(NamedTuple):
         return value
 
 
-Plans = dict[tuple[Any, ...], Call]
+Plans = dict[Key, Call]
 
 
-def remember(plans: Plans, key: tuple[Any, ...], call: Call) -> None:
+def remember(plans: Plans, key: Key, call: Call) -> None:
     """Keeps a call. If there are too many, all others are dropped first.
 
     Images of ever new sizes would fill the memory otherwise.

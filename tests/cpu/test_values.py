@@ -202,6 +202,31 @@ def test_calls_with_extras_are_remembered_by_all_of_them(monkeypatch):
         assert losses[0](x, y, **given) == pytest.approx(value.item(), rel=1e-5)
 
 
+def test_images_that_are_converted_are_remembered(monkeypatch):
+    x, y = pair(2, 3, 20, 24)
+    of_floats = [(x.half(), y.half()), (x.bfloat16(), y), (x, y.half())]
+    of_integers = [((100 * x).short(), (100 * y).short()), ((9 * x).byte(), (9 * y).int())]
+    loss, exact = (SSIMLoss(window_size=3, backend=name) for name in ("numba", "reference"))
+    steps = [step(exact, *(image.double() for image in images)) for images in of_floats]
+    options = {"data_range": 100.0, "window_size": 3}
+    values = [
+        ssim(*(image.double() for image in images), **options, backend="reference")
+        for images in of_integers
+    ]
+    for turn in range(2):
+        for images, expected in zip(of_floats, steps, strict=True):
+            value, by_x, by_y = step(loss, *images)
+            assert (by_x.dtype, by_y.dtype) == (images[0].dtype, images[1].dtype)
+            results = value, by_x, by_y, *loss.value_and_grad(*images)
+            for got, true in zip(results, [*expected, *expected[:2]], strict=True):
+                assert (got - true).norm() < 0.01 * true.norm(), turn
+        for images, value in zip(of_integers, values, strict=True):
+            got = ssim(*images, **options, backend="numba")
+            assert got == pytest.approx(value.item(), rel=1e-5), turn
+        # The second turn has no checks.
+        monkeypatch.setattr(_validation, "check_images", None)
+
+
 def test_an_image_whose_memory_was_freed_is_refused():
     x, y = pair(1, 1, 16, 16)
     loss = SSIMLoss(backend="numba")
