@@ -1,6 +1,8 @@
 """``python -m perceptual_losses``: the metrics of image files."""
 
-from .compare.cli import run
+import sys
+
+from .compare.cli import main
 
 if __name__ == "__main__":
-    run(prog="python -m perceptual_losses")
+    sys.exit(main(prog="python -m perceptual_losses"))

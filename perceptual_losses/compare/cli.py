@@ -95,7 +95,7 @@ def compare(options: argparse.Namespace) -> int:
             title = f"{options.a} and {options.b}"
             worst = list(worst_pairs(rows, pairs, comparison, SHOWN_IN_PAGE))
             write_html(options.html, rows, labels, worst, title=title)
-    sys.stdout.flush()
+        sys.stdout.flush()
     if code:
         return code
     if any(row.get("fails") for row in rows):
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
         ):
             return main(argv, prog=prog) or CLOSED_PIPE
     try:
-        # Torch's objects live until the end. To search them for garbage takes a tenth of a second.
+        # Torch's objects live until the end. Each search for garbage takes a tenth of a second.
         gc.freeze()
         return compare(options)
     except ModuleNotFoundError as error:
@@ -349,12 +349,20 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
     return 2
 
 
-def run(*, prog: str = "perceptual-losses") -> NoReturn:
-    """Runs the command, and ends the process with its exit code."""
-    code = main(prog=prog)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    # The interpreter's own end takes torch's objects apart one by one, for a fifth of a second.
+def run_and_exit() -> NoReturn:
+    """Runs the command and ends the process at once.
+
+    The interpreter's own end would take torch's objects apart one by one, for a fraction of a
+    second. Argparse still ends that way, with ``--help`` and with wrong options.
+    """
+    code = main()
     atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            code = code or CLOSED_PIPE
+        except OSError:
+            code = code or 2
     os._exit(code)

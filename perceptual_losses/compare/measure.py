@@ -204,8 +204,8 @@ def luma(picture: Picture) -> Any:
 def mean_squared_error(a: Any, b: Any) -> float:
     """The mean of the squared differences, in NumPy: it has no threads to keep waiting."""
     # Single precision holds the squared difference of two bytes exactly.
-    exact = np.float32 if a.dtype == np.uint8 == b.dtype else np.float64
-    difference = np.subtract(a, b, dtype=exact)
+    dtype = np.float32 if a.dtype == np.uint8 == b.dtype else np.float64
+    difference = np.subtract(a, b, dtype=dtype)
     return float(np.square(difference, out=difference).mean(dtype=np.float64))
 
 

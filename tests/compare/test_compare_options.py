@@ -345,7 +345,7 @@ def test_a_background(tmp_path, capsys):
 
 
 def test_the_console_script(root, capsys):
-    assert 'perceptual-losses = "perceptual_losses.compare.cli:run"' in (
+    assert 'perceptual-losses = "perceptual_losses.compare.cli:run_and_exit"' in (
         (root / "pyproject.toml").read_text()
     )
     for prog, flags in (("perceptual-losses", {}), ("python -m x", {"prog": "python -m x"})):

@@ -47,6 +47,12 @@ def small_pair(tmp_path):
     return tmp_path
 
 
+SCRIPT = [
+    *(sys.executable, "-c"),
+    "from perceptual_losses.compare.cli import run_and_exit; run_and_exit()",
+]
+"""The console script, as pip writes it."""
+
 PROBLEMS = {
     "bits.png": "a/bits.png has 175x170 pixels, 1 channel, 8 bits and b/bits.png 175x170 pixels, "
     "1 channel, 16 bits",
@@ -63,7 +69,7 @@ PROBLEMS = {
 
 
 def test_what_is_not_compared_is_named_and_the_rest_is_done(trouble, root):
-    command = [sys.executable, "-m", "perceptual_losses", "compare", "a", "b"]
+    command = [*SCRIPT, "compare", "a", "b"]
     command += ["--csv", "out/out.csv", "--json", "out/out.json"]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
@@ -232,6 +238,20 @@ def test_a_full_disk_is_named_with_the_file(small_pair, capsys, flag):
     if rest:
         assert "x.png  25x20" in captured.out
         assert "x.png,25,20,1,255," in results.read_text()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_behind_standard_output(small_pair, root):
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*SCRIPT, "compare", "a", "b"],
+            **{"cwd": small_pair, "env": environment, "text": True, "timeout": 300},
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
 
 
 @pytest.mark.parametrize(("flags", "code"), [([], 141), (["--csv", "-"], 141), (["--check"], 2)])
