@@ -102,7 +102,7 @@ bench-gpu: .venv/installed
 bench-host: .venv/installed
 	.venv/bin/python $(STANDINS) benchmarks.gpu.host
 
-## bench: compare with other packages on this CPU, 40 minutes
+## bench: compare with other packages on this CPU, an hour
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.speed.run
 	.venv/bin/python -m benchmarks.speed.report benchmarks/results/*.json --out docs/benchmarks --pages

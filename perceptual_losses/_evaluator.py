@@ -19,11 +19,10 @@ from ._ssim import (
     Request,
     call_key,
     combine,
-    computable,
     compute_dtype,
     evaluate,
     for_axes,
-    key_with_extras,
+    readable_images,
     replaced,
 )
 
@@ -34,7 +33,8 @@ class Options(NamedTuple):
     Attributes:
         weights: the exponents of MS-SSIM's levels, or an ellipsis for SSIM. ``None`` is refused.
         loss: whether the value is 1 minus the similarity.
-        structural_weight: the weight of that in a mix with L1, or ``None`` for no mix.
+        structural_weight: the weight of 1 minus the similarity in a mix with L1, or ``None`` for no
+            mix.
         as_map: whether the value is the map.
     """
 
@@ -78,7 +78,7 @@ class Terms(NamedTuple):
 
 
 class Evaluator:
-    """Computes what its options say. A call on images like earlier ones is looked up and run.
+    """Computes the value that its options define. A call like an earlier one reuses its plan.
 
     Attributes:
         request: the options, checked; for MS-SSIM with the exponents of all levels.
@@ -89,7 +89,7 @@ class Evaluator:
 
         Raises:
             TypeError: an option is of a kind that is not accepted.
-            ValueError: an option has a value that is not.
+            ValueError: an option has a value that is not accepted.
         """
         self.request = _request(options)
         # For images that each have a range: the unit of their pixels is that range.
@@ -105,10 +105,8 @@ class Evaluator:
 
         ``ranges`` has the range of each image; the others are as for `ssim`.
         """
-        key = call_key(x, y)
         is_plain = mask is None and valid is None and ranges is None
-        if not is_plain:
-            key = key_with_extras(key, mask, valid, ranges)
+        key = call_key(x, y) if is_plain else call_key(x, y, mask, valid, ranges)
         call = self._plans.get(key) if key is not None else None
         if call is None:
             return self._checked_call(key, x, y, mask, valid, ranges)
@@ -134,8 +132,8 @@ class Evaluator:
             warn(call.notice)
         with torch.no_grad():
             dtype = x.dtype
-            if call.is_converted:
-                x, y = computable(x, y, call.backend)
+            if call.converts:
+                x, y = readable_images(x, y, call.backend)
             value, saved = call.plan.forward(x, y)
             per_image = self.request.reduction == "none"
             grad = self._grad_of_planes(value) if per_image else None
@@ -145,7 +143,7 @@ class Evaluator:
             return self._per_image(value) if per_image else value, gradient
 
     def _recorded_value_and_grad(self, x: Tensor, y: Tensor, *extras: Any) -> tuple[Tensor, Tensor]:
-        """`value_and_grad` through autograd: for calls with extras, or that are not remembered."""
+        """`value_and_grad` through autograd, for calls with extras and those without a plan yet."""
         _validation.check_differentiable("x", x)
         _validation.check_plain_tensor("y", y)
         tensors = [tensor for tensor in (x, y, *extras) if isinstance(tensor, Tensor)]
@@ -171,13 +169,13 @@ class Evaluator:
         """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
-        key = key_with_extras(call_key(x, y), mask, valid, ranges)
-        call = self._prepare(x, y, mask, valid, ranges)
-        if call.checked.is_weighted:
-            return self._weighted_terms(key, x, y, call)
-        request = replaced(call.request, reduction="levels")
+        key = call_key(x, y, mask, valid, ranges)
+        prepared = self._prepare(x, y, mask, valid, ranges)
+        if prepared.checked.is_weighted:
+            return self._weighted_terms(key, x, y, prepared)
+        request = replaced(prepared.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
-        means = evaluate(x, y, call.checked.auxiliary, request, backend, plans, key)
+        means = evaluate(x, y, prepared.checked.auxiliary, request, backend, plans, key)
         similarity = combine(means[:-1], replaced(request, reduction="none", mix=None))
         structural, l1 = 1 - similarity.mean(1), means[-1].mean(1) / request.definition.length
         if self._options.reduction != "none":
@@ -187,7 +185,7 @@ class Evaluator:
     def _checked_call(
         self, key: Key | None, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any
     ) -> Tensor:
-        """The value of a call that is not remembered: it is checked, and remembered if possible."""
+        """The value of a call without a plan. Its tensors are checked, and the plan is kept."""
         if any(map(shards.is_distributed, (x, y, mask, valid, ranges))):
             evaluate_images = self._without_reduction()
             (values,) = shards.evaluate_shards(
@@ -196,12 +194,13 @@ class Evaluator:
                 **{"x": x, "y": y, "mask": mask, "valid": valid, "data_range": ranges},
             )
             return values
-        call = self._prepare(x, y, mask, valid, ranges)
-        if call.checked.is_weighted and call.request.mix is not None:
-            return self._weighted_terms(key, x, y, call).loss
-        backend, plans, auxiliary = self._options.backend, self._plans, call.checked.auxiliary
-        value = evaluate(x, y, auxiliary, call.request, backend, plans, key, call.notice)
-        return self._per_image(value) if call.request.reduction == "none" else value
+        prepared = self._prepare(x, y, mask, valid, ranges)
+        request, checked, notice = prepared
+        if checked.is_weighted and request.mix is not None:
+            return self._weighted_terms(key, x, y, prepared).loss
+        backend, plans = self._options.backend, self._plans
+        value = evaluate(x, y, checked.auxiliary, request, backend, plans, key, notice)
+        return self._per_image(value) if request.reduction == "none" else value
 
     def _prepare(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> _Prepared:
         """Checks a call, and fits the request to its images; warns if levels are left out."""
@@ -239,12 +238,12 @@ class Evaluator:
         is_weighted = mask is not None or valid is not None
         return _CheckedExtras(auxiliary, is_weighted, mask, valid, ranges)
 
-    def _weighted_terms(self, key: Key | None, x: Tensor, y: Tensor, call: _Prepared) -> Terms:
-        """A mix with weights: those of pixels are for L1, those of windows for the similarity."""
-        request = replaced(call.request, mix=None)
+    def _weighted_terms(self, key: Key | None, x: Tensor, y: Tensor, prepared: _Prepared) -> Terms:
+        """A mix of weighted means: of pixels for L1, and of windows for the similarity."""
+        request = replaced(prepared.request, mix=None)
         # This plan computes only the structural term. In `_plans` the next call would find it and
         # take its value for that of the mix.
-        backend, plans, checked = self._options.backend, self._terms_plans, call.checked
+        backend, plans, checked = self._options.backend, self._terms_plans, prepared.checked
         structural = evaluate(x, y, checked.auxiliary, request, backend, plans, key)
         distance = _masks.weighted_distance(x, y, checked.mask, checked.valid, checked.ranges)
         # Divided before the mean: torch.func.jvp would give a divided scalar a tangent in float64.
@@ -273,7 +272,7 @@ class Evaluator:
         return 1 - value if self._options.loss and self.request.mix is None else value
 
     def _grad_of_planes(self, value: Tensor) -> Tensor:
-        """The gradient of the sum over all images of `_per_image`."""
+        """The gradient of the sum of `_per_image` over all images, for each plane's value."""
         sign = 1 if self.request.mix is not None else -1
         return torch.full_like(value, sign / value.shape[1])
 
@@ -332,7 +331,7 @@ def _evaluator(options: Options, types: Any) -> Evaluator:
 
 
 def _types(options: Options) -> tuple[Any, ...]:
-    """The types of all options, because ``True == 1`` and only 1 is a number."""
+    """The types of all options, because ``True == 1``, and only 1 is accepted as a number."""
     nested = [tuple(map(type, option)) for option in options if isinstance(option, tuple)]
     return (*map(type, options), *nested)
 

@@ -7,7 +7,7 @@ Backends never import each other.
 
 from .backend import Auxiliary
 from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
-from .plans import Key, Plans, call_key, computable, key_with_extras
+from .plans import Key, Plans, call_key, readable_images
 from .pyramid import halve, halve_any, halve_valid
 from .reference import combine
 from .request import (
@@ -33,7 +33,6 @@ __all__ = [
     "centres",
     "choose_backend",
     "combine",
-    "computable",
     "compute_dtype",
     "evaluate",
     "for_axes",
@@ -42,8 +41,8 @@ __all__ = [
     "halve_any",
     "halve_valid",
     "inverse_coverage",
-    "key_with_extras",
     "num_levels",
+    "readable_images",
     "replaced",
     "uniform",
 ]

@@ -14,7 +14,7 @@ from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, flat
 from .cpu import backend as cpu
-from .plans import Call, Key, Plans, computable, for_backend, remember
+from .plans import Call, Key, Plans, call_key, for_backend, readable_images, remember
 from .request import Definition, Request, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
@@ -58,14 +58,14 @@ def evaluate(
     key: Key | None,
     notice: str | None = None,
 ) -> Tensor:
-    """The requested value for images that have been checked; keeps the plan for the next call.
+    """The requested value of images that have been checked. The plan is kept for the next call.
 
-    ``key`` is that of the call as its user made it, or ``None`` if it cannot be remembered.
+    ``key`` is the key of the user's own tensors, or ``None`` for a call that cannot be remembered.
     """
     name = choose_backend(x, y, request, backend)
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)
-    images = computable(x, y, name)
+    images = readable_images(x, y, name)
     gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
     in_order = images[::-1] if swapped else images
@@ -74,14 +74,17 @@ def evaluate(
     if not any(auxiliary):
         # Plans compare with this object, which is faster than a look at each field.
         auxiliary = NO_AUXILIARY
+        # An image that is negated lazily has no key, and its copy has one.
+        key = key or call_key(*images)
     call = None if key is None else plans.get(key)
     if call is None:
         layouts = for_backend(auxiliary, name).layouts
         plan = autograd.make_plan(*in_order, layouts, request, name)
-        is_converted = images[0] is not x or images[1] is not y
-        call = Call(plan, swapped, is_converted, name, notice)
+        converts = images[0] is not x or images[1] is not y
+        call = Call(plan, swapped, converts, name, notice)
         if key is not None:
             remember(plans, key, call)
+    # The call finds nothing more to convert.
     return call(*images, auxiliary)
 
 
@@ -106,7 +109,7 @@ def inverse_coverage(
 
 
 def _num_gradients(x: Tensor, y: Tensor) -> tuple[int, bool]:
-    """The number of gradients, and whether the images have to be swapped for a single one."""
+    """The number of gradients, and whether the only one is that of the second image."""
     if not torch.is_grad_enabled():
         return 0, False
     return x.requires_grad + y.requires_grad, y.requires_grad and not x.requires_grad

@@ -1,13 +1,14 @@
 """The calls that are remembered, each with its plan, by the layouts of their tensors.
 
 A call on images like earlier ones is one lookup of a key: it skips the checks of the images and
-the planning. Masks, valid pixels and ranges are checked in each call, because their values may be
-others.
+the planning. Masks, valid pixels and ranges are checked in each call, because their values may
+have changed.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,19 +32,22 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _grad_enabled = torch.is_grad_enabled
 
 
-def call_key(x: Any, y: Any, gradients: int | None = None) -> Key | None:
-    """The key of a call: everything of two images that a plan depends on.
+def call_key(x: Any, y: Any, *extras: Any, gradients: int | None = None) -> Key | None:
+    """The key of a call: everything of its tensors that a plan depends on, before conversions.
 
     Args:
         x: the first image, which is not checked yet and may be anything.
         y: the second image, likewise.
+        extras: a mask, valid pixels and ranges as the user passes them, each of which may be
+            ``None``. Without them they need not be given.
         gradients: 0 if no image has a gradient, 1 if the first has one, 2 if the second, 3 if both.
             By default the images that require one have one, while autograd records.
 
     Returns:
         The key, or ``None`` if the call cannot be remembered. Both images must be plain strided
         tensors, and neither torch.compile, a dispatch mode, an export, torch.func nor forward-mode
-        differentiation may be watching.
+        differentiation may be watching. Each extra must be a plain strided tensor that was not made
+        in inference mode.
     """
     x_type, y_type = type(x), type(y)
     if (
@@ -65,34 +69,25 @@ def call_key(x: Any, y: Any, gradients: int | None = None) -> Key | None:
         return None
     if gradients is None:
         gradients = x.requires_grad + 2 * y.requires_grad if _grad_enabled() else 0
-    return (
+    key = (
         *(x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.device),
         *(y.dtype, y.shape, y.stride(), y.data_ptr() & 15, y.device, gradients),
     )
+    return _with_extras(key, extras) if extras else key
 
 
-def key_with_extras(key: Key | None, *extras: Any) -> Key | None:
-    """The key of a call with a mask, valid pixels or ranges.
+def _with_extras(key: Key, extras: Sequence[Any]) -> Key | None:
+    """The key with what a plan depends on of each extra, or ``None``.
 
-    The device is not in it: the checks of each call refuse any but that of the images.
-
-    Args:
-        key: `call_key` of the images, or ``None`` if that says that it cannot be remembered.
-        extras: the mask, the valid pixels and the ranges as the user passes them, or ``None``.
-
-    Returns:
-        The key, or ``None`` if the call cannot be remembered. Each must be a plain strided tensor
-        that was not made in inference mode.
+    The device is left out: the checks of each call refuse any but that of the images.
     """
-    if key is None:
-        return None
     extended = [*key]
     for tensor in extras:
         if tensor is None:
             extended.append(None)
             continue
         kind = type(tensor)
-        # Negated tensors, and those of inference mode, are copied, which may change their strides.
+        # Negated tensors and those of inference mode are copied, perhaps with other strides.
         if (
             (kind is not Tensor and kind is not Parameter)
             or tensor.layout is not torch.strided
@@ -105,19 +100,19 @@ def key_with_extras(key: Key | None, *extras: Any) -> Key | None:
     return tuple(extended)
 
 
-def computable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Both images in dtypes that the backend reads.
+def readable_images(x: Tensor, y: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """Both images as the backend's kernels can read them; those that they can read already stay.
 
-    All read the dtype of the computation. Triton's kernels also read half precision, and Numba's
-    bytes.
+    Each backend reads the dtype of the computation. Triton's kernels also read half precision, and
+    Numba's also bytes.
     """
     if not torch.compiler.is_compiling():
         # Kernels read memory, where a lazily negated image has the other sign.
         x, y = x.resolve_neg(), y.resolve_neg()
-    if name == "triton" and x.is_floating_point() and y.is_floating_point():
+    if backend == "triton" and x.is_floating_point() and y.is_floating_point():
         return x, y
     dtype = compute_dtype(x, y)
-    x, y = (a if name == "numba" and a.dtype == torch.uint8 else a.to(dtype) for a in (x, y))
+    x, y = (a if backend == "numba" and a.dtype == torch.uint8 else a.to(dtype) for a in (x, y))
     return x, y
 
 
@@ -141,22 +136,22 @@ class Call(NamedTuple):
     Attributes:
         plan: the plan for images of these layouts.
         swapped: whether the second image takes the first place, because only it has a gradient.
-        is_converted: whether the backend does not read the dtypes of the images.
+        converts: whether the images are converted first, because the backend cannot read them.
         backend: the name of the plan's backend.
         notice: a warning that each such call gives, or ``None``.
     """
 
     plan: Plan
     swapped: bool
-    is_converted: bool
+    converts: bool
     backend: str
     notice: str | None
 
     def __call__(self, x: Tensor, y: Tensor, auxiliary: Auxiliary = NO_AUXILIARY) -> Tensor:
         if auxiliary is not NO_AUXILIARY:
             auxiliary = for_backend(auxiliary, self.backend)
-        if self.is_converted:
-            x, y = computable(x, y, self.backend)
+        if self.converts:
+            x, y = readable_images(x, y, self.backend)
         if self.swapped:
             x, y = y, x
         if not self.plan.request.gradients:

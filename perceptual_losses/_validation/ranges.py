@@ -64,7 +64,7 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
     if shape != (x.shape[0],):
         raise ValueError(
             f"data_range has shape {shape} and x {tuple(x.shape)}: pass a tensor of shape "
-            f"({x.shape[0]},), one range for each image (of a range for all, a Python number)"
+            f"({x.shape[0]},), one range for each image; for one range for all pass a Python number"
         )
     if data_range.device != x.device:
         raise ValueError(
@@ -73,8 +73,8 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
         )
     ranges: Tensor = kept(data_range.detach()).to(compute_dtype(x, y))
     if host_readable(ranges):
-        low, high = _limits_of_ranges(ranges.dtype)
-        # Python compares a few numbers in a tenth of the time that torch or NumPy takes.
+        low, high = _range_bounds(ranges.dtype)
+        # Python compares a few numbers faster than NumPy or torch.
         if not all(low < length < high for length in ranges.tolist()):
             raise ValueError(
                 f"data_range={data_range.tolist()}: pass a positive and finite number for each "
@@ -84,8 +84,8 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 @functools.cache
-def _limits_of_ranges(dtype: torch.dtype) -> tuple[float, float]:
-    """The bounds of a range, whose square is in the formulas, times those of k1 and k2."""
+def _range_bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """The bounds between which ``(k1 L)^2`` and ``(k2 L)^2`` are numbers that the dtype holds."""
     limits = torch.finfo(dtype)
     return 1e4 * math.sqrt(limits.tiny), 1e-4 * math.sqrt(limits.max)
 

@@ -204,10 +204,12 @@ def test_calls_with_extras_are_remembered_by_all_of_them(monkeypatch):
 
 def test_images_that_are_converted_are_remembered(monkeypatch):
     x, y = pair(2, 3, 20, 24)
+    mask = pair(2, 1, 20, 24)[0]
     of_floats = [(x.half(), y.half()), (x.bfloat16(), y), (x, y.half())]
     of_integers = [((100 * x).short(), (100 * y).short()), ((9 * x).byte(), (9 * y).int())]
     loss, exact = (SSIMLoss(window_size=3, backend=name) for name in ("numba", "reference"))
     steps = [step(exact, *(image.double() for image in images)) for images in of_floats]
+    masked = exact(x.double(), y.double(), mask=mask).item()
     options = {"data_range": 100.0, "window_size": 3}
     values = [
         ssim(*(image.double() for image in images), **options, backend="reference")
@@ -217,14 +219,30 @@ def test_images_that_are_converted_are_remembered(monkeypatch):
         for images, expected in zip(of_floats, steps, strict=True):
             value, by_x, by_y = step(loss, *images)
             assert (by_x.dtype, by_y.dtype) == (images[0].dtype, images[1].dtype)
-            results = value, by_x, by_y, *loss.value_and_grad(*images)
-            for got, true in zip(results, [*expected, *expected[:2]], strict=True):
+            # An image that is the only one with a gradient takes the first place.
+            target = images[1].detach().requires_grad_()
+            (swapped,) = torch.autograd.grad(loss(images[0], target), target)
+            results = value, by_x, by_y, swapped, *loss.value_and_grad(*images)
+            for got, true in zip(results, [*expected, expected[2], *expected[:2]], strict=True):
                 assert (got - true).norm() < 0.01 * true.norm(), turn
         for images, value in zip(of_integers, values, strict=True):
             got = ssim(*images, **options, backend="numba")
             assert got == pytest.approx(value.item(), rel=1e-5), turn
+        got = loss(*of_floats[0], mask=mask)
+        assert got.item() == pytest.approx(masked, rel=0.01), turn
         # The second turn has no checks.
         monkeypatch.setattr(_validation, "check_images", None)
+
+
+def test_the_terms_of_images_that_are_converted():
+    x, y = pair(2, 3, 20, 24)
+    loss, exact = (L1SSIMLoss(window_size=3, backend=name) for name in ("numba", "reference"))
+    ranges = torch.tensor([1.0, 2.0])
+    for given in {}, {"data_range": ranges}, {"mask": pair(2, 1, 20, 24)[0], "data_range": ranges}:
+        expected = exact.terms(x.double(), y.double(), **given)
+        for _ in range(2):
+            for got, true in zip(loss.terms(x.half(), y.half(), **given), expected, strict=True):
+                assert got.item() == pytest.approx(true.item(), rel=0.01)
 
 
 def test_an_image_whose_memory_was_freed_is_refused():

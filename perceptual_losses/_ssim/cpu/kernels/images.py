@@ -2,10 +2,7 @@
 
 from ...._runtime.numba_kernels import contracted, inlined, kernel, ordered
 from .arguments import SYMMETRIC
-from .prefetch import prefetch
-
-# Rows from the one that is loaded to the one that is fetched into the cache.
-AHEAD = 4
+from .prefetch import ROWS_AHEAD, prefetch
 
 
 @inlined
@@ -16,7 +13,7 @@ def place(image, plane, i, j):
 
 @kernel
 def gather(image, start, out):
-    """Copies pixels of a row, from a place on, to lie side by side."""
+    """Copies pixels of a row, from the place ``start`` on, into contiguous memory."""
     for j in range(out.shape[0]):
         out[j] = image.flat[start + j * image.column]
 
@@ -53,7 +50,7 @@ def scale_row(image, plane, i, begin, factor, out):
         row = image.flat[start : start + out.shape[0]]
         for j in range(out.shape[0]):
             out[j] = factor * out.dtype.type(row[j])
-        prefetch(image.flat, start + AHEAD * image.row, out.shape[0])
+        prefetch(image.flat, start + ROWS_AHEAD * image.row, out.shape[0])
     else:
         for j in range(out.shape[0]):
             out[j] = factor * out.dtype.type(image.flat[start + j * image.column])
@@ -117,8 +114,9 @@ def load_row(
 ):  # fmt: skip
     """Differences and totals of a row from column ``first`` on, each less its offset.
 
-    They are written from ``at`` on. Unless ``scale`` is ``None``, pixels are multiplied by it.
-    Unless ``valid``, which has the plane's rows, is ``None``, both are zero where it is false.
+    There are ``count`` of each, written from ``at`` on. Unless ``scale`` is ``None``, pixels are
+    multiplied by it. Unless ``valid``, which has the plane's rows, is ``None``, both are zero where
+    it is false. The row that is needed `ROWS_AHEAD` rows later is prefetched.
     """
     here = shown_pixel(i, height, padding)
     if here < 0:
@@ -135,8 +133,8 @@ def load_row(
     if x.column == 1 and y.column == 1:
         x_row, y_row = x.flat[x_at : x_at + end - begin], y.flat[y_at:]
         _combine(x_row, y_row, scale, kept, offset_d, half, d_row, t_row)
-        prefetch(x.flat, x_at + AHEAD * x.row, end - begin)
-        prefetch(y.flat, y_at + AHEAD * y.row, end - begin)
+        prefetch(x.flat, x_at + ROWS_AHEAD * x.row, end - begin)
+        prefetch(y.flat, y_at + ROWS_AHEAD * y.row, end - begin)
     else:
         for j in range(end - begin):
             a = d.dtype.type(x.flat[x_at + j * x.column])
@@ -164,7 +162,7 @@ def _difference_and_total(a, b, low):
 
 @kernel
 def local_offsets(x, y, plane, top, bottom, left, right, low, length, valid):
-    """The offsets of the difference and of the total, near to most pixels of a task.
+    """The offsets of the difference and of the total, near to the values of most pixels of a task.
 
     They are weighted means of a few of its pixels. A pixel far from zero, in units of the range,
     has little weight: it would move the offset so far from all others that their variances cancel.

@@ -33,8 +33,8 @@ from .filters import (
     unshared_rows_spoil,
 )
 from .formulas import add_signs_of_row, derivatives, finish_gradient, similarity, total
-from .images import AHEAD, copy, fill, load_row, local_offsets, representable, scale_row, store_row
-from .prefetch import prefetch
+from .images import copy, fill, load_row, local_offsets, representable, scale_row, store_row
+from .prefetch import copy_row
 
 
 @entry
@@ -165,9 +165,8 @@ def march(
                     break
                 if coverage is not None:
                     for p in range(planes):
-                        covered = coverage[(plane + p) // channels, here - map_top, begin:end]
-                        prefetch(covered, AHEAD * coverage.shape[2], count)
-                        copy(covered, coverage_row[p * pitch : p * pitch + count])
+                        image, covered = (plane + p) // channels, coverage_row[p * pitch :]
+                        copy_row(coverage, image, here - map_top, begin, covered[:count])
                 if map_weights is not None:
                     # The channels of an image share one plane of weights, or each has its own.
                     sharing = shape[0] * channels // map_weights.starts.shape[0]

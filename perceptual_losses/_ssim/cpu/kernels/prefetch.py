@@ -1,4 +1,4 @@
-"""Requests for memory that a kernel reads soon, which the processor fetches meanwhile."""
+"""Prefetching: the processor loads memory into its cache before a kernel reads it."""
 
 from llvmlite import ir
 from numba import types
@@ -6,13 +6,15 @@ from numba.extending import intrinsic
 
 from ...._runtime.numba_kernels import inlined
 
-# In bytes.
+# The size of a cache line in bytes, on most processors.
 CACHE_LINE = 64
+# The prefetched row lies this many rows below the one that is read.
+ROWS_AHEAD = 4
 
 
 @intrinsic
 def _prefetch_line(typing_context, array, index):
-    """Fetches the cache line of ``array[index]``. It gives nothing, and no address is an error."""
+    """Requests the cache line of ``array[index]``, which may lie outside the array."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -21,8 +23,8 @@ def _prefetch_line(typing_context, array, index):
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # For reading, into the second-level cache, as data. To fetch into the first-level cache
-        # gains nothing: it would hold a row for too short a time.
+        # For reading, into the second-level cache, as data. The first-level cache is too small: it
+        # would lose the row before it is read.
         builder.call(function, [address, number(0), number(2), number(1)])
         return context.get_dummy_value()
 
@@ -31,9 +33,19 @@ def _prefetch_line(typing_context, array, index):
 
 @inlined
 def prefetch(array, begin, count):
-    """Fetches so many values of an array.
+    """Requests the cache lines of ``count`` values, which may lie outside the array.
 
-    Processors do so by themselves for rows of a thousand pixels, and too late for shorter ones.
+    If the first value lies inside a line, the last line may be left out. For rows of a thousand
+    pixels a processor does this by itself. For shorter rows it begins too late.
     """
     for j in range(begin, begin + count, CACHE_LINE // array.itemsize):
         _prefetch_line(array, j)
+
+
+@inlined
+def copy_row(array, image, i, begin, out):
+    """Copies a row of an array ``(N, H, W)`` from column ``begin`` on, and prefetches another."""
+    row = array[image, i, begin:]
+    for j in range(out.shape[0]):
+        out[j] = row[j]
+    prefetch(row, ROWS_AHEAD * array.shape[2], out.shape[0])
