@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from perceptual_losses.similarity import MS_SSIM_WEIGHTS
 
 THREE_WEIGHTS = tuple(weight / sum(MS_SSIM_WEIGHTS[:3]) for weight in MS_SSIM_WEIGHTS[:3])
-"""For images in which five levels do not fit. They sum to one, as piq makes any it is given."""
+"""For images in which five levels do not fit. They sum to one: piq scales any weights so."""
 
 
 _UNIFORM = {"window": "uniform", "window_size": 7}
@@ -29,8 +29,8 @@ DEFINITIONS: dict[str, dict[str, Any]] = {
 }
 """Definitions beside the paper's, as our options: a uniform window, the same with the sample
 covariance (scikit-image's default), with a range for each image too (fastMRI's), valid pixels, the
-mean of a map that the caller reduces, and images of bytes. In ``"SSIM-options"`` it is the paper's,
-beside our own calls with options that leave its number as it is."""
+mean of a map that the caller reduces, and images of bytes. ``"SSIM-options"`` is the paper's. Our
+plain call runs beside our calls with one option each."""
 
 HOLES = 0.3
 """The share of pixels that do not exist in ``"SSIM-valid"``, in squares of 8x8."""
@@ -42,7 +42,7 @@ class Case(NamedTuple):
     Attributes:
         metric: ``"SSIM"``, ``"MS-SSIM"``, ``"L1-SSIM"`` for the loss that Gaussian splatting mixes
             of both, one of `DEFINITIONS`, ``"VGG"``, ``"LPIPS"``, or that with another network.
-        shape: of both images, float32.
+        shape: the shape of both images.
         backward: whether the gradient with respect to the first image is computed too.
         weights: of the levels of MS-SSIM; ``None`` for the paper's five.
     """
@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Unique; what ``--cases`` looks into."""
+        """A unique name, which ``--cases`` searches."""
         return f"{self.metric} {self.size} forward{'+backward' * self.backward}"
 
     @property
@@ -77,12 +77,12 @@ class Case(NamedTuple):
 
 
 def images(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
-    """A smooth random image with noise on it, and the image: the same at every call on a device.
+    """A smooth random image with noise, and the same image without it, alike in every call.
 
     Values are in [0, 1], which some packages insist on, and no level's mean is near zero, where
     packages treat MS-SSIM differently.
     """
-    # Where they are needed: the processor takes seconds for the largest.
+    # They are made on the device itself: a processor takes seconds for the largest.
     options: dict[str, Any] = {
         "generator": torch.Generator(device).manual_seed(0),
         "device": device,
@@ -101,7 +101,7 @@ def inputs(case: Case, device: str) -> tuple[Tensor, Tensor]:
 
 
 def ranges(case: Case, device: str) -> Tensor:
-    """A range for each image, ``(N,)``, where a case has them."""
+    """The range of each image, ``(N,)``: different ones in ``"SSIM-ranges"``, else 1."""
     if case.metric == "SSIM-ranges":
         return torch.linspace(0.7, 1, case.shape[0], device=device)
     return torch.ones(case.shape[0], device=device)
@@ -127,7 +127,7 @@ DEFINITION_IMAGES = {
     "cpu": ((16, 3, 256, 256), (1, 3, 1080, 1920), (8, 1, 320, 320)),
     "cuda": ((8, 3, 256, 256), (8, 3, 1080, 1920), (8, 1, 320, 320)),
 }
-"""Two sizes of `IMAGES`, and slices of medical images."""
+"""The sizes for `DEFINITIONS`: two of `IMAGES`, and eight medical slices."""
 MIXES = ((64, 3, 64, 64), (1, 3, 1080, 1920))
 VOLUMES = {
     "cpu": ((1, 1, 32, 64, 64), (1, 1, 64, 128, 128), (4, 1, 128, 128, 128)),

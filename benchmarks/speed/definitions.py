@@ -1,4 +1,4 @@
-"""Contenders for definitions of SSIM beside the paper's, those of `DEFINITIONS`.
+"""Contenders for the cases of `DEFINITIONS`: other definitions, and options of our own call.
 
 Fast-SSIM, fastMRI and MONAI are not in the lock. They are measured where they are installed:
 ``pip install --no-deps fast-ssim fastmri h5py monai``.
@@ -22,7 +22,7 @@ Image = Any
 
 
 def own(backend: str, case: Case, device: str) -> Call:
-    """Our call, of the images as they are."""
+    """Our call with the case's options. Images of bytes stay bytes."""
     import perceptual_losses
 
     options = {**DEFINITIONS[case.metric], "backend": backend}
@@ -104,7 +104,7 @@ def _monai(case: Case, device: str) -> Call:
 
 
 def _fastmri(case: Case, device: str) -> Call:
-    """Its users' call, which takes one channel: the others are images of their own."""
+    """The call of its users. It takes one channel, so each is passed as an image."""
     from fastmri.losses import SSIMLoss
 
     loss = SSIMLoss().to(device)
@@ -138,7 +138,7 @@ def _fast_ssim(case: Case, device: str) -> Call:
 def _on_arrays(
     case: Case, function: Callable[[Image, Image], float], settings: str, *, channels: bool
 ) -> Call:
-    """A call of a function of NumPy's arrays: of whole images if it takes channels, else planes."""
+    """A call of a function on NumPy arrays: whole images if it takes channels, else planes."""
     if case.backward:
         raise NotImplementedError("has no gradient")
 
