@@ -86,9 +86,9 @@ def compare(options: argparse.Namespace) -> int:
     for text in unwritten:
         print(escaped(f"error: {text}"), file=sys.stderr)
         code = code or 2
-    if compared_rows(rows) and STDOUT not in (options.csv, options.json):
-        print_encodable("\n\n".join([format_table(rows, labels), *remarks(rows, options)]))
     with refusals():
+        if compared_rows(rows) and STDOUT not in (options.csv, options.json):
+            print_encodable("\n\n".join([format_table(rows, labels), *remarks(rows, options)]))
         if options.json:
             write_json(options.json, rows, settings(options), complete=complete)
         if options.html and complete:
