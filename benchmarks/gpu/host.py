@@ -116,7 +116,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
         {
             "call": name,
             "median_us": statistics.median(times[name]),
-            "tenth_us": statistics.quantiles(times[name], n=10)[0],
+            "tenth_us": statistics.quantiles(times[name], n=10, method="inclusive")[0],
             "ratio": statistics.median(
                 ours / floor for ours, floor in zip(times[name], times[FLOOR], strict=True)
             ),
