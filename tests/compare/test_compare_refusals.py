@@ -254,6 +254,20 @@ def test_a_full_disk_behind_standard_output(small_pair, root):
     assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
 
 
+def test_functions_at_the_end_run_and_their_output_is_kept(small_pair, root):
+    # Unbuffered, nothing could be lost.
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": ""}
+    *python, code = SCRIPT
+    done = subprocess.run(
+        [*python, f"import atexit; atexit.register(print, 'end'); {code}", "compare", "a", "b"],
+        **{"cwd": small_pair, "env": environment, "text": True, "timeout": 300},
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    assert "x.png  25x20" in done.stdout
+    assert done.stdout.endswith("\nend\n")
+
+
 @pytest.mark.parametrize(("flags", "code"), [([], 141), (["--csv", "-"], 141), (["--check"], 2)])
 def test_standard_output_that_is_closed(small_pair, monkeypatch, capsys, flags, code):
     if code == 2:

@@ -234,6 +234,18 @@ def test_images_that_are_converted_are_remembered(monkeypatch):
         monkeypatch.setattr(_validation, "check_images", None)
 
 
+def test_an_image_that_is_negated_lazily_finds_its_plan(monkeypatch):
+    x, y = pair(1, 1, 16, 16)
+    lazy = torch.complex(x, -x).conj().imag
+    assert lazy.is_neg()
+    loss = SSIMLoss(window_size=3, backend="numba")
+    value = loss(lazy, y)
+    monkeypatch.setattr(dispatch.autograd, "make_plan", None)
+    assert torch.equal(loss(lazy, y), value)
+    with pytest.raises(TypeError, match="not callable"):
+        loss(lazy[..., 1:], y[..., 1:])
+
+
 def test_the_terms_of_images_that_are_converted():
     x, y = pair(2, 3, 20, 24)
     loss, exact = (L1SSIMLoss(window_size=3, backend=name) for name in ("numba", "reference"))
