@@ -97,6 +97,7 @@ class Evaluator:
         self._options = options
         self._plans: Plans = {}
         self._terms_plans: Plans = {}
+        self._plans_of_both: Plans = {}
 
     def __call__(
         self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None, ranges: Any = None
@@ -164,6 +165,18 @@ class Evaluator:
             # The operations of a masked mix may have laid it out otherwise.
             gradient = memory.copy_(gradient)
         return value, gradient
+
+    def with_ssim(
+        self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """The means of SSIM and of MS-SSIM, for the options of MS-SSIM."""
+        key = call_key(x, y, mask, valid, None)
+        prepared = self._prepare(x, y, mask, valid, None)
+        request = replaced(prepared.request, reduction="both")
+        auxiliary, backend = prepared.checked.auxiliary, self._options.backend
+        values = evaluate(x, y, auxiliary, request, backend, self._plans_of_both, key)
+        ssim, ms_ssim = values.unbind()
+        return ssim, ms_ssim
 
     def terms(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> Terms:
         """A mix with its terms, each a scalar, or ``(N,)`` with ``reduction="none"``."""

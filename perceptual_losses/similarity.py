@@ -292,6 +292,31 @@ def ms_ssim(
     return evaluator(options)(x, y, mask, valid, ranges)
 
 
+def ssim_and_ms_ssim(
+    x: Tensor, y: Tensor, *, data_range: float = 1.0, levels: int | Literal["auto"] = "auto"
+) -> tuple[Tensor, Tensor]:
+    """`ssim` and `ms_ssim` of the same images, with their defaults for all other options.
+
+    On a CPU the finest level of MS-SSIM gives both, unless an image requires a gradient.
+    """
+    options = Options(
+        data_range=data_range,
+        window="gaussian",
+        window_size=11,
+        sigma=1.5,
+        k1=0.01,
+        k2=0.03,
+        sample_covariance=False,
+        padding="valid",
+        weights=MS_SSIM_WEIGHTS,
+        levels=levels,
+        normalize="floor",
+        reduction="mean",
+        backend="auto",
+    )
+    return evaluator(options).with_ssim(x, y)
+
+
 def _shared_and_own(data_range: Any) -> tuple[Any, Tensor | None]:
     """The range of all images, and a tensor with the range of each, or ``None``."""
     return (1.0, data_range) if isinstance(data_range, Tensor) else (data_range, None)

@@ -15,7 +15,7 @@ from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, flat
 from .cpu import backend as cpu
 from .plans import Call, Key, Plans, call_key, for_backend, readable_images, remember
-from .request import Definition, Request, replaced
+from .request import Definition, Request, halves, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 
@@ -63,10 +63,16 @@ def evaluate(
     ``key`` is the key of the user's own tensors, or ``None`` for a call that cannot be remembered.
     """
     name = choose_backend(x, y, request, backend)
+    gradients, swapped = _num_gradients(x, y)
+    if request.reduction == "both" and (name != "numba" or gradients or key is None):
+        values = []
+        for j, half in enumerate(halves(request)):
+            half_key = None if key is None else (*key, j)
+            values.append(evaluate(x, y, auxiliary, half, backend, plans, half_key))
+        return torch.stack(values)
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)
     images = readable_images(x, y, name)
-    gradients, swapped = _num_gradients(x, y)
     request = replaced(request, gradients=gradients)
     in_order = images[::-1] if swapped else images
     if observed(*images, *flat(auxiliary)):

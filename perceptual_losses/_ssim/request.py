@@ -71,7 +71,8 @@ class Request(NamedTuple):
         reduction: ``"none"`` for one value per plane, ``(N, C)``; ``"mean"`` for their mean;
             ``"loss"`` for 1 minus it; ``"levels"`` for the means of each level before they are
             combined, ``(levels, N, C)``, followed in a mix by a row with the mean ``|x - y|``;
-            ``"map"`` for the similarity of each window, ``(N, C, H', W')``.
+            ``"map"`` for the similarity of each window, ``(N, C, H', W')``; ``"both"`` for the
+            means of SSIM and of MS-SSIM, ``(2,)``.
         gradients: the number of gradients: 0, 1 (for the first image) or 2.
     """
 
@@ -86,6 +87,12 @@ class Request(NamedTuple):
 def num_levels(request: Request) -> int:
     """The number of levels of the pyramid. A property would not trace in older torch.compile."""
     return max(1, len(request.exponents))
+
+
+def halves(request: Request) -> tuple[Request, Request]:
+    """The two requests that ``"both"`` stands for: SSIM's and MS-SSIM's means."""
+    mean = replaced(request, reduction="mean")
+    return replaced(mean, exponents=()), mean
 
 
 def replaced(record: Record, **changes: Any) -> Record:

@@ -102,7 +102,12 @@ class CpuPlan:
             similarity, factors = combine_levels(torch.from_numpy(means[: len(levels)]), request)
             saved.insert(0, factors)
         distance = None if request.mix is None else torch.from_numpy(means[-1])
-        return Forward(reduce_planes(request, similarity, distance), saved)
+        value = reduce_planes(request, similarity, distance)
+        if request.reduction == "both":
+            # The last sums are those of the finest level.
+            ssim = levels[0].plane_similarities(sums._replace(similarity=sums.ssim)).mean()
+            value = torch.stack([value.new_tensor(ssim), value])
+        return Forward(value, saved)
 
     def backward(
         self,

@@ -65,12 +65,15 @@ class Sums(NamedTuple):
     Attributes:
         similarity: the sum of the map over each task's part of the plane; of a map with weights
             the sum of the weighted deficits ``weights (SSIM - 1)``.
+        ssim: the same sum of SSIM, if the map is of the contrast-structure factor and both are
+            requested; else ``similarity`` itself.
         abs_difference: the sum of ``|x - y|`` over the same part, or ``None``. Only a march that
             writes gradients of a mix computes it.
         is_weighted: whether the map has weights.
     """
 
     similarity: Any
+    ssim: Any
     abs_difference: Any
     is_weighted: bool
 
@@ -133,14 +136,15 @@ class Level:
         l1 = None
         if mix is not None and request.gradients:
             l1 = dtype.type(mix[1] / self._values)
-        variant = getattr(self._kernels, padding.upper()), contrast, request.gradients
+        self._has_both = request.reduction == "both" and contrast
+        variant = contrast, self._has_both, request.gradients
         self._has_l1 = l1 is not None
         self._arguments = (
             shape,
             *[self._kernels.Window((0,) * len(w), np.array(w, dtype)) for w in windows],
             self._kernels.Constants(*map(dtype.type, constants)),
             l1,
-            self._kernels.Variant(*variant),
+            self._kernels.Variant(getattr(self._kernels, padding.upper()), *variant),
         )
         self._tasks: dict[int, Tasks] = {}
         self._readers: dict[tuple[Any, ...], Reader] = {}
@@ -200,19 +204,19 @@ class Level:
         tasks = self._tasks_of(torch.get_num_threads())
         # In place of a gradient that is not requested the kernel gets an image, and leaves it.
         images = *images, *self.images(*gradients), *images[len(gradients) :]
-        sums = np.empty((self._planes, tasks.parts))
-        abs_differences = np.empty_like(sums) if self._has_l1 else sums
+        sums = np.empty((3, self._planes, tasks.parts))
         memory = kept_memory()
 
         def run(begin: int, end: int, share: int) -> None:
             self._run_march(
                 *images, *arrays, *self._arguments, tasks.tasks[begin:end],
-                *tasks.scratch.arrays(memory, share), sums, abs_differences,
+                *tasks.scratch.arrays(memory, share), sums,
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
         is_weighted = arrays.map_weights is not None
-        return Sums(sums, abs_differences if self._has_l1 else None, is_weighted)
+        ssim = sums[1] if self._has_both else sums[0]
+        return Sums(sums[0], ssim, sums[2] if self._has_l1 else None, is_weighted)
 
     def _first_march(self, *arguments: Any) -> None:
         """Compiles the march for the types of its arguments, and runs it."""

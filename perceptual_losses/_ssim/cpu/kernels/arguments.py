@@ -57,9 +57,11 @@ class Variant(NamedTuple):
     Attributes:
         padding: `VALID`, `ZEROS` or `SYMMETRIC`.
         contrast: whether the mean is that of the contrast-structure factor, not of SSIM.
+        both: whether the mean of SSIM is computed beside that factor's, without gradients.
         gradients: the number of gradients: 0, 1 (for the first image) or 2.
     """
 
     padding: int
     contrast: bool
+    both: bool
     gradients: int

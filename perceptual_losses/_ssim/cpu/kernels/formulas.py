@@ -16,9 +16,10 @@ def _variance(square, mean, zero):
 
 @kernel
 def similarity(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, coverage, weights, count, out
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, both, coverage, weights, count,
+    out, ssim_out,
 ):  # fmt: skip
-    """A row of the map: SSIM or its contrast-structure factor.
+    """A row of the map: SSIM or its contrast-structure factor, or ``both``, with SSIM second.
 
     Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
     ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
@@ -35,10 +36,15 @@ def similarity(
         var_d = _variance(square_d, mean_d, zero)
         var_t = _variance(square_t, mean_t, zero)
         value = one - two * var_d / (var_t + var_d + two * c2)
-        if not contrast:
+        if both or not contrast:
             full_d, full_t = mean_d + offset_d[j], mean_t + offset_t[j]
             dd = full_d * full_d
-            value *= one - two * dd / (full_t * full_t + dd + two * c1)
+            luminance = one - two * dd / (full_t * full_t + dd + two * c1)
+            if both:
+                ssim = luminance * value
+                ssim_out[j] = ssim if weights is None else weights[j] * (ssim - one)
+            else:
+                value *= luminance
         out[j] = value if weights is None else weights[j] * (value - one)
 
 

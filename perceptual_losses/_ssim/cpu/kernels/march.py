@@ -40,7 +40,7 @@ from .prefetch import copy_row
 @entry
 def march(
     x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
-    down, across, constants, l1, variant, tasks, scratch, sums, abs_differences,
+    down, across, constants, l1, variant, tasks, scratch, sums,
 ):  # fmt: skip
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
 
@@ -54,14 +54,15 @@ def march(
     * ``map_out``, ``(N C, H', W')``: memory for the map.
     * ``l1``: the gradient of a mix with respect to each pixel's ``|x - y|``, after ``scales``.
 
-    Writes as many gradients as the variant says, each times ``constants.gradient_scale``. Both
-    ``sums`` and ``abs_differences`` have a row for each plane and a column for each of its parts.
-    Into ``sums`` goes the sum of the map over that part, or of its weighted deficits
-    ``weights (SSIM - 1)``. With ``l1`` the sum of ``|x - y|``, before ``scales``, goes into
-    ``abs_differences``.
+    Writes as many gradients as the variant says, each times ``constants.gradient_scale``. In
+    ``sums`` are three arrays with a row for each plane and a column for each of its parts. The
+    first gets the sum of the map over that part, or of its weighted deficits
+    ``weights (SSIM - 1)``. The second gets that of SSIM, if the variant says ``both``. With ``l1``
+    the third gets the sum of ``|x - y|``, before ``scales``.
     """
     dtype = scratch.dtype.type
-    padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
+    padding, contrast, both, gradients = variant
+    map_sums, ssim_sums, abs_differences = sums[0], sums[1], sums[2]
     low, size = constants.low, len(down.extent)
     radius, side_radius, slots = size // 2, len(across.extent) // 2, size + 1
     channels, height, width = shape[1], shape[2], shape[3]
@@ -83,6 +84,8 @@ def march(
     rest = scratch[10 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
+    # Without a gradient there are no derivatives.
+    ssim_line = source[0]
     # Rows for all planes of a task. The first three are zero beside the maps.
     inside, weight_row, coverage_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
     slot_taps, is_finite = rest[27:29], rest[29]
@@ -125,9 +128,8 @@ def march(
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
-            sums[plane + p, part] = 0
-            if l1 is not None:
-                abs_differences[plane + p, part] = 0
+            for m in range(3):
+                sums[m, plane + p, part] = 0
 
         start = max(top - halo, map_top)
         loaded = start - radius
@@ -187,8 +189,9 @@ def march(
                 else:
                     similarity(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, contrast, None if coverage is None else coverage_row,
-                        None if map_weights is None else weight_row, length, line,
+                        offset_t, constants, contrast, both,
+                        None if coverage is None else coverage_row,
+                        None if map_weights is None else weight_row, length, line, ssim_line,
                     )  # fmt: skip
                 own = top <= here < bottom
                 if map_out is not None and own:
@@ -197,8 +200,10 @@ def march(
                         copy(line[p * pitch + own_begin :], out[: own_end - own_begin])
                 if own:
                     for p in range(planes):
-                        at = p * pitch
-                        sums[plane + p, part] += total(line[at + own_begin : at + own_end])
+                        at, end_at = p * pitch + own_begin, p * pitch + own_end
+                        map_sums[plane + p, part] += total(line[at:end_at])
+                        if both:
+                            ssim_sums[plane + p, part] += total(ssim_line[at:end_at])
                 for m in range(maps):
                     out = grad_ring[m * slots + here % slots]
                     sum_across(across, source[m], length, out)

@@ -26,7 +26,7 @@ from .slices import derivatives_of_slice, moments_of_slice
 @entry
 def march_volume(
     x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
-    through, down, across, constants, l1, variant, tasks, rows, slabs, sums, abs_differences,
+    through, down, across, constants, l1, variant, tasks, rows, slabs, sums,
 ):  # fmt: skip
     """`march` for volumes: a slice that is summed across and down takes the place of a row.
 
@@ -34,7 +34,7 @@ def march_volume(
     pixels have one axis more than in `march`.
     """
     dtype = rows.dtype.type
-    padding, contrast, gradients = variant.padding, variant.contrast, variant.gradients
+    padding, contrast, both, gradients = variant
     low = constants.low
     zero, one = dtype(0), dtype(1)
     size = len(through.extent)
@@ -58,6 +58,8 @@ def march_volume(
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     offsets_d, offsets_t, inside, values = rest[20], rest[21], rest[22], rest[23]
     covered_slice, weight_slice = rest[24], rest[25]
+    # Without a gradient there are no derivatives.
+    ssim_values = source[0]
     slot_taps, line = rows[:2], rows[5]
     apart = None if map_out is None else True
 
@@ -101,7 +103,7 @@ def march_volume(
         for k in range(maps * slots):
             fill(zero, grad_area, grad_ring[k])
 
-        sum_of_map = sum_of_differences = 0.0
+        sum_of_map = sum_of_ssim = sum_of_differences = 0.0
         start = max(front - halo, map_front)
         loaded = start - radius
         for z in range(start, back + halo, 2):
@@ -148,8 +150,9 @@ def march_volume(
                 else:
                     similarity(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, contrast, None if coverage is None else covered_slice,
-                        None if map_weights is None else weight_slice, area, values,
+                        offsets_t, constants, contrast, both,
+                        None if coverage is None else covered_slice,
+                        None if map_weights is None else weight_slice, area, values, ssim_values,
                     )  # fmt: skip
                 for i in range(begin, end):
                     at = (i - begin) * length
@@ -160,6 +163,8 @@ def march_volume(
                         copy(values[at + own_begin :], out)
                     if own:
                         sum_of_map += total(values[at + own_begin : at + own_end])
+                        if both:
+                            sum_of_ssim += total(ssim_values[at + own_begin : at + own_end])
                 if gradients:
                     derivatives_of_slice(
                         source[:maps], height, width, map_top, padding, down, across, begin, top,
@@ -208,6 +213,5 @@ def march_volume(
                             store_row(grad_x, plane, i, left, kept, pixels)
                         else:
                             store_row(grad_y, plane, i, left, kept, pixels)
-        sums[volume, part] = sum_of_map
-        if l1 is not None:
-            abs_differences[volume, part] = sum_of_differences
+        sums[0, volume, part], sums[1, volume, part] = sum_of_map, sum_of_ssim
+        sums[2, volume, part] = sum_of_differences
