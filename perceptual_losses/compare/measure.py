@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _validation
 from .._images.picture import NotReadError, Picture, Reading
 from .._images.reader import read_picture
-from ..similarity import MS_SSIM_WEIGHTS, ms_ssim, ssim
+from ..similarity import MS_SSIM_WEIGHTS, ssim_and_ms_ssim
 from .figures import draw_figure, similarity_map
 from .files import NotComparedError, Pair, Row, printable, problem_row
 from .metrics import WINDOW
@@ -117,7 +117,6 @@ class Comparison:
     def _structure(self, name: str, a: Picture, b: Picture) -> Row:
         """PSNR, MSE, SSIM and MS-SSIM, as means over channels."""
         sums: dict[str, float] = {"mse": 0.0, "ssim": 0.0, "ms_ssim": 0.0}
-        options: dict[str, Any] = {"data_range": a.data_range}
         values = self._compared_values(a, b)
         height, width, channels = values[0].shape
         is_large = height * width > LARGE
@@ -127,10 +126,14 @@ class Comparison:
                 self.progress(f"{name}: {width}x{height}, channel {first + 1} of {channels}")
             parts = [part[..., first : first + step] for part in values]
             sums["mse"] += step * mean_squared_error(*parts)
-            x, y = map(self._tensor, parts)
+            x, y = (
+                self._tensor(part, None if is_large else number)
+                for number, part in enumerate(parts)
+            )
             levels = fitting_levels(x)
-            sums["ssim"] += step * ssim(x, y, **options).item()
-            sums["ms_ssim"] += step * ms_ssim(x, y, levels=levels, **options).item()
+            both = ssim_and_ms_ssim(x, y, data_range=a.data_range, levels=levels)
+            sums["ssim"] += step * both[0].item()
+            sums["ms_ssim"] += step * both[1].item()
         means = {key: total / channels for key, total in sums.items()}
         mse = means["mse"]
         psnr = math.inf if mse == 0 else 10 * math.log10(a.data_range**2 / mse)
@@ -140,14 +143,26 @@ class Comparison:
         """The values of both that PSNR, MSE, SSIM and MS-SSIM compare."""
         return [luma(picture) if self.luma else picture.values for picture in (a, b)]
 
-    def _tensor(self, values: Any) -> Tensor:
-        """The values ``(H, W, C)`` as a batch of one, ``(1, C, H, W)``."""
+    def _tensor(self, values: Any, kept: int | None = None) -> Tensor:
+        """The values ``(H, W, C)`` as a batch of one, ``(1, C, H, W)``.
+
+        If ``kept`` is given, the tensor is valid until the thread's next one of the same number.
+        """
         height, width, channels = values.shape
-        planes = np.empty((1, channels, height, width), self.dtype)
+        shape = 1, channels, height, width
+        planes = np.empty(shape, self.dtype) if kept is None else self._kept(kept, shape)
         # NumPy converts one channel faster than three values of each pixel in turn.
         for channel in range(channels):
             planes[0, channel] = values[..., channel]
         return torch.from_numpy(planes).to(self.device)
+
+    def _kept(self, number: int, shape: Sequence[int]) -> Any:
+        """An array that the thread keeps: in a new one the system clears each page first."""
+        kept = _memory.__dict__.setdefault("arrays", {})
+        key, size = (number, self.dtype), math.prod(shape)
+        if key not in kept or kept[key].size < size:
+            kept[key] = np.empty(size, self.dtype)
+        return kept[key][:size].reshape(shape)
 
     def _scikit_image_ssim(self, a: Picture, b: Picture) -> float:
         """SSIM as scikit-image computes it."""
@@ -163,6 +178,9 @@ class Comparison:
         )
         return float(similarity)
 
+
+# The arrays that each thread keeps from pair to pair.
+_memory = threading.local()
 
 # Matplotlib is made for one thread at a time.
 _one_figure = threading.Lock()

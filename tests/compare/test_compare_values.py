@@ -204,8 +204,13 @@ def test_check(folders, capsys):
 def test_a_difference_fails_the_check_alone(folders, monkeypatch, capsys, shift):
     place, _ = folders
     (place / "b" / "moon.png").unlink()
-    ssim = measure.ssim
-    monkeypatch.setattr(measure, "ssim", lambda *args, **kw: ssim(*args, **kw) + shift)
+    compute = measure.ssim_and_ms_ssim
+
+    def shifted(*args, **kw):
+        ssim, ms_ssim = compute(*args, **kw)
+        return ssim + shift, ms_ssim
+
+    monkeypatch.setattr(measure, "ssim_and_ms_ssim", shifted)
     within = shift == 5e-7
     assert run(place / "a", place / "b", "--check") == (1 if within else 3)
     assert ("does NOT agree" in capsys.readouterr().out) is not within
