@@ -32,6 +32,7 @@ from .output import (
     escaped,
     format_table,
     print_encodable,
+    say,
     value_text,
     write_json,
 )
@@ -84,7 +85,7 @@ def compare(options: argparse.Namespace) -> int:
     complete = len(rows) == len(pairs) + len(problems)
     report(rows, other_files, len(pairs) + len(problems), interrupted=code == INTERRUPTED)
     for text in unwritten:
-        print(escaped(f"error: {text}"), file=sys.stderr)
+        say(f"error: {text}")
         code = code or 2
     with refusals():
         if compared_rows(rows) and STDOUT not in (options.csv, options.json):
@@ -111,7 +112,7 @@ def measured(
     """The rows of all files in the order of their names, each as soon as it is known."""
     from tqdm import tqdm
 
-    quiet = len(pairs) < 2 or not sys.stderr.isatty()
+    quiet = len(pairs) < 2 or not has_terminal()
     by_name = {row["file"]: row for row in problems}
     with (
         ThreadPoolExecutor(jobs) as pool,
@@ -159,9 +160,14 @@ def ready_comparison(options: argparse.Namespace, unwritten: list[str]) -> Compa
     )
 
 
+def has_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def say_progress(text: str) -> None:
     """Prints a step of the work, if stderr is a terminal."""
-    if sys.stderr.isatty():
+    if has_terminal():
         from tqdm import tqdm
 
         tqdm.write(escaped(text), file=sys.stderr)
@@ -254,18 +260,18 @@ def report(rows: Sequence[Row], other_files: int, total: int, *, interrupted: bo
     """Prints on stderr the pairs that were not compared or fail, and the files left out."""
     for row in rows:
         if "problem" in row:
-            print(escaped(f"{row['file']}: {row['problem']}"), file=sys.stderr)
+            say(f"{row['file']}: {row['problem']}")
         elif row["notice"]:
-            print(escaped(row["notice"]), file=sys.stderr)
+            say(row["notice"])
     for row in rows:
         if row.get("fails"):
-            print(escaped(f"{row['file']} fails: {row['fails']}"), file=sys.stderr)
+            say(f"{row['file']} fails: {row['fails']}")
     if other_files:
-        print(f"left out {other_files} files without an image's suffix", file=sys.stderr)
+        say(f"left out {other_files} files without an image's suffix")
     done = len(compared_rows(rows))
     if done < total:
         before = "interrupted: " if interrupted else ""
-        print(f"{before}compared {done} of {total}", file=sys.stderr)
+        say(f"{before}compared {done} of {total}")
 
 
 def remarks(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[str]:
@@ -331,18 +337,15 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "perceptual-losses") 
         gc.freeze()
         return compare(options)
     except ModuleNotFoundError as error:
-        print(
-            f'{error.name} is not installed: pip install "perceptual-losses[compare]"',
-            file=sys.stderr,
-        )
+        say(f'{error.name} is not installed: pip install "perceptual-losses[compare]"')
     except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
     except BrokenPipeError:
         # The interpreter flushes stdout when it ends, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return INTERRUPTED
     finally:
         gc.unfreeze()
@@ -357,12 +360,14 @@ def run_and_exit() -> NoReturn:
     """
     code = main()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except BrokenPipeError:
-            code = code or CLOSED_PIPE
-        except OSError:
-            code = code or 2
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or CLOSED_PIPE
+    except OSError:
+        code = code or 2
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.flush()
     os._exit(code)

@@ -138,6 +138,13 @@ def finite(record: Any) -> Any:
     return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
+def say(text: str) -> None:
+    """Prints a line on stderr, escaped. A message that cannot be printed changes no result."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(escaped(text), file=sys.stderr)
+
+
 def print_encodable(text: str, end: str = "\n") -> None:
     """Prints a text, with escapes for letters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"

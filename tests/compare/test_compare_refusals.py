@@ -280,6 +280,31 @@ def test_standard_output_that_is_closed(small_pair, monkeypatch, capsys, flags, 
     assert results.exists() == (code == 141)
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_messages_that_cannot_be_printed_lose_no_results(folders, monkeypatch, capsys, jobs):
+    root, _ = folders
+    monkeypatch.setattr(sys, "stderr", None)
+    flags = ["--min-ssim", "1", "--json", "-", "-j", jobs]
+    assert run(root / "a", root / "b", *flags) == 3
+    monkeypatch.undo()
+    assert json.loads(capsys.readouterr().out)["complete"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_behind_standard_error(small_pair, root):
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*SCRIPT, "compare", "a", "b", "--min-ssim", "1", "--json", "out.json"],
+            **{"cwd": small_pair, "env": environment, "text": True, "timeout": 300},
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
+    assert done.returncode == 3
+    assert "x.png  25x20" in done.stdout
+    assert json.loads((small_pair / "out.json").read_text())["files"][0]["fails"]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_pipes_are_not_read(small_pair, capsys):
     for folder in "ab":
