@@ -124,6 +124,10 @@ class Evaluator:
         self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None, ranges: Any = None
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the gradient of its sum with respect to ``x``; nothing is recorded."""
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            # A gradient of inference mode could not be used or changed outside of it.
+            with torch.inference_mode(False):
+                return self.value_and_grad(x, y, mask, valid, ranges)
         is_plain = mask is None and valid is None and ranges is None
         key = call_key(x, y, gradients=1) if is_plain else None
         call = self._plans.get(key) if key is not None else None
@@ -148,12 +152,9 @@ class Evaluator:
         _validation.check_differentiable("x", x)
         _validation.check_plain_tensor("y", y)
         tensors = [tensor for tensor in (x, y, *extras) if isinstance(tensor, Tensor)]
-        if not torch.compiler.is_compiling() and (
-            torch.is_inference_mode_enabled() or any(map(Tensor.is_inference, tensors))
-        ):
-            with torch.inference_mode(False):
-                copies = [a.clone() if isinstance(a, Tensor) else a for a in (x, y, *extras)]
-                return self._recorded_value_and_grad(*copies)
+        if not torch.compiler.is_compiling() and any(map(Tensor.is_inference, tensors)):
+            copies = [a.clone() if isinstance(a, Tensor) else a for a in (x, y, *extras)]
+            return self._recorded_value_and_grad(*copies)
         with torch.enable_grad():
             # The call on a leaf leaves the plan that the next call finds.
             leaf = x.detach().requires_grad_()

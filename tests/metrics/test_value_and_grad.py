@@ -151,13 +151,17 @@ def test_in_inference_mode(backend, name):
     mask, valid = torch.rand(12, 13), torch.ones(12, 13, dtype=torch.bool)
     for extras in ({}, {"mask": mask, "valid": valid, "data_range": torch.tensor([1.0, 2.0])}):
         expected = loss.value_and_grad(x, y, **extras)
+        fresh = copy.deepcopy(loss)
         with torch.inference_mode():
             images = x.clone(), y.clone()
-            inside = copy.deepcopy(loss).value_and_grad(*images, **extras)
-        outside = copy.deepcopy(loss).value_and_grad(*images, **extras)
-        for got in (inside, outside):
+            # The second call is remembered.
+            found = [fresh.value_and_grad(*images, **extras) for _ in range(2)]
+        found.append(copy.deepcopy(loss).value_and_grad(*images, **extras))
+        for got in found:
             assert torch.equal(got[0], expected[0])
             assert torch.equal(got[1], expected[1])
+            assert not got[0].is_inference()
+            assert not got[1].is_inference()
 
 
 @pytest.mark.large
