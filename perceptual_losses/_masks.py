@@ -53,12 +53,18 @@ def auxiliary_tensors(
             valid = halve_any(valid)
         if valid is not None:
             of_pixels.append(valid)
-            coverage.append(inverse_coverage(valid, request.definition, dtype, backend))
+            if _needs_coverage(valid, backend):
+                coverage.append(inverse_coverage(valid, request.definition, dtype))
         pixels = valid if mask is None else mask
         if request.reduction != "map" and pixels is not None:
             weights.append(centres(pixels, request.definition))
             totals.append(_total(weights[-1], dtype))
     return Auxiliary(weights, totals, () if ranges is None else (ranges,), of_pixels, coverage)
+
+
+def _needs_coverage(valid: Tensor, backend: str) -> bool:
+    """Whether a backend may read the coverage. For images on a CPU they compute it themselves."""
+    return valid.dim() == 5 or valid.device.type != "cpu" or backend == "triton"
 
 
 def weighted_distance(
@@ -86,6 +92,8 @@ def _total(weights: Tensor, dtype: torch.dtype) -> Tensor:
         # Torch takes many times as long. The bytes of booleans need not be 0 and 1.
         counts = [np.count_nonzero(image) for image in weights.numpy().view(np.uint8)]
         total = torch.tensor(counts, dtype=dtype, device=weights.device)
+        if all(counts):
+            return total
     else:
         total = weights.sum(tuple(range(1, weights.dim())), dtype=dtype)
     _validation.check_total(total)

@@ -6,10 +6,10 @@ Backends never import each other.
 """
 
 from .backend import Auxiliary
-from .dispatch import BACKENDS, choose_backend, evaluate, inverse_coverage
+from .dispatch import BACKENDS, choose_backend, evaluate
 from .plans import Key, Plans, call_key, readable_images
 from .pyramid import halve, halve_any, halve_valid
-from .reference import combine
+from .reference import combine, inverse_coverage
 from .request import (
     Definition,
     Request,

@@ -49,7 +49,8 @@ class Auxiliary(NamedTuple):
         valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. Values elsewhere
             must have no influence.
         coverage: for each level of ``valid`` the reciprocal of the window's weight over valid
-            pixels, ``(N, 1, H', W')``; zero where it has none.
+            pixels, ``(N, 1, H', W')``; zero where it has none. It is empty for images on a CPU,
+            whose backends compute it.
     """
 
     weights: Sequence[Any] = ()

@@ -13,9 +13,8 @@ from .._runtime.warnings import warn
 from . import autograd, reference
 from .autograd import BACKENDS as FAST
 from .backend import NO_AUXILIARY, Auxiliary, flat
-from .cpu import backend as cpu
 from .plans import Call, Key, Plans, call_key, for_backend, readable_images, remember
-from .request import Definition, Request, halves, replaced
+from .request import Request, halves, replaced
 
 BACKENDS = ("auto", "reference", *FAST)
 
@@ -92,26 +91,6 @@ def evaluate(
             remember(plans, key, call)
     # The call finds nothing more to convert.
     return call(*images, auxiliary)
-
-
-def inverse_coverage(
-    valid: Tensor, definition: Definition, dtype: torch.dtype, backend: str
-) -> Tensor:
-    """The reciprocal of the windows' weight over valid pixels, for `Auxiliary`.
-
-    On a CPU torch's filter takes a noticeable part of a call, so images have a kernel there.
-    """
-    fast = backend in ("auto", "numba") and valid.device.type == "cpu" and valid.dim() == 4
-    if (
-        fast
-        and not observed(valid)
-        and not active_transform()
-        and cpu.unavailable(valid.device) is None
-    ):
-        from .cpu.coverage import inverse_coverage as fused
-
-        return fused(valid, definition, dtype)
-    return reference.inverse_coverage(valid, definition, dtype)
 
 
 def _num_gradients(x: Tensor, y: Tensor) -> tuple[int, bool]:

@@ -124,8 +124,11 @@ def _factors(
     # One batch, because the strides of a stack would compare the batch with 1 in an exported graph.
     moments = torch.cat([difference, total, difference.square(), total.square()])
     moments = _filter(moments, windows).unflatten(0, (4, -1))
-    if auxiliary.coverage:
-        moments = moments * auxiliary.coverage[level]
+    if valid is not None:
+        if auxiliary.coverage:
+            moments = moments * auxiliary.coverage[level]
+        else:
+            moments = moments * inverse_coverage(valid, definition, x.dtype)
     mu_d, mu_t, e_dd, e_tt = moments.unbind()
     # Negative ones come from rounding, where pixels lie far from the offset.
     var_d, var_t = (e_dd - mu_d.square()).clamp(min=0), (e_tt - mu_t.square()).clamp(min=0)

@@ -215,7 +215,7 @@ def _arrays(level: Level, auxiliary: Auxiliary, j: int = 0) -> AuxiliaryArrays:
         plane_array(tensors[j]) if tensors else None
         for tensors in (auxiliary.valid, auxiliary.coverage)
     )
-    return AuxiliaryArrays(weights, factors, scales, valid, coverage)
+    return AuxiliaryArrays(weights, factors, scales, valid, coverage=coverage)
 
 
 def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:

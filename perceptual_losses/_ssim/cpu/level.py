@@ -29,16 +29,17 @@ class AuxiliaryArrays(NamedTuple):
         weight_factors: the factor of each image's weights.
         scales: the factor of each image's pixels, the reciprocal of its range.
         valid: the pixels that exist.
-        coverage: the reciprocal of the windows' weight over valid pixels.
         map_out: memory that the march writes the map to.
+        coverage: the reciprocal of the windows' weight over valid pixels. Only the march for
+            volumes takes it; that for images computes it.
     """
 
     map_weights: Any = None
     weight_factors: Any = None
     scales: Any = None
     valid: Any = None
-    coverage: Any = None
     map_out: Any = None
+    coverage: Any = None
 
 
 NO_ARRAYS = AuxiliaryArrays()
@@ -132,7 +133,7 @@ class Level:
         # A map's march gets the upstream gradient as weights: nothing is premultiplied.
         structural = 1.0 if mix is None else mix[0]
         scale = 1.0 if request.reduction == "map" else structural * plane_gradient(shape)
-        constants = low, length, c1, c2, scale
+        constants = low, length, c1, c2, scale, np.finfo(dtype).tiny
         l1 = None
         if mix is not None and request.gradients:
             l1 = dtype.type(mix[1] / self._values)
@@ -206,10 +207,11 @@ class Level:
         images = *images, *self.images(*gradients), *images[len(gradients) :]
         sums = np.empty((3, self._planes, tasks.parts))
         memory = kept_memory()
+        extras = arrays if self._is_volume else arrays[:-1]
 
         def run(begin: int, end: int, share: int) -> None:
             self._run_march(
-                *images, *arrays, *self._arguments, tasks.tasks[begin:end],
+                *images, *extras, *self._arguments, tasks.tasks[begin:end],
                 *tasks.scratch.arrays(memory, share), sums,
             )  # fmt: skip
 

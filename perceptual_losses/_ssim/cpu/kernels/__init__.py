@@ -1,7 +1,6 @@
 """Numba kernels of the CPU path."""
 
 from .arguments import SYMMETRIC, VALID, ZEROS, Constants, Image, Variant, Window
-from .coverage import inverse_coverage
 from .levels import abs_difference, accumulate_level, add_sign, halve
 from .march import march
 from .march_volume import march_volume
@@ -21,7 +20,6 @@ __all__ = [
     "add_sign",
     "halve",
     "halve_valid",
-    "inverse_coverage",
     "march",
     "march_volume",
 ]

@@ -42,6 +42,7 @@ class Constants(NamedTuple):
         c1: ``(k1 L)^2``.
         c2: ``(k2 L)^2``, for population covariances.
         gradient_scale: the factor of all gradients that are written.
+        least: the least weight of a window over valid pixels that has a finite reciprocal.
     """
 
     low: Any
@@ -49,6 +50,7 @@ class Constants(NamedTuple):
     c1: Any
     c2: Any
     gradient_scale: Any
+    least: Any
 
 
 class Variant(NamedTuple):

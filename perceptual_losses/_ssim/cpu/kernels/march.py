@@ -21,6 +21,7 @@ change with it, means add it back), and the formulas of the reference path,
 
 from ...._runtime.numba_kernels import entry
 from .arguments import SYMMETRIC, VALID
+from .coverage import coverage_across, inverse_coverage
 from .filters import (
     add_mirrored_taps,
     add_taps,
@@ -34,12 +35,11 @@ from .filters import (
 )
 from .formulas import add_signs_of_row, derivatives, finish_gradient, similarity, total
 from .images import copy, fill, load_row, local_offsets, representable, scale_row, store_row
-from .prefetch import copy_row
 
 
 @entry
 def march(
-    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
+    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, map_out, shape,
     down, across, constants, l1, variant, tasks, scratch, sums,
 ):  # fmt: skip
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
@@ -49,8 +49,7 @@ def march(
     * ``map_weights``, an `Image` of the map's size with N or N C planes: the weights of the map's
       values, which otherwise are equal. They are multiplied by ``weight_factors``, ``(N,)``.
     * ``scales``, ``(N,)``: the factor of each image's pixels.
-    * ``valid``, boolean ``(N, H, W)``, with ``coverage``, ``(N, H', W')``: the pixels that exist,
-      and the reciprocal of the window's weight over them.
+    * ``valid``, boolean ``(N, H, W)``: the pixels that exist.
     * ``map_out``, ``(N C, H', W')``: memory for the map.
     * ``l1``: the gradient of a mix with respect to each pixel's ``|x - y|``, after ``scales``.
 
@@ -66,8 +65,7 @@ def march(
     low, size = constants.low, len(down.extent)
     radius, side_radius, slots = size // 2, len(across.extent) // 2, size + 1
     channels, height, width = shape[1], shape[2], shape[3]
-    map_top = radius if padding == VALID else 0
-    map_left = side_radius if padding == VALID else 0
+    map_top, map_left = (radius, side_radius) if padding == VALID else (0, 0)
     map_bottom, map_right = height - map_top, width - map_left
     zero, one, scale = dtype(0), dtype(1), constants.gradient_scale
     if map_weights is None:
@@ -84,11 +82,11 @@ def march(
     rest = scratch[10 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
-    # Without a gradient there are no derivatives.
-    ssim_line = source[0]
-    # Rows for all planes of a task. The first three are zero beside the maps.
-    inside, weight_row, coverage_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
+    ssim_line = source[0]  # Without a gradient there are no derivatives.
+    # Rows for all planes of a task. The first two are zero beside the maps.
+    inside, weight_row, valid_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
     slot_taps, is_finite = rest[27:29], rest[29]
+    coverage, coverage_ring = rest[30:32], rest[32:]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -108,7 +106,7 @@ def march(
         # Loops are compiled for steps of 64 values: whole steps are faster than a remainder.
         length = -(-planes * pitch // 64) * 64
 
-        for m in range(3):
+        for m in range(2):
             fill(zero, scratch.shape[1], rest[23 + m])
         for m in range(maps):
             fill(zero, scratch.shape[1], source[m])
@@ -128,8 +126,7 @@ def march(
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
-            for m in range(3):
-                sums[m, plane + p, part] = 0
+            sums[:, plane + p, part] = 0
 
         start = max(top - halo, map_top)
         loaded = start - radius
@@ -151,6 +148,11 @@ def march(
                 for m in range(2):
                     mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot]
                     moments_across(across, rows[m * slots + kept], length, mean, square)
+                if valid is not None:
+                    coverage_across(
+                        across, valid, plane, planes, channels, loaded, first - side_radius,
+                        padding, pitch, valid_row, coverage_ring[slot, :length],
+                    )  # fmt: skip
                 if map_out is not None:
                     columns = planes * pitch - 2 * side_radius
                     is_finite[slot] = is_finite_row(ring, slot, slots, columns)
@@ -161,14 +163,12 @@ def march(
                     add_taps(down, row + i, row - size, row + slots, one, slot_taps[i])
                 apart = None if map_out is None else unshared_rows_spoil(is_finite, row, size)
                 moments_down(down, slot_taps, ring, row, length, apart, moments)
+                if valid is not None:
+                    inverse_coverage(down, slot_taps, coverage_ring, constants, length, coverage)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + halo):
                     break
-                if coverage is not None:
-                    for p in range(planes):
-                        image, covered = (plane + p) // channels, coverage_row[p * pitch :]
-                        copy_row(coverage, image, here - map_top, begin, covered[:count])
                 if map_weights is not None:
                     # The channels of an image share one plane of weights, or each has its own.
                     sharing = shape[0] * channels // map_weights.starts.shape[0]
@@ -181,7 +181,7 @@ def march(
                 if gradients:
                     derivatives(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, contrast, None if coverage is None else coverage_row,
+                        offset_t, constants, contrast, None if valid is None else coverage[i],
                         None if map_weights is None else weight_row, sign, inside, length,
                         source[3, shift:], source[0, shift:], source[1, shift:], source[2, shift:],
                         line,
@@ -190,7 +190,7 @@ def march(
                     similarity(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
                         offset_t, constants, contrast, both,
-                        None if coverage is None else coverage_row,
+                        None if valid is None else coverage[i],
                         None if map_weights is None else weight_row, length, line, ssim_line,
                     )  # fmt: skip
                 own = top <= here < bottom

@@ -25,13 +25,14 @@ from .slices import derivatives_of_slice, moments_of_slice
 
 @entry
 def march_volume(
-    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, coverage, map_out, shape,
+    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, map_out, coverage, shape,
     through, down, across, constants, l1, variant, tasks, rows, slabs, sums,
 ):  # fmt: skip
     """`march` for volumes: a slice that is summed across and down takes the place of a row.
 
-    Tasks are ``(volume, part, front, back, top, bottom, left, right)``. Maps, coverage and valid
-    pixels have one axis more than in `march`.
+    Tasks are ``(volume, part, front, back, top, bottom, left, right)``. Maps and valid pixels have
+    one axis more than in `march`. Valid pixels come with ``coverage``, ``(N, D', H', W')``: the
+    reciprocal of the window's weight over them.
     """
     dtype = rows.dtype.type
     padding, contrast, both, gradients = variant

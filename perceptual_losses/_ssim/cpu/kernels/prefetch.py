@@ -40,12 +40,3 @@ def prefetch(array, begin, count):
     """
     for j in range(begin, begin + count, CACHE_LINE // array.itemsize):
         _prefetch_line(array, j)
-
-
-@inlined
-def copy_row(array, image, i, begin, out):
-    """Copies a row of an array ``(N, H, W)`` from column ``begin`` on, and prefetches another."""
-    row = array[image, i, begin:]
-    for j in range(out.shape[0]):
-        out[j] = row[j]
-    prefetch(row, ROWS_AHEAD * array.shape[2], out.shape[0])
