@@ -116,8 +116,9 @@ class Evaluator:
         if is_plain:
             value = call(x, y)
         else:
-            checked = self._check_extras(x, y, mask, valid, ranges, call.plan.request)
-            value = call(x, y, checked.auxiliary)
+            # The key has all of them but their values.
+            extras = self._read_extras(x, y, mask, valid, ranges, call.plan.request)
+            value = call(x, y, extras.auxiliary)
         return self._per_image(value) if self.request.reduction == "none" else value
 
     def value_and_grad(
@@ -174,7 +175,7 @@ class Evaluator:
         key = call_key(x, y, mask, valid, None)
         prepared = self._prepare(x, y, mask, valid, None)
         request = replaced(prepared.request, reduction="both")
-        auxiliary, backend = prepared.checked.auxiliary, self._options.backend
+        auxiliary, backend = prepared.extras.auxiliary, self._options.backend
         values = evaluate(x, y, auxiliary, request, backend, self._plans_of_both, key)
         ssim, ms_ssim = values.unbind()
         return ssim, ms_ssim
@@ -185,11 +186,11 @@ class Evaluator:
             return self._terms_of_shards(x=x, y=y, mask=mask, valid=valid, data_range=ranges)
         key = call_key(x, y, mask, valid, ranges)
         prepared = self._prepare(x, y, mask, valid, ranges)
-        if prepared.checked.is_weighted:
+        if prepared.extras.is_weighted:
             return self._weighted_terms(key, x, y, prepared)
         request = replaced(prepared.request, reduction="levels")
         plans, backend = self._terms_plans, self._options.backend
-        means = evaluate(x, y, prepared.checked.auxiliary, request, backend, plans, key)
+        means = evaluate(x, y, prepared.extras.auxiliary, request, backend, plans, key)
         similarity = combine(means[:-1], replaced(request, reduction="none", mix=None))
         structural, l1 = 1 - similarity.mean(1), means[-1].mean(1) / request.definition.length
         if self._options.reduction != "none":
@@ -209,11 +210,11 @@ class Evaluator:
             )
             return values
         prepared = self._prepare(x, y, mask, valid, ranges)
-        request, checked, notice = prepared
-        if checked.is_weighted and request.mix is not None:
+        request, extras, notice = prepared
+        if extras.is_weighted and request.mix is not None:
             return self._weighted_terms(key, x, y, prepared).loss
         backend, plans = self._options.backend, self._plans
-        value = evaluate(x, y, checked.auxiliary, request, backend, plans, key, notice)
+        value = evaluate(x, y, extras.auxiliary, request, backend, plans, key, notice)
         return self._per_image(value) if request.reduction == "none" else value
 
     def _prepare(self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any) -> _Prepared:
@@ -233,33 +234,46 @@ class Evaluator:
             request = replaced(request, exponents=exponents)
         if notice is not None:
             warn(notice)
-        checked = self._check_extras(x, y, mask, valid, ranges, request)
-        return _Prepared(request, checked, notice)
-
-    def _check_extras(
-        self, x: Tensor, y: Tensor, mask: Any, valid: Any, ranges: Any, request: Request
-    ) -> _CheckedExtras:
-        """Checks a mask, valid pixels and ranges for images that have been checked."""
         if ranges is not None:
-            ranges = _validation.ranges_of_images(ranges, x, y)
+            _validation.check_ranges(ranges, x)
+        if valid is not None:
+            _validation.check_valid(valid, x)
+        if mask is not None:
+            _validation.check_mask(mask, x)
+        extras = self._read_extras(x, y, mask, valid, ranges, request)
+        return _Prepared(request, extras, notice)
+
+    def _read_extras(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        valid: Tensor | None,
+        ranges: Tensor | None,
+        request: Request,
+    ) -> _Extras:
+        """A mask, valid pixels and ranges whose values only are still to be checked."""
+        dtype = compute_dtype(x, y)
+        if ranges is not None:
+            ranges = _validation.ranges_of_images(ranges, dtype)
         if valid is not None:
             valid = _validation.valid_pixels(valid, x)
         if mask is not None:
-            mask = _validation.mask_weights(mask, x, y)
+            mask = _validation.mask_weights(mask, x, dtype)
         auxiliary = _masks.auxiliary_tensors(
-            mask, valid, ranges, request, compute_dtype(x, y), self._options.backend
+            mask, valid, ranges, request, dtype, self._options.backend
         )
         is_weighted = mask is not None or valid is not None
-        return _CheckedExtras(auxiliary, is_weighted, mask, valid, ranges)
+        return _Extras(auxiliary, is_weighted, mask, valid, ranges)
 
     def _weighted_terms(self, key: Key | None, x: Tensor, y: Tensor, prepared: _Prepared) -> Terms:
         """A mix of weighted means: of pixels for L1, and of windows for the similarity."""
         request = replaced(prepared.request, mix=None)
         # This plan computes only the structural term. In `_plans` the next call would find it and
         # take its value for that of the mix.
-        backend, plans, checked = self._options.backend, self._terms_plans, prepared.checked
-        structural = evaluate(x, y, checked.auxiliary, request, backend, plans, key)
-        distance = _masks.weighted_distance(x, y, checked.mask, checked.valid, checked.ranges)
+        backend, plans, extras = self._options.backend, self._terms_plans, prepared.extras
+        structural = evaluate(x, y, extras.auxiliary, request, backend, plans, key)
+        distance = _masks.weighted_distance(x, y, extras.mask, extras.valid, extras.ranges)
         # Divided before the mean: torch.func.jvp would give a divided scalar a tangent in float64.
         distance = distance / request.definition.length
         if request.reduction == "none":
@@ -291,7 +305,7 @@ class Evaluator:
         return torch.full_like(value, sign / value.shape[1])
 
 
-class _CheckedExtras(NamedTuple):
+class _Extras(NamedTuple):
     """A mask, valid pixels and ranges that have been checked.
 
     Attributes:
@@ -314,12 +328,12 @@ class _Prepared(NamedTuple):
 
     Attributes:
         request: the request for these images.
-        checked: the mask, the valid pixels and the ranges, checked.
+        extras: the mask, the valid pixels and the ranges, checked.
         notice: a warning that each such call gives, or ``None``.
     """
 
     request: Request
-    checked: _CheckedExtras
+    extras: _Extras
     notice: str | None
 
 

@@ -77,10 +77,7 @@ def call_key(x: Any, y: Any, *extras: Any, gradients: int | None = None) -> Key 
 
 
 def _with_extras(key: Key, extras: Sequence[Any]) -> Key | None:
-    """The key with what a plan depends on of each extra, or ``None``.
-
-    The device is left out: the checks of each call refuse any but that of the images.
-    """
+    """The key with everything of each extra but its values, or ``None``."""
     extended = [*key]
     for tensor in extras:
         if tensor is None:
@@ -96,7 +93,9 @@ def _with_extras(key: Key, extras: Sequence[Any]) -> Key | None:
             or tensor.is_inference()
         ):
             return None
-        extended.append((tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() & 15))
+        extended.append(
+            (tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() & 15, tensor.device)
+        )
     return tuple(extended)
 
 

@@ -8,9 +8,9 @@ given, what is allowed and what to pass.
 
 from .images import check_colour_images, check_images, size_text
 from .levels import NORMALIZATIONS, check_levels, fit_levels, level_weights, smallest_side
-from .masks import check_total, mask_weights, valid_pixels
+from .masks import check_mask, check_total, check_valid, mask_weights, valid_pixels
 from .options import REDUCTIONS, settings, structural_share
-from .ranges import low_and_length, ranges_of_images
+from .ranges import check_ranges, low_and_length, ranges_of_images
 from .tensors import check_differentiable, check_plain_tensor, host_readable
 from .values import as_tuple, check_choice, finite_number, positive_number
 
@@ -23,8 +23,11 @@ __all__ = [
     "check_differentiable",
     "check_images",
     "check_levels",
+    "check_mask",
     "check_plain_tensor",
+    "check_ranges",
     "check_total",
+    "check_valid",
     "finite_number",
     "fit_levels",
     "host_readable",

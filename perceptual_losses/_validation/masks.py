@@ -8,36 +8,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._ssim import compute_dtype
 from .tensors import check_plain_tensor, host_readable, kept
 
 
-def mask_weights(mask: Any, x: Tensor, y: Tensor) -> Tensor:
+def check_mask(mask: Any, x: Tensor) -> None:
+    """Refuses a mask that does not broadcast to ``(N, 1, H, W)``."""
+    _check_broadcasts("mask", mask, x, "weight")
+
+
+def mask_weights(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
-    shape = _check_broadcasts("mask", mask, x, "weight")
-    weights: Tensor = kept(mask.detach()).to(compute_dtype(x, y))
+    weights: Tensor = kept(mask.detach()).to(dtype)
     # The least value is NaN where any is.
     if host_readable(weights) and not weights.min() >= 0:
         raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
-    return weights.expand(shape)
+    return weights.expand(_shape(x))
 
 
-def valid_pixels(valid: Any, x: Tensor) -> Tensor:
-    """``valid`` as ``(N, 1, H, W)``."""
-    shape = _check_broadcasts("valid", valid, x, "boolean")
+def check_valid(valid: Any, x: Tensor) -> None:
+    """Refuses anything but booleans that broadcast to ``(N, 1, H, W)``."""
+    _check_broadcasts("valid", valid, x, "boolean")
     if valid.dtype != torch.bool:
         raise TypeError(
             f"valid is {valid.dtype}: pass booleans, such as valid > 0 or depth.isfinite(); "
             "weights are passed as mask"
         )
-    pixels: Tensor = kept(valid).expand(shape)
-    return pixels
 
 
-def _check_broadcasts(name: str, values: Any, x: Tensor, kind: str) -> tuple[int, ...]:
-    """The shape ``(N, 1, H, W)`` of ``x``, to which values for each pixel must broadcast."""
+def valid_pixels(valid: Tensor, x: Tensor) -> Tensor:
+    """``valid`` as ``(N, 1, H, W)``."""
+    return kept(valid).expand(_shape(x))
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    """The shape ``(N, 1, H, W)`` of values for each pixel of ``x``."""
+    return x.shape[0], 1, *x.shape[2:]
+
+
+def _check_broadcasts(name: str, values: Any, x: Tensor, kind: str) -> None:
+    """Refuses values for each pixel that do not broadcast to their shape."""
     check_plain_tensor(name, values)
-    shape = (x.shape[0], 1, *x.shape[2:])
+    shape = _shape(x)
     sides = (1,) * (len(shape) - values.dim()) + tuple(values.shape)
     # `torch.broadcast_shapes` takes longer than the kernel on small images.
     fits = len(sides) == len(shape) and all(a in (1, b) for a, b in zip(sides, shape, strict=True))
@@ -51,7 +62,6 @@ def _check_broadcasts(name: str, values: Any, x: Tensor, kind: str) -> tuple[int
             f"{name} is on {values.device} and x on {x.device}: pass both on one device, "
             f"{name}.to(x.device)"
         )
-    return shape
 
 
 def check_total(total: Tensor) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._ssim import compute_dtype
 from .tensors import check_plain_tensor, host_readable, kept
 from .values import describe, finite_number
 
@@ -49,11 +48,8 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
     return 0.0, length
 
 
-def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
-    """The range of each image, ``(N,)`` in the dtype that the images are compared in.
-
-    Only a CPU's values are looked at: those of a GPU would have to be waited for.
-    """
+def check_ranges(data_range: Any, x: Tensor) -> None:
+    """Refuses anything but a tensor ``(N,)`` on the images' device."""
     if not isinstance(data_range, Tensor):
         raise TypeError(
             f"data_range is {describe(data_range)}: pass a tensor (N,) with the range of each "
@@ -71,7 +67,14 @@ def ranges_of_images(data_range: Any, x: Tensor, y: Tensor) -> Tensor:
             f"data_range is on {data_range.device} and x on {x.device}: pass both on one device, "
             "data_range.to(x.device)"
         )
-    ranges: Tensor = kept(data_range.detach()).to(compute_dtype(x, y))
+
+
+def ranges_of_images(data_range: Tensor, dtype: torch.dtype) -> Tensor:
+    """The range of each image, ``(N,)`` in the dtype that the images are compared in.
+
+    Only a CPU's values are looked at: those of a GPU would have to be waited for.
+    """
+    ranges: Tensor = kept(data_range.detach()).to(dtype)
     if host_readable(ranges):
         low, high = _range_bounds(ranges.dtype)
         # Python compares a few numbers faster than NumPy or torch.

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from .values import describe
 
+# Looked up once, because calls with a mask, valid pixels or ranges ask all of them.
+_is_compiling = torch.compiler.is_compiling
+_tracing_state = torch._C._get_tracing_state
+_transforms_active = torch._C._are_functorch_transforms_active
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 
 def check_plain_tensor(name: str, values: Any) -> None:
     """Refuses everything but a dense, strided tensor of real values."""
@@ -45,9 +51,9 @@ def host_readable(values: Tensor) -> bool:
     """Whether values can be read without waiting for a GPU, and outside any tracing."""
     return (
         values.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
+        and not _is_compiling()
+        and _tracing_state() is None
+        and not _transforms_active()
         # The mode of torch.func.linearize records operations. In others tensors have no values.
-        and not torch._C._len_torch_dispatch_stack()
+        and not _num_dispatch_modes()
     )
