@@ -246,9 +246,12 @@ def source(result: Result) -> str:
 
 def _title(result: Result) -> str:
     metrics = [metric for metric, _ in _groups(_cases([result]), "metric")]
-    title = " and ".join(metrics)
+    *others, last = metrics
+    title = f"{', '.join(others)} and {last}" if others else last
     if set(metrics) <= set(DEFINITIONS):
         title = "Other definitions of SSIM"
+    if all(len(case["shape"]) == 5 for case in result["cases"]):
+        title += " of volumes"
     kept = any(name.startswith("MALLOC_") for name in result["environment"]["variables"])
     return f"{title}: {result['environment']['device']}{', memory pages kept' if kept else ''}"
 

@@ -259,14 +259,18 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--rounds", type=int, default=defaults.rounds)
     parser.add_argument("--budget", type=float, default=defaults.budget, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--cases", default="", metavar="SUBSTRING", help="of the names of cases")
+    parser.add_argument(
+        "--cases", nargs="+", default=[""], metavar="SUBSTRING", help="of their names"
+    )
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>.json")
     options = parser.parse_args(arguments)
 
-    cases = [case for case in CASES[options.device] if options.cases in case.name]
+    cases = [
+        case for case in CASES[options.device] if any(part in case.name for part in options.cases)
+    ]
     if not cases:
-        parser.error(f"no case has {options.cases!r} in its name")
+        parser.error(f"no case has one of {options.cases} in its name")
     unknown = set(options.without) - {contender.name for contender in CONTENDERS}
     if unknown:
         parser.error(f"no contender is called {sorted(unknown)}")
