@@ -116,7 +116,7 @@ class Evaluator:
         if is_plain:
             value = call(x, y)
         else:
-            # The key has all of them but their values.
+            # Their forms are in the key, so only their values are checked.
             extras = self._read_extras(x, y, mask, valid, ranges, call.plan.request)
             value = call(x, y, extras.auxiliary)
         return self._per_image(value) if self.request.reduction == "none" else value
@@ -126,7 +126,7 @@ class Evaluator:
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the gradient of its sum with respect to ``x``; nothing is recorded."""
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-            # A gradient of inference mode could not be used or changed outside of it.
+            # Outside inference mode neither autograd nor an optimizer takes a tensor made in it.
             with torch.inference_mode(False):
                 return self.value_and_grad(x, y, mask, valid, ranges)
         is_plain = mask is None and valid is None and ranges is None
@@ -171,7 +171,7 @@ class Evaluator:
     def with_ssim(
         self, x: Tensor, y: Tensor, mask: Any = None, valid: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """The means of SSIM and of MS-SSIM, for the options of MS-SSIM."""
+        """The means of SSIM and of MS-SSIM. The options are those of MS-SSIM."""
         key = call_key(x, y, mask, valid, None)
         prepared = self._prepare(x, y, mask, valid, None)
         request = replaced(prepared.request, reduction="both")
@@ -252,7 +252,7 @@ class Evaluator:
         ranges: Tensor | None,
         request: Request,
     ) -> _Extras:
-        """A mask, valid pixels and ranges whose values only are still to be checked."""
+        """A mask, valid pixels and ranges as backends read them. Their values are checked here."""
         dtype = compute_dtype(x, y)
         if ranges is not None:
             ranges = _validation.ranges_of_images(ranges, dtype)

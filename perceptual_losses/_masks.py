@@ -63,7 +63,7 @@ def auxiliary_tensors(
 
 
 def _needs_coverage(valid: Tensor, backend: str) -> bool:
-    """Whether a backend may read the coverage. For images on a CPU they compute it themselves."""
+    """Whether a backend may read the coverage: on a CPU the march for volumes, and Triton's."""
     return valid.dim() == 5 or valid.device.type != "cpu" or backend == "triton"
 
 

@@ -297,7 +297,8 @@ def ssim_and_ms_ssim(
 ) -> tuple[Tensor, Tensor]:
     """`ssim` and `ms_ssim` of the same images, with their defaults for all other options.
 
-    On a CPU the finest level of MS-SSIM gives both, unless an image requires a gradient.
+    On a CPU one pass over the finest level gives SSIM and that level's part of MS-SSIM, unless a
+    gradient is recorded. This function is not public: `compare` uses it.
     """
     options = Options(
         data_range=data_range,

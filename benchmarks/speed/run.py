@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--budget", type=float, default=defaults.budget, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument(
-        "--cases", nargs="+", default=[""], metavar="SUBSTRING", help="of their names"
+        "--cases", nargs="+", default=[""], metavar="TEXT", help="those named with one of these"
     )
     parser.add_argument("--without", nargs="*", default=[], metavar="CONTENDER")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<device>.json")

@@ -49,8 +49,9 @@ class Auxiliary(NamedTuple):
         valid: for each level the pixels that exist, boolean ``(N, 1, H, W)``. Values elsewhere
             must have no influence.
         coverage: for each level of ``valid`` the reciprocal of the window's weight over valid
-            pixels, ``(N, 1, H', W')``; zero where it has none. It is empty for images on a CPU,
-            whose backends compute it.
+            pixels, ``(N, 1, H', W')``; zero where it has none. It is empty for images
+            ``(N, C, H, W)`` on a CPU, where the march and the reference compute it. Volumes and
+            Triton's kernels get it.
     """
 
     weights: Sequence[Any] = ()

@@ -64,10 +64,12 @@ def evaluate(
     name = choose_backend(x, y, request, backend)
     gradients, swapped = _num_gradients(x, y)
     if request.reduction == "both" and (name != "numba" or gradients or key is None):
+        # Only the march sums both maps, in plain calls without gradients.
         values = []
         for j, half in enumerate(halves(request)):
-            half_key = None if key is None else (*key, j)
-            values.append(evaluate(x, y, auxiliary, half, backend, plans, half_key))
+            # Without a key both halves would find one plan, that of the same copies of the images.
+            half_plans, half_key = ({}, None) if key is None else (plans, (*key, j))
+            values.append(evaluate(x, y, auxiliary, half, backend, half_plans, half_key))
         return torch.stack(values)
     if name == "reference":
         return reference.evaluate(x, y, auxiliary, request)

@@ -1,8 +1,8 @@
 """The calls that are remembered, each with its plan, by the layouts of their tensors.
 
-A call on images like earlier ones is one lookup of a key: it skips the checks of the images and
-the planning. Masks, valid pixels and ranges are checked in each call, because their values may
-have changed.
+A call on tensors like earlier ones is one lookup of a key: it skips the planning and the checks of
+the tensors' forms. The values of masks, valid pixels and ranges are checked in each call, because
+they may have changed.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def _factors(
 def inverse_coverage(valid: Tensor, definition: Definition, dtype: torch.dtype) -> Tensor:
     """The reciprocal of the windows' weight over valid pixels, zero where they have none.
 
-    A weight that has no finite reciprocal counts as none: the centre of such a window, which weighs
+    A weight that is not a normal number counts as none: the centre of such a window, which weighs
     more, is not valid.
     """
     padded = _pad_valid(valid, definition.windows, definition.padding).to(dtype)

@@ -72,7 +72,8 @@ class Request(NamedTuple):
             ``"loss"`` for 1 minus it; ``"levels"`` for the means of each level before they are
             combined, ``(levels, N, C)``, followed in a mix by a row with the mean ``|x - y|``;
             ``"map"`` for the similarity of each window, ``(N, C, H', W')``; ``"both"`` for the
-            means of SSIM and of MS-SSIM, ``(2,)``.
+            means of SSIM and of MS-SSIM, ``(2,)``. Only the march on a CPU computes it, without
+            gradients; `dispatch` makes two requests of it for all others.
         gradients: the number of gradients: 0, 1 (for the first image) or 2.
     """
 

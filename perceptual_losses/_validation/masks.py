@@ -12,7 +12,7 @@ from .tensors import check_plain_tensor, host_readable, kept
 
 
 def check_mask(mask: Any, x: Tensor) -> None:
-    """Refuses a mask that does not broadcast to ``(N, 1, H, W)``."""
+    """Refuses anything but weights that broadcast to ``(N, 1, H, W)``, on the images' device."""
     _check_broadcasts("mask", mask, x, "weight")
 
 
@@ -26,7 +26,7 @@ def mask_weights(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_valid(valid: Any, x: Tensor) -> None:
-    """Refuses anything but booleans that broadcast to ``(N, 1, H, W)``."""
+    """Refuses anything but booleans that broadcast to ``(N, 1, H, W)``, on the images' device."""
     _check_broadcasts("valid", valid, x, "boolean")
     if valid.dtype != torch.bool:
         raise TypeError(
@@ -46,7 +46,7 @@ def _shape(x: Tensor) -> tuple[int, ...]:
 
 
 def _check_broadcasts(name: str, values: Any, x: Tensor, kind: str) -> None:
-    """Refuses values for each pixel that do not broadcast to their shape."""
+    """Refuses values that do not broadcast to ``(N, 1, H, W)`` or are on another device."""
     check_plain_tensor(name, values)
     shape = _shape(x)
     sides = (1,) * (len(shape) - values.dim()) + tuple(values.shape)

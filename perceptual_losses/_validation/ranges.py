@@ -49,7 +49,7 @@ def low_and_length(data_range: Any) -> tuple[float, float]:
 
 
 def check_ranges(data_range: Any, x: Tensor) -> None:
-    """Refuses anything but a tensor ``(N,)`` on the images' device."""
+    """Refuses anything but a plain tensor ``(N,)`` on the images' device."""
     if not isinstance(data_range, Tensor):
         raise TypeError(
             f"data_range is {describe(data_range)}: pass a tensor (N,) with the range of each "

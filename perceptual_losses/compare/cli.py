@@ -170,7 +170,8 @@ def say_progress(text: str) -> None:
     if has_terminal():
         from tqdm import tqdm
 
-        tqdm.write(escaped(text), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            tqdm.write(escaped(text), file=sys.stderr)
 
 
 def check_device(options: argparse.Namespace) -> str:

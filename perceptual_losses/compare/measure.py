@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 LARGE = 2**24
 """The most pixels of images whose channels are compared at once; more take too much memory."""
+
+KEPT = 2**22
+"""The most values of an image for which a thread keeps memory, 32 MiB in float64."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -126,14 +129,11 @@ class Comparison:
                 self.progress(f"{name}: {width}x{height}, channel {first + 1} of {channels}")
             parts = [part[..., first : first + step] for part in values]
             sums["mse"] += step * mean_squared_error(*parts)
-            x, y = (
-                self._tensor(part, None if is_large else number)
-                for number, part in enumerate(parts)
-            )
+            x, y = (self._tensor(part, number) for number, part in enumerate(parts))
             levels = fitting_levels(x)
-            both = ssim_and_ms_ssim(x, y, data_range=a.data_range, levels=levels)
-            sums["ssim"] += step * both[0].item()
-            sums["ms_ssim"] += step * both[1].item()
+            ssim, ms_ssim = ssim_and_ms_ssim(x, y, data_range=a.data_range, levels=levels)
+            sums["ssim"] += step * ssim.item()
+            sums["ms_ssim"] += step * ms_ssim.item()
         means = {key: total / channels for key, total in sums.items()}
         mse = means["mse"]
         psnr = math.inf if mse == 0 else 10 * math.log10(a.data_range**2 / mse)
@@ -143,26 +143,29 @@ class Comparison:
         """The values of both that PSNR, MSE, SSIM and MS-SSIM compare."""
         return [luma(picture) if self.luma else picture.values for picture in (a, b)]
 
-    def _tensor(self, values: Any, kept: int | None = None) -> Tensor:
+    def _tensor(self, values: Any, number: int | None = None) -> Tensor:
         """The values ``(H, W, C)`` as a batch of one, ``(1, C, H, W)``.
 
-        If ``kept`` is given, the tensor is valid until the thread's next one of the same number.
+        The tensor of a small image with a number lies in memory that the thread keeps. The next one
+        with this number overwrites it.
         """
         height, width, channels = values.shape
         shape = 1, channels, height, width
-        planes = np.empty(shape, self.dtype) if kept is None else self._kept(kept, shape)
+        if number is None or values.size > KEPT:
+            planes = np.empty(shape, self.dtype)
+        else:
+            planes = self._kept_array(number, values.size).reshape(shape)
         # NumPy converts one channel faster than three values of each pixel in turn.
         for channel in range(channels):
             planes[0, channel] = values[..., channel]
         return torch.from_numpy(planes).to(self.device)
 
-    def _kept(self, number: int, shape: Sequence[int]) -> Any:
-        """An array that the thread keeps: in a new one the system clears each page first."""
-        kept = _memory.__dict__.setdefault("arrays", {})
-        key, size = (number, self.dtype), math.prod(shape)
-        if key not in kept or kept[key].size < size:
-            kept[key] = np.empty(size, self.dtype)
-        return kept[key][:size].reshape(shape)
+    def _kept_array(self, number: int, size: int) -> Any:
+        """The thread's array of this number; the system clears the pages of a new one first."""
+        arrays, key = _memory.arrays, (number, self.dtype)
+        if key not in arrays or arrays[key].size < size:
+            arrays[key] = np.empty(size, self.dtype)
+        return arrays[key][:size]
 
     def _scikit_image_ssim(self, a: Picture, b: Picture) -> float:
         """SSIM as scikit-image computes it."""
@@ -179,8 +182,14 @@ class Comparison:
         return float(similarity)
 
 
-# The arrays that each thread keeps from pair to pair.
-_memory = threading.local()
+class _Memory(threading.local):
+    """The arrays that each thread keeps from pair to pair."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[int, str], Any] = {}
+
+
+_memory = _Memory()
 
 # Matplotlib is made for one thread at a time.
 _one_figure = threading.Lock()

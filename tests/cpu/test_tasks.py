@@ -85,11 +85,14 @@ def test_blocks_of_volumes_meet_without_a_seam(small_tasks, poison, threads, pad
 
 
 @pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_narrow_planes_side_by_side(poison, threads, padding, masked):
+@pytest.mark.parametrize("extra", [None, "mask", "valid"])
+def test_narrow_planes_side_by_side(poison, threads, padding, extra):
     x, y = pair(3, 3, 23, 25, dtype=torch.float64)
     mask = torch.rand(3, 1, 23, 25, generator=torch.Generator().manual_seed(1))
-    options = {"padding": padding, "mask": mask if masked else None}
+    valid = mask > 0.3
+    valid[1, 0, 4, 4] = True
+    extras = {None: {}, "mask": {"mask": mask}, "valid": {"valid": valid}}[extra]
+    options = {"padding": padding, **extras}
     threads(2)
     plane_counts = tasks.tasks_for_images(x.shape, (11, 11), 2, FLOAT64).tasks[:, 1]
     assert plane_counts.tolist() == [4, 4, 1]
@@ -108,6 +111,18 @@ def test_narrow_planes_side_by_side(poison, threads, padding, masked):
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(ssim(x, y, backend="numba", **options), x)
     assert gradient[[0, 1, 2], [0, 2, 2]].isnan().flatten(1).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("padding", ["valid", "zeros", "symmetric"])
+def test_valid_pixels_in_strips(poison, padding):
+    x, y = pair(1, 2, 14, 2500, dtype=torch.float64)
+    valid = torch.rand(14, 2500, generator=torch.Generator().manual_seed(1)) > 0.3
+    fast, plain = (
+        step(ssim, x, y, valid=valid, padding=padding, backend=backend)
+        for backend in ("numba", "reference")
+    )
+    for value, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 12, 14), (1, 1, 70, 4200), (1, 2, 13, 70, 250)])

@@ -361,7 +361,7 @@ def test_maps_of_windows_whose_rows_are_added_up_one_by_one():
 
 
 def test_coverage_of_long_windows_on_narrow_images():
-    # The ring has more rows than the scratch memory of an image this narrow needs columns.
+    # The taps of the ring's rows take more columns of scratch memory than an image this narrow.
     options = {"window": "uniform", "window_size": (65, 3)}
     x, y = pair(1, 1, 70, 8)
     valid = pair(1, 1, 70, 8, seed=1)[0] > 0.3

@@ -57,6 +57,14 @@ def test_gradients(backend, precision):
         torch.testing.assert_close(found, expected, rtol=0, atol=precision.value(1e-14))
 
 
+def test_an_image_that_is_negated_lazily(backend, precision):
+    x, y = pair(*SHAPES[0], dtype=precision.dtype)
+    lazy = torch.complex(x, -x).conj().imag
+    found = torch.stack(small_evaluator(backend).with_ssim(lazy, y))
+    expected = torch.stack(separate(x, y, backend))
+    torch.testing.assert_close(found, expected, rtol=0, atol=precision.value(1e-14))
+
+
 @pytest.mark.parametrize("levels", [1, 3])
 def test_one_march_for_each_level(levels, monkeypatch):
     images = pair(1, 1, 64, 70)

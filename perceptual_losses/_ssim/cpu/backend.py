@@ -105,7 +105,7 @@ class CpuPlan:
         value = reduce_planes(request, similarity, distance)
         if request.reduction == "both":
             # The last sums are those of the finest level.
-            ssim = levels[0].plane_similarities(sums._replace(similarity=sums.ssim)).mean()
+            ssim = levels[0].mean_similarity(sums._replace(similarity=sums.ssim))
             value = torch.stack([value.new_tensor(ssim), value])
         return Forward(value, saved)
 

@@ -66,8 +66,8 @@ class Sums(NamedTuple):
     Attributes:
         similarity: the sum of the map over each task's part of the plane; of a map with weights
             the sum of the weighted deficits ``weights (SSIM - 1)``.
-        ssim: the same sum of SSIM, if the map is of the contrast-structure factor and both are
-            requested; else ``similarity`` itself.
+        ssim: the same sum of SSIM, where both are requested or the map is that of SSIM; not
+            meaningful otherwise.
         abs_difference: the sum of ``|x - y|`` over the same part, or ``None``. Only a march that
             writes gradients of a mix computes it.
         is_weighted: whether the map has weights.
@@ -137,15 +137,19 @@ class Level:
         l1 = None
         if mix is not None and request.gradients:
             l1 = dtype.type(mix[1] / self._values)
-        self._has_both = request.reduction == "both" and contrast
-        variant = contrast, self._has_both, request.gradients
+        self._sums_both = contrast and request.reduction == "both"
         self._has_l1 = l1 is not None
         self._arguments = (
             shape,
             *[self._kernels.Window((0,) * len(w), np.array(w, dtype)) for w in windows],
             self._kernels.Constants(*map(dtype.type, constants)),
             l1,
-            self._kernels.Variant(getattr(self._kernels, padding.upper()), *variant),
+            self._kernels.Variant(
+                getattr(self._kernels, padding.upper()),
+                contrast,
+                self._sums_both,
+                request.gradients,
+            ),
         )
         self._tasks: dict[int, Tasks] = {}
         self._readers: dict[tuple[Any, ...], Reader] = {}
@@ -207,17 +211,18 @@ class Level:
         images = *images, *self.images(*gradients), *images[len(gradients) :]
         sums = np.empty((3, self._planes, tasks.parts))
         memory = kept_memory()
-        extras = arrays if self._is_volume else arrays[:-1]
+        # The last is the coverage, which the march for images computes itself.
+        beside = arrays if self._is_volume else arrays[:-1]
 
         def run(begin: int, end: int, share: int) -> None:
             self._run_march(
-                *images, *extras, *self._arguments, tasks.tasks[begin:end],
+                *images, *beside, *self._arguments, tasks.tasks[begin:end],
                 *tasks.scratch.arrays(memory, share), sums,
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
         is_weighted = arrays.map_weights is not None
-        ssim = sums[1] if self._has_both else sums[0]
+        ssim = sums[1] if self._sums_both else sums[0]
         return Sums(sums[0], ssim, sums[2] if self._has_l1 else None, is_weighted)
 
     def _first_march(self, *arguments: Any) -> None:

@@ -42,7 +42,7 @@ class Constants(NamedTuple):
         c1: ``(k1 L)^2``.
         c2: ``(k2 L)^2``, for population covariances.
         gradient_scale: the factor of all gradients that are written.
-        least: the least weight of a window over valid pixels that has a finite reciprocal.
+        least: a window whose weight over valid pixels is not above this counts as having none.
     """
 
     low: Any
@@ -59,7 +59,8 @@ class Variant(NamedTuple):
     Attributes:
         padding: `VALID`, `ZEROS` or `SYMMETRIC`.
         contrast: whether the mean is that of the contrast-structure factor, not of SSIM.
-        both: whether the mean of SSIM is computed beside that factor's, without gradients.
+        both: whether SSIM is summed too, beside the contrast-structure factor; only without
+            gradients.
         gradients: the number of gradients: 0, 1 (for the first image) or 2.
     """
 

@@ -8,10 +8,11 @@ from .prefetch import ROWS_AHEAD, prefetch
 
 
 @kernel
-def coverage_across(window, valid, plane, planes, channels, i, first, padding, count, row, out):
-    """Horizontal sums of a row's valid pixels, for planes side by side that have ``count`` each.
+def weights_across(window, valid, plane, planes, channels, i, first, padding, count, row, out):
+    """Horizontal sums of the valid pixels of row ``i``, for planes side by side.
 
-    ``valid`` is boolean, ``(N, H, W)``. Pixels that zeros add are valid.
+    Each has ``count`` columns, from column ``first`` on. ``valid`` is boolean, ``(N, H, W)``.
+    Pixels that the padding with zeros adds are valid. ``row`` is scratch memory.
     """
     height, width = valid.shape[1:]
     zero, one = row.dtype.type(0), row.dtype.type(1)
@@ -23,9 +24,9 @@ def coverage_across(window, valid, plane, planes, channels, i, first, padding, c
         if here < 0:
             fill(outside, count, numbers)
             continue
-        pixels, inside = valid[(plane + p) // channels, here, begin:end], numbers[begin - first :]
+        pixels, own = valid[(plane + p) // channels, here, begin:end], numbers[begin - first :]
         for j in range(end - begin):
-            inside[j] = one if pixels[j] else zero
+            own[j] = one if pixels[j] else zero
         prefetch(pixels, ROWS_AHEAD * width, end - begin)
         for side in range(2):
             beside = range(first, begin) if side == 0 else range(end, first + count)
@@ -37,10 +38,10 @@ def coverage_across(window, valid, plane, planes, channels, i, first, padding, c
 
 
 @kernel
-def inverse_coverage(window, slot_taps, ring, constants, count, covered):
-    """The reciprocals of two rows of weights; zero where a weight is too small to have one."""
-    sum_down(window, slot_taps, ring, 0, count, covered[0], covered[1])
-    zero, one = covered.dtype.type(0), covered.dtype.type(1)
+def inverse_coverage(window, slot_taps, ring, constants, count, out):
+    """The reciprocals of two rows of weights, zero for those not above ``constants.least``."""
+    sum_down(window, slot_taps, ring, 0, count, out[0], out[1])
+    zero, one = out.dtype.type(0), out.dtype.type(1)
     for i in range(2):
         for j in range(count):
-            covered[i, j] = one / covered[i, j] if covered[i, j] > constants.least else zero
+            out[i, j] = one / out[i, j] if out[i, j] > constants.least else zero

@@ -14,17 +14,11 @@ def _variance(square, mean, zero):
     return zero if variance < zero else variance
 
 
-@kernel
-def similarity(
+@inlined
+def _similarity(
     mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, both, coverage, weights, count,
     out, ssim_out,
 ):  # fmt: skip
-    """A row of the map: SSIM or its contrast-structure factor, or ``both``, with SSIM second.
-
-    Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
-    ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
-    images exactly 1, whatever the weights round to.
-    """
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = constants.c1, constants.c2
     for j in range(count):
@@ -46,6 +40,38 @@ def similarity(
             else:
                 value *= luminance
         out[j] = value if weights is None else weights[j] * (value - one)
+
+
+@kernel
+def similarity(
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, both, coverage, weights, count,
+    out, ssim_out,
+):  # fmt: skip
+    """A row of the map into ``out``: SSIM, or with ``contrast`` its contrast-structure factor.
+
+    With ``both``, SSIM goes into ``ssim_out`` beside that factor.
+
+    Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
+    ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
+    images exactly 1, whatever the weights round to.
+    """
+    # Three loops. In a single one LLVM may store to ``ssim_out`` under a mask that is always false,
+    # which takes processors ten times as long where the system has not handed out the page yet.
+    if both:
+        _similarity(
+            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, True, True, coverage, weights,
+            count, out, ssim_out,
+        )  # fmt: skip
+    elif contrast:
+        _similarity(
+            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, True, False, coverage, weights,
+            count, out, ssim_out,
+        )  # fmt: skip
+    else:
+        _similarity(
+            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, False, False, coverage, weights,
+            count, out, ssim_out,
+        )  # fmt: skip
 
 
 @kernel

@@ -21,7 +21,7 @@ change with it, means add it back), and the formulas of the reference path,
 
 from ...._runtime.numba_kernels import entry
 from .arguments import SYMMETRIC, VALID
-from .coverage import coverage_across, inverse_coverage
+from .coverage import inverse_coverage, weights_across
 from .filters import (
     add_mirrored_taps,
     add_taps,
@@ -54,10 +54,9 @@ def march(
     * ``l1``: the gradient of a mix with respect to each pixel's ``|x - y|``, after ``scales``.
 
     Writes as many gradients as the variant says, each times ``constants.gradient_scale``. In
-    ``sums`` are three arrays with a row for each plane and a column for each of its parts. The
-    first gets the sum of the map over that part, or of its weighted deficits
-    ``weights (SSIM - 1)``. The second gets that of SSIM, if the variant says ``both``. With ``l1``
-    the third gets the sum of ``|x - y|``, before ``scales``.
+    ``sums`` are three arrays with a row for each plane and a column for each of its parts: the sum
+    of the map over that part, or of its weighted deficits ``weights (SSIM - 1)``; with ``both`` the
+    same sum of SSIM, else zero; with ``l1`` that of ``|x - y|`` before ``scales``, else zero.
     """
     dtype = scratch.dtype.type
     padding, contrast, both, gradients = variant
@@ -86,7 +85,7 @@ def march(
     # Rows for all planes of a task. The first two are zero beside the maps.
     inside, weight_row, valid_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
     slot_taps, is_finite = rest[27:29], rest[29]
-    coverage, coverage_ring = rest[30:32], rest[32:]
+    coverage, weight_ring = rest[30:32], rest[32:]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -126,7 +125,8 @@ def march(
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
-            sums[:, plane + p, part] = 0
+            for m in range(3):
+                sums[m, plane + p, part] = 0
 
         start = max(top - halo, map_top)
         loaded = start - radius
@@ -149,9 +149,9 @@ def march(
                     mean, square = ring[m * slots + slot], ring[(m + 2) * slots + slot]
                     moments_across(across, rows[m * slots + kept], length, mean, square)
                 if valid is not None:
-                    coverage_across(
+                    weights_across(
                         across, valid, plane, planes, channels, loaded, first - side_radius,
-                        padding, pitch, valid_row, coverage_ring[slot, :length],
+                        padding, pitch, valid_row, weight_ring[slot, :length],
                     )  # fmt: skip
                 if map_out is not None:
                     columns = planes * pitch - 2 * side_radius
@@ -164,7 +164,7 @@ def march(
                 apart = None if map_out is None else unshared_rows_spoil(is_finite, row, size)
                 moments_down(down, slot_taps, ring, row, length, apart, moments)
                 if valid is not None:
-                    inverse_coverage(down, slot_taps, coverage_ring, constants, length, coverage)
+                    inverse_coverage(down, slot_taps, weight_ring, constants, length, coverage)
             for i in range(2):
                 here = row + i
                 if here >= min(map_bottom, bottom + halo):
