@@ -28,6 +28,7 @@ compiles = pytest.mark.skipif(
 EVERYTHING = {"mask", "valid", "ranges"}
 BY_AXIS = {"window_size": (3, 5, 7), "sigma": (0.6, 1.0, 2.0)}
 DEEP = {"window_size": (23, 3, 1), "sigma": (4.0, 1.0, 1.0)}
+UNIFORM = {"window": "uniform", "sample_covariance": True}
 LEVELS = {"window_size": 3, "weights": (0.2, 0.3, 0.5)}
 TWO_LEVELS = {"window_size": 3, "weights": (0.4, 0.6)}
 
@@ -38,7 +39,7 @@ CASES = {
     "symmetric": (SSIMLoss, (1, 1, 4, 8, 9), {**BY_AXIS, "padding": "symmetric"}, set()),
     "deep": (SSIMLoss, (1, 1, 24, 3, 5), {**DEEP, "padding": "zeros"}, set()),
     "deep mirror": (SSIMLoss, (1, 1, 24, 3, 5), {**DEEP, "padding": "symmetric"}, set()),
-    "mask": (SSIMLoss, (2, 1, 5, 7, 9), {"window_size": 3, "padding": "zeros"}, {"mask"}),
+    "mask": (SSIMLoss, (2, 3, 3, 5, 6), {"window_size": 3, "padding": "zeros"}, {"mask"}),
     "all": (SSIMLoss, (2, 1, 4, 5, 6), {"window_size": 3, "padding": "symmetric"}, EVERYTHING),
     "mix": (L1SSIMLoss, (2, 1, 4, 6, 13), {"window_size": 3}, {"ranges"}),
     "mirrored mix": (
@@ -47,6 +48,8 @@ CASES = {
         {"window_size": 3, "padding": "symmetric"},
         set(),
     ),
+    "uniform": (SSIMLoss, (1, 1, 6, 7, 9), {**UNIFORM, "window_size": 5}, set()),
+    "slice": (SSIMLoss, (1, 2, 1, 6, 9), {"window_size": (1, 3, 5), "padding": "symmetric"}, set()),
     "levels": (MSSSIMLoss, (1, 1, 9, 11, 10), LEVELS, set()),
     "valid levels": (MSSSIMLoss, (1, 1, 9, 10, 11), LEVELS, {"valid"}),
     "mixed levels": (L1MSSSIMLoss, (1, 1, 5, 6, 5), TWO_LEVELS, set()),
@@ -56,7 +59,8 @@ LAYOUTS = {
     "bfloat16": torch.Tensor.bfloat16,
     "float16": torch.Tensor.half,
     "channels_last": lambda volume: volume.contiguous(memory_format=torch.channels_last_3d),
-    "slices": lambda volume: volume.movedim(2, 4).contiguous().movedim(4, 2),
+    # The channels first, then the images, and the slices last.
+    "permuted": lambda volume: volume.permute(1, 0, 3, 4, 2).contiguous().permute(1, 0, 4, 2, 3),
 }
 
 
@@ -146,7 +150,41 @@ def test_interpreted(wide, name, gradients):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "float32"])
 def test_layouts(wide, layout):
-    judge(*of_case("mask", layout), 1)
+    function, images = of_case("mask", layout)
+    assert images[0].is_contiguous() == (layout in ("bfloat16", "float16"))
+    judge(function, images, 1)
+
+
+@pytest.mark.interpreted
+def test_the_gradient_of_the_second_volume(wide):
+    """Each volume has a layout of its own, so that one taken for the other shows."""
+    function, (x, y) = of_case("mix")
+    y = LAYOUTS["permuted"](y)
+    judge(lambda y, x, backend: function(x, y, backend), (y, x), 1)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("value", "padding", "place", "windows", "reach"),
+    [
+        # One of the voxels that the level of a volume is sampled at, and one that is not.
+        (math.nan, "zeros", 0, slice(0, 2), slice(0, 3)),
+        (math.inf, "valid", 3, slice(1, 4), slice(1, 6)),
+    ],
+    ids=["sampled", "other"],
+)
+def test_nonfinite_voxels_stay_in_their_windows(wide, value, padding, place, windows, reach):
+    x, y = pair(1, 2, 6, 7, 8)
+    x[0, 1, place, place, place] = value
+    function = functools.partial(ssim_map, window_size=3, padding=padding)
+    got, (gradient,) = step(functools.partial(function, backend="triton"), x, y, 1)
+    reference = functools.partial(function, backend="reference")
+    expected, (exact,) = step(reference, x.double(), y.double(), 1)
+    for found, target, part in ((got, expected, windows), (gradient, exact, reach)):
+        spoiled = torch.zeros(found.shape, dtype=torch.bool)
+        spoiled[0, 1, part, part, part] = True
+        assert torch.equal(found.isnan(), spoiled)
+        torch.testing.assert_close(found[~spoiled], target[~spoiled].float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.interpreted
