@@ -238,7 +238,7 @@ def test_volumes_that_are_their_own_images(wide):
 COMPILED = [
     *(("valid", 0, "float32"), ("valid", 1, "bfloat16"), ("zeros", 2, "float32")),
     *(("symmetric", 1, "float16"), ("deep", 1, "float32"), ("all", 1, "float32")),
-    *(("mix", 1, "float32"), ("valid levels", 1, "float32")),
+    *(("mix", 1, "float32"), ("mix", 1, "bfloat16"), ("valid levels", 1, "float32")),
 ]
 
 

@@ -175,6 +175,12 @@ class Program:
         value = self.symbols[operand] if operand in self.symbols else int(operand, 0)
         return np.broadcast_to(np.asarray(value).astype(dtype), self.threads.shape)
 
+    def _numbers(self, operand, kind):
+        """Values as NumPy has them: those of bfloat16 as float32."""
+        if kind == "bf16":
+            return (self.get(operand, "b16").astype("u4") << np.uint32(16)).view("f4")
+        return self.get(operand, kind)
+
     def put(self, register, value, mask):
         kind = _type_of(register)
         value = np.ascontiguousarray(value)
@@ -322,7 +328,7 @@ class Program:
             a, b = (self.get(source, kind) for source in sources[:2])
             return np.where(self.get(sources[2], "pred"), a, b)
         if name == "setp":
-            return COMPARISONS[how[0]](*(self.get(source, kind) for source in sources))
+            return COMPARISONS[how[0]](*(self._numbers(source, kind) for source in sources))
         if name == "cvt":
             return self._converted(how, sources)
         if name == "shfl":
@@ -359,9 +365,7 @@ class Program:
             halves = [torch.tensor(value).to(half).view(torch.uint16).numpy() for value in values]
             # The first is the upper half.
             return halves[0] if to == "bf16" else np.stack(halves[::-1], 1).reshape(-1).view("u4")
-        if kind == "bf16":
-            return (self.get(sources[0], "b16").astype("u4") << np.uint32(16)).view("f4")
-        return self.get(sources[0], kind).astype(KINDS[to])
+        return self._numbers(sources[0], kind).astype(KINDS[to])
 
 
 def _quotient(how, a, b):
