@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._evaluator import Options, evaluator
 from ._literals import Backend, Normalization, Padding, Reduction, Window
+from ._ssim import replaced
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weights of the five levels, finest first: Wang, Simoncelli and Bovik 2003."""
@@ -300,22 +301,9 @@ def ssim_and_ms_ssim(
     On a CPU one pass over the finest level gives SSIM and that level's part of MS-SSIM, unless a
     gradient is recorded. This function is not public: `compare` uses it.
     """
-    options = Options(
-        data_range=data_range,
-        window="gaussian",
-        window_size=11,
-        sigma=1.5,
-        k1=0.01,
-        k2=0.03,
-        sample_covariance=False,
-        padding="valid",
-        weights=MS_SSIM_WEIGHTS,
-        levels=levels,
-        normalize="floor",
-        reduction="mean",
-        backend="auto",
-    )
-    return evaluator(options).with_ssim(x, y)
+    defaults = ms_ssim.__kwdefaults__ or {}
+    options = Options(**{name: defaults[name] for name in Options._fields if name in defaults})
+    return evaluator(replaced(options, data_range=data_range, levels=levels)).with_ssim(x, y)
 
 
 def _shared_and_own(data_range: Any) -> tuple[Any, Tensor | None]:

@@ -151,6 +151,14 @@ def test_several_jobs_give_the_same(two, capsys):
     assert re.findall(r"^\d.png", table[1], re.MULTILINE) == ["3.png", "2.png", "1.png"]
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(measure.KEPT, 2), (10, 0)])
+def test_memory_is_kept_for_small_images_only(two, monkeypatch, capsys, limit, kept):
+    monkeypatch.setattr(measure, "KEPT", limit)
+    monkeypatch.setattr(measure, "_memory", measure._Memory())
+    assert run(two / "a", two / "b") == 0
+    assert len(measure._memory.arrays) == kept
+
+
 def test_the_collector_rests_only_while_the_command_runs(two, monkeypatch):
     measured, frozen = Comparison.row, []
 

@@ -246,6 +246,22 @@ def test_an_image_that_is_negated_lazily_finds_its_plan(monkeypatch):
         loss(lazy[..., 1:], y[..., 1:])
 
 
+def test_the_form_of_extras_is_checked_in_later_calls_too():
+    x, y = pair(2, 1, 16, 16)
+    mask = torch.rand(2, 1, 16, 16)
+    loss = SSIMLoss(window_size=3, backend="numba")
+    extras = {"mask": mask, "valid": mask > 0.2, "data_range": torch.ones(2)}
+    for name, tensor in extras.items():
+        for _ in range(2):
+            loss(x, y, **{name: tensor})
+        with pytest.raises(ValueError, match=f"{name} is on meta"):
+            loss(x, y, **{name: tensor.to("meta")})
+        with pytest.raises((TypeError, ValueError), match=f"{name} (has shape|is torch)"):
+            loss(x, y, **{name: tensor[:, None, None].to(torch.complex64)})
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            loss(x, y, **{name: tensor.expand(3, *tensor.shape)})
+
+
 def test_the_terms_of_images_that_are_converted():
     x, y = pair(2, 3, 20, 24)
     loss, exact = (L1SSIMLoss(window_size=3, backend=name) for name in ("numba", "reference"))

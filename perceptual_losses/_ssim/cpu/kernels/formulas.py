@@ -19,6 +19,7 @@ def _similarity(
     mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, both, coverage, weights, count,
     out, ssim_out,
 ):  # fmt: skip
+    """The loop of `similarity`, which gives it ``contrast`` and ``both`` as constants."""
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = constants.c1, constants.c2
     for j in range(count):
