@@ -13,6 +13,7 @@ from ._runtime import shards
 from ._runtime.warnings import warn
 from ._ssim import (
     BACKENDS,
+    NO_AUXILIARY,
     Auxiliary,
     Key,
     Plans,
@@ -240,6 +241,7 @@ class Evaluator:
             _validation.check_valid(valid, x)
         if mask is not None:
             _validation.check_mask(mask, x)
+        mask, valid, ranges = [_validation.kept(values) for values in (mask, valid, ranges)]
         extras = self._read_extras(x, y, mask, valid, ranges, request)
         return _Prepared(request, extras, notice)
 
@@ -256,6 +258,9 @@ class Evaluator:
         dtype = compute_dtype(x, y)
         if ranges is not None:
             ranges = _validation.ranges_of_images(ranges, dtype)
+        if mask is None and valid is None:
+            auxiliary = NO_AUXILIARY if ranges is None else Auxiliary(ranges=(ranges,))
+            return _Extras(auxiliary, False, None, None, ranges)
         if valid is not None:
             valid = _validation.valid_pixels(valid, x)
         if mask is not None:
@@ -263,8 +268,7 @@ class Evaluator:
         auxiliary = _masks.auxiliary_tensors(
             mask, valid, ranges, request, dtype, self._options.backend
         )
-        is_weighted = mask is not None or valid is not None
-        return _Extras(auxiliary, is_weighted, mask, valid, ranges)
+        return _Extras(auxiliary, True, mask, valid, ranges)
 
     def _weighted_terms(self, key: Key | None, x: Tensor, y: Tensor, prepared: _Prepared) -> Terms:
         """A mix of weighted means: of pixels for L1, and of windows for the similarity."""

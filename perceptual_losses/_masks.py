@@ -29,7 +29,7 @@ def auxiliary_tensors(
     dtype: torch.dtype,
     backend: str,
 ) -> Auxiliary:
-    """The tensors of each level of a request.
+    """The tensors of each level of a request that has a mask, valid pixels or both.
 
     Args:
         mask: weights of the pixels, ``(N, 1, H, W)``, or ``None``.
@@ -45,8 +45,7 @@ def auxiliary_tensors(
     coverage: list[Tensor] = []
     if mask is not None and valid is not None:
         mask = torch.where(valid, mask, 0.0)
-    levels = 0 if mask is None and valid is None else num_levels(request)
-    for level in range(levels):
+    for level in range(num_levels(request)):
         if level > 0 and mask is not None:
             mask = halve(mask) if valid is None else halve_valid(mask, valid)
         if level > 0 and valid is not None:

@@ -5,7 +5,7 @@ them, `plans` keeps the calls that are planned, and `autograd` gives the fast on
 Backends never import each other.
 """
 
-from .backend import Auxiliary
+from .backend import NO_AUXILIARY, Auxiliary
 from .dispatch import BACKENDS, choose_backend, evaluate
 from .plans import Key, Plans, call_key, readable_images
 from .pyramid import halve, halve_any, halve_valid
@@ -24,6 +24,7 @@ from .request import (
 
 __all__ = [
     "BACKENDS",
+    "NO_AUXILIARY",
     "Auxiliary",
     "Definition",
     "Key",

@@ -11,7 +11,7 @@ from .levels import NORMALIZATIONS, check_levels, fit_levels, level_weights, sma
 from .masks import check_mask, check_total, check_valid, mask_weights, valid_pixels
 from .options import REDUCTIONS, settings, structural_share
 from .ranges import check_ranges, low_and_length, ranges_of_images
-from .tensors import check_differentiable, check_plain_tensor, host_readable
+from .tensors import check_differentiable, check_plain_tensor, host_readable, kept
 from .values import as_tuple, check_choice, finite_number, positive_number
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "finite_number",
     "fit_levels",
     "host_readable",
+    "kept",
     "level_weights",
     "low_and_length",
     "mask_weights",

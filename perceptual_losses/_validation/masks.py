@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tensors import check_plain_tensor, host_readable, kept
+from .tensors import check_plain_tensor, host_readable
 
 
 def check_mask(mask: Any, x: Tensor) -> None:
@@ -18,7 +18,7 @@ def check_mask(mask: Any, x: Tensor) -> None:
 
 def mask_weights(mask: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as ``(N, 1, H, W)`` in the dtype that the images are compared in."""
-    weights: Tensor = kept(mask.detach()).to(dtype)
+    weights = mask.detach().to(dtype)
     # The least value is NaN where any is.
     if host_readable(weights) and not weights.min() >= 0:
         raise ValueError("mask has weights that are negative or NaN: pass 0 or more for each pixel")
@@ -37,7 +37,7 @@ def check_valid(valid: Any, x: Tensor) -> None:
 
 def valid_pixels(valid: Tensor, x: Tensor) -> Tensor:
     """``valid`` as ``(N, 1, H, W)``."""
-    return kept(valid).expand(_shape(x))
+    return valid.expand(_shape(x))
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import check_plain_tensor, host_readable, kept
+from .tensors import check_plain_tensor, host_readable
 from .values import describe, finite_number
 
 
@@ -74,15 +74,18 @@ def ranges_of_images(data_range: Tensor, dtype: torch.dtype) -> Tensor:
 
     Only a CPU's values are looked at: those of a GPU would have to be waited for.
     """
-    ranges: Tensor = kept(data_range.detach()).to(dtype)
+    # After a large kernel each further function takes ten microseconds.
+    ranges = data_range.detach() if data_range.requires_grad else data_range
+    if ranges.dtype != dtype:
+        ranges = ranges.to(dtype)
     if host_readable(ranges):
-        low, high = _range_bounds(ranges.dtype)
-        # Python compares a few numbers faster than NumPy or torch.
-        if not all(low < length < high for length in ranges.tolist()):
-            raise ValueError(
-                f"data_range={data_range.tolist()}: pass a positive and finite number for each "
-                "image, near to its values"
-            )
+        low, high = _range_bounds(dtype)
+        for length in ranges.tolist():
+            if not low < length < high:
+                raise ValueError(
+                    f"data_range={data_range.tolist()}: pass a positive and finite number for each "
+                    "image, near to its values"
+                )
     return ranges
 
 

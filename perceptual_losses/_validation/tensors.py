@@ -36,12 +36,12 @@ def check_differentiable(name: str, image: Any) -> None:
         raise TypeError(f"{name} is {image.dtype} and has no gradient: pass {name}.float()")
 
 
-def kept(values: Tensor) -> Tensor:
-    """Values that autograd may keep, in memory as they are.
+def kept(values: Tensor | None) -> Tensor | None:
+    """Values that autograd may keep, in memory as they are, or ``None``.
 
     They are a copy of those that were made in inference mode or are negated lazily.
     """
-    if torch.compiler.is_compiling():
+    if values is None or torch.compiler.is_compiling():
         return values
     values = values.resolve_neg()
     return values.clone() if values.is_inference() else values

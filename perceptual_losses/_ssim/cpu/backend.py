@@ -205,17 +205,15 @@ class CpuPlan:
 
 def _arrays(level: Level, auxiliary: Auxiliary, j: int = 0) -> AuxiliaryArrays:
     """The auxiliary tensors of level ``j`` as its march reads them."""
-    weights = factors = scales = None
+    weights = factors = None
     if auxiliary.weights:
         (weights,) = level.images(auxiliary.weights[j])
         factors = np.reciprocal(auxiliary.totals[j].numpy())
-    if auxiliary.ranges:
-        scales = np.reciprocal(auxiliary.ranges[0].numpy())
-    valid, coverage = (
-        plane_array(tensors[j]) if tensors else None
-        for tensors in (auxiliary.valid, auxiliary.coverage)
-    )
-    return AuxiliaryArrays(weights, factors, scales, valid, coverage=coverage)
+    # NumPy makes an array of a few numbers faster than torch gives up its own.
+    ranges = np.array(auxiliary.ranges[0].tolist(), level.dtype) if auxiliary.ranges else None
+    valid = plane_array(auxiliary.valid[j]) if auxiliary.valid else None
+    coverage = plane_array(auxiliary.coverage[j]) if auxiliary.coverage else None
+    return AuxiliaryArrays(weights, factors, ranges, valid, coverage=coverage)
 
 
 def combine_levels(means: Tensor, request: Request) -> tuple[Tensor, Tensor]:

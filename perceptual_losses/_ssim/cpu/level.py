@@ -27,7 +27,7 @@ class AuxiliaryArrays(NamedTuple):
     Attributes:
         map_weights: the weights of the map's values, as an `Image` of the kernels.
         weight_factors: the factor of each image's weights.
-        scales: the factor of each image's pixels, the reciprocal of its range.
+        ranges: the range of each image.
         valid: the pixels that exist.
         map_out: memory that the march writes the map to.
         coverage: the reciprocal of the windows' weight over valid pixels. Only the march for
@@ -36,7 +36,7 @@ class AuxiliaryArrays(NamedTuple):
 
     map_weights: Any = None
     weight_factors: Any = None
-    scales: Any = None
+    ranges: Any = None
     valid: Any = None
     map_out: Any = None
     coverage: Any = None
@@ -111,7 +111,7 @@ class Level:
         # Not at the top: importing the package does not import Numba.
         from . import kernels
 
-        self.shape, self._dtype, self._kernels = shape, dtype, kernels
+        self.shape, self.dtype, self._kernels = shape, dtype, kernels
         # Tensors in the dtype of the computation are allocated like this one.
         self._empty = torch.from_numpy(np.empty(0, dtype))
         windows, low, length, c1, c2, padding, _ = request.definition
@@ -258,7 +258,7 @@ class Level:
         if differences is None:
             rows = np.empty(self._rows)
             run = functools.partial(
-                self._kernels.abs_difference, *images, self._size, self._dtype.type(0), rows
+                self._kernels.abs_difference, *images, self._size, self.dtype.type(0), rows
             )
             in_threads(run, len(rows), self._values // LIGHT)
             differences = rows.reshape(self._planes, -1)
@@ -322,18 +322,18 @@ class Level:
             self._kernels.add_sign,
             *self.images(gradient, x, y),
             self._size,
-            scale.reshape(-1) / self._dtype.type(self._pixels),
+            scale.reshape(-1) / self.dtype.type(self._pixels),
         )
         in_threads(run, self._rows, self._values // LIGHT)
 
     def _rows_of_threads(self, count: int) -> Any:
         """Memory for ``count`` rows of pixels for each thread."""
-        return np.empty((torch.get_num_threads(), count, self.shape[-1]), self._dtype)
+        return np.empty((torch.get_num_threads(), count, self.shape[-1]), self.dtype)
 
     def _tasks_of(self, threads: int) -> Tasks:
         tasks = self._tasks.get(threads)
         if tasks is None:
-            tasks = self._tasks_for(self.shape, self._window_sizes, threads, self._dtype)
+            tasks = self._tasks_for(self.shape, self._window_sizes, threads, self.dtype)
             self._tasks[threads] = tasks
         return tasks
 

@@ -1,7 +1,18 @@
 """A row of the map with its derivatives and weights, and a row of the gradient."""
 
 from ...._runtime.numba_kernels import inlined, kernel, ordered
+from .arguments import Constants
 from .images import place
+
+
+@inlined
+def constants_in_range(constants, length):
+    """The constants of an image with a range of its own, from those of images with range 1."""
+    squared = length * length
+    return Constants(
+        constants.low, length, constants.c1 * squared, constants.c2 * squared,
+        constants.gradient_scale, constants.least,
+    )  # fmt: skip
 
 
 @ordered
@@ -16,12 +27,12 @@ def _variance(square, mean, zero):
 
 @inlined
 def _similarity(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, both, coverage, weights, count,
-    out, ssim_out,
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, both, coverage,
+    weights, count, out, ssim_out,
 ):  # fmt: skip
     """The loop of `similarity`, which gives it ``contrast`` and ``both`` as constants."""
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
-    c1, c2 = constants.c1, constants.c2
+    c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
         mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
         if coverage is not None:
@@ -30,11 +41,12 @@ def _similarity(
             square_d, square_t = covered * square_d, covered * square_t
         var_d = _variance(square_d, mean_d, zero)
         var_t = _variance(square_t, mean_t, zero)
-        value = one - two * var_d / (var_t + var_d + two * c2)
+        scale = one if squared_ranges is None else squared_ranges[j]
+        value = one - two * var_d / (var_t + var_d + scale * c2)
         if both or not contrast:
             full_d, full_t = mean_d + offset_d[j], mean_t + offset_t[j]
             dd = full_d * full_d
-            luminance = one - two * dd / (full_t * full_t + dd + two * c1)
+            luminance = one - two * dd / (full_t * full_t + dd + scale * c1)
             if both:
                 ssim = luminance * value
                 ssim_out[j] = ssim if weights is None else weights[j] * (ssim - one)
@@ -45,12 +57,13 @@ def _similarity(
 
 @kernel
 def similarity(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, both, coverage, weights, count,
-    out, ssim_out,
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, both, coverage,
+    weights, count, out, ssim_out,
 ):  # fmt: skip
     """A row of the map into ``out``: SSIM, or with ``contrast`` its contrast-structure factor.
 
-    With ``both``, SSIM goes into ``ssim_out`` beside that factor.
+    With ``both``, SSIM goes into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is
+    ``None``, the constants are multiplied by it: the square of the range of each position's image.
 
     Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
     ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
@@ -60,32 +73,32 @@ def similarity(
     # which takes processors ten times as long where the system has not handed out the page yet.
     if both:
         _similarity(
-            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, True, True, coverage, weights,
-            count, out, ssim_out,
+            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, True, True,
+            coverage, weights, count, out, ssim_out,
         )  # fmt: skip
     elif contrast:
         _similarity(
-            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, True, False, coverage, weights,
-            count, out, ssim_out,
+            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, True, False,
+            coverage, weights, count, out, ssim_out,
         )  # fmt: skip
     else:
         _similarity(
-            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, False, False, coverage, weights,
-            count, out, ssim_out,
+            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, False, False,
+            coverage, weights, count, out, ssim_out,
         )  # fmt: skip
 
 
 @kernel
 def derivatives(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, contrast, coverage, weights, sign, inside,
-    count, m_d, m_t, v_d, v_t, out,
+    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, coverage,
+    weights, sign, inside, count, m_d, m_t, v_d, v_t, out,
 ):  # fmt: skip
     """`similarity` with M_d, M_t + sign M_d, V_d and V_t, all zero where ``inside`` is zero.
 
     They are multiplied by the weights and the coverage, if these are not ``None``.
     """
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
-    c1, c2 = constants.c1, constants.c2
+    c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
         mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
         if coverage is not None:
@@ -94,7 +107,8 @@ def derivatives(
             square_d, square_t = covered * square_d, covered * square_t
         var_d = _variance(square_d, mean_d, zero)
         var_t = _variance(square_t, mean_t, zero)
-        inverse = one / (var_t + var_d + two * c2)
+        scale = one if squared_ranges is None else squared_ranges[j]
+        inverse = one / (var_t + var_d + scale * c2)
         b = var_d * inverse
         value = one - two * b
         from_var_d = -two * (one - b) * inverse
@@ -103,7 +117,7 @@ def derivatives(
         if not contrast:
             full_d, full_t = mean_d + offset_d[j], mean_t + offset_t[j]
             dd = full_d * full_d
-            inverse = one / (full_t * full_t + dd + two * c1)
+            inverse = one / (full_t * full_t + dd + scale * c1)
             a = dd * inverse
             luminance = one - two * a
             from_mu_d = -two * two * value * full_d * (one - a) * inverse
@@ -138,19 +152,17 @@ def total(a):
 
 
 @kernel
-def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, sign, separate, scales, count, out):
+def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, sign, separate, count, out):
     """A row of the gradient, from the sums of the derivatives.
 
-    ``separate`` says that ``mean_t`` does not include ``mean_d``. Unless ``scales`` is ``None``,
-    the row is multiplied by it.
+    ``separate`` says that ``mean_t`` does not include ``mean_d``.
     """
     two = out.dtype.type(2)
     for j in range(count):
         mean = mean_t[j]
         if separate:
             mean += sign * mean_d[j]
-        value = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
-        out[j] = value if scales is None else scales[j] * value
+        out[j] = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
 
 
 @inlined

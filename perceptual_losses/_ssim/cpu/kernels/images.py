@@ -76,16 +76,13 @@ def shown_pixel(index, size, padding):
 
 
 @contracted
-def _contrasts(a, b, scale, offset_d, half):
+def _contrasts(a, b, offset_d, half):
     """The difference and the total of two pixels, less their offsets.
 
     ``half`` is half of the total's offset, plus the pixel value that counts as zero. Nearly equal
-    pixels have an exact difference, and pixels near to ``half`` an exact total. Unless ``scale`` is
-    ``None``, the difference is multiplied by it, and for the total each pixel.
+    pixels have an exact difference, and pixels near to ``half`` an exact total.
     """
-    if scale is None:
-        return (a - b) - offset_d, (a - half) + (b - half)
-    return (a - b) * scale - offset_d, (a * scale - half) + (b * scale - half)
+    return (a - b) - offset_d, (a - half) + (b - half)
 
 
 @ordered
@@ -98,10 +95,10 @@ def representable(offset, low):
 
 
 @inlined
-def _combine(x, y, scale, valid, offset_d, half, d, t):
+def _combine(x, y, valid, offset_d, half, d, t):
     zero = d.dtype.type(0)
     for j in range(x.shape[0]):
-        dj, tj = _contrasts(d.dtype.type(x[j]), d.dtype.type(y[j]), scale, offset_d, half)
+        dj, tj = _contrasts(d.dtype.type(x[j]), d.dtype.type(y[j]), offset_d, half)
         # Chosen, not multiplied: a pixel that is not valid may be NaN.
         d[j] = dj if valid is None or valid[j] else zero
         t[j] = tj if valid is None or valid[j] else zero
@@ -109,14 +106,13 @@ def _combine(x, y, scale, valid, offset_d, half, d, t):
 
 @inlined
 def load_row(
-    x, y, plane, height, width, i, first, low, offset_d, offset_t, padding, scale, valid, at, count,
-    d, t,
+    x, y, plane, height, width, i, first, low, offset_d, offset_t, padding, valid, at, count, d, t,
 ):  # fmt: skip
     """Differences and totals of a row from column ``first`` on, each less its offset.
 
-    There are ``count`` of each, written from ``at`` on. Unless ``scale`` is ``None``, pixels are
-    multiplied by it. Unless ``valid``, which has the plane's rows, is ``None``, both are zero where
-    it is false. The row that is needed `ROWS_AHEAD` rows later is prefetched.
+    There are ``count`` of each, written from ``at`` on. Unless ``valid``, which has the plane's
+    rows, is ``None``, both are zero where it is false. The row that is needed `ROWS_AHEAD` rows
+    later is prefetched.
     """
     here = shown_pixel(i, height, padding)
     if here < 0:
@@ -132,14 +128,14 @@ def load_row(
     kept = None if valid is None else valid[here, begin:end]
     if x.column == 1 and y.column == 1:
         x_row, y_row = x.flat[x_at : x_at + end - begin], y.flat[y_at:]
-        _combine(x_row, y_row, scale, kept, offset_d, half, d_row, t_row)
+        _combine(x_row, y_row, kept, offset_d, half, d_row, t_row)
         prefetch(x.flat, x_at + ROWS_AHEAD * x.row, end - begin)
         prefetch(y.flat, y_at + ROWS_AHEAD * y.row, end - begin)
     else:
         for j in range(end - begin):
             a = d.dtype.type(x.flat[x_at + j * x.column])
             b = d.dtype.type(y.flat[y_at + j * y.column])
-            dj, tj = _contrasts(a, b, scale, offset_d, half)
+            dj, tj = _contrasts(a, b, offset_d, half)
             d_row[j] = dj if kept is None or kept[j] else zero
             t_row[j] = tj if kept is None or kept[j] else zero
     for side in range(2):

@@ -39,7 +39,7 @@ from .images import copy, fill, load_row, local_offsets, representable, scale_ro
 
 @entry
 def march(
-    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, map_out, shape,
+    x, y, grad_x, grad_y, map_weights, weight_factors, ranges, valid, map_out, shape,
     down, across, constants, l1, variant, tasks, scratch, sums,
 ):  # fmt: skip
     """Runs tasks ``(plane, planes, part, top, bottom, left, right)`` on images of this shape.
@@ -48,15 +48,15 @@ def march(
 
     * ``map_weights``, an `Image` of the map's size with N or N C planes: the weights of the map's
       values, which otherwise are equal. They are multiplied by ``weight_factors``, ``(N,)``.
-    * ``scales``, ``(N,)``: the factor of each image's pixels.
+    * ``ranges``, ``(N,)``: the range of each image; the constants are multiplied by its square.
     * ``valid``, boolean ``(N, H, W)``: the pixels that exist.
     * ``map_out``, ``(N C, H', W')``: memory for the map.
-    * ``l1``: the gradient of a mix with respect to each pixel's ``|x - y|``, after ``scales``.
+    * ``l1``: the gradient of a mix with respect to each pixel's ``|x - y|`` in units of the range.
 
     Writes as many gradients as the variant says, each times ``constants.gradient_scale``. In
     ``sums`` are three arrays with a row for each plane and a column for each of its parts: the sum
     of the map over that part, or of its weighted deficits ``weights (SSIM - 1)``; with ``both`` the
-    same sum of SSIM, else zero; with ``l1`` that of ``|x - y|`` before ``scales``, else zero.
+    same sum of SSIM, else zero; with ``l1`` that of ``|x - y|`` in units of 1, else zero.
     """
     dtype = scratch.dtype.type
     padding, contrast, both, gradients = variant
@@ -83,7 +83,7 @@ def march(
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
     ssim_line = source[0]  # Without a gradient there are no derivatives.
     # Rows for all planes of a task. The first two are zero beside the maps.
-    inside, weight_row, valid_row, pixel_scales = rest[23], rest[24], rest[25], rest[26]
+    inside, weight_row, valid_row, squared_ranges = rest[23], rest[24], rest[25], rest[26]
     slot_taps, is_finite = rest[27:29], rest[29]
     coverage, weight_ring = rest[30:32], rest[32:]
 
@@ -116,12 +116,11 @@ def march(
             image = (plane + p) // channels
             mean_d, mean_t = local_offsets(
                 x, y, plane + p, top, bottom, left, right, low,
-                constants.length if scales is None else 1 / scales[image],
+                constants.length if ranges is None else ranges[image],
                 None if valid is None else valid[image],
             )  # fmt: skip
-            if scales is not None:
-                mean_d, mean_t = mean_d * scales[image], mean_t * scales[image]
-                fill(scales[image], pitch, pixel_scales[at:])
+            if ranges is not None:
+                fill(ranges[image] * ranges[image], pitch, squared_ranges[at:])
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
             fill(one, count, inside[at:])
@@ -142,7 +141,6 @@ def march(
                     load_row(
                         x, y, plane + p, height, width, loaded, first - side_radius, low,
                         offset_d[at], offset_t[at], padding,
-                        None if scales is None else scales[image],
                         None if valid is None else valid[image], at, pitch, d, t,
                     )  # fmt: skip
                 for m in range(2):
@@ -181,7 +179,8 @@ def march(
                 if gradients:
                     derivatives(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, contrast, None if valid is None else coverage[i],
+                        offset_t, constants, None if ranges is None else squared_ranges, contrast,
+                        None if valid is None else coverage[i],
                         None if map_weights is None else weight_row, sign, inside, length,
                         source[3, shift:], source[0, shift:], source[1, shift:], source[2, shift:],
                         line,
@@ -189,8 +188,8 @@ def march(
                 else:
                     similarity(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, contrast, both,
-                        None if valid is None else coverage[i],
+                        offset_t, constants, None if ranges is None else squared_ranges, contrast,
+                        both, None if valid is None else coverage[i],
                         None if map_weights is None else weight_row, length, line, ssim_line,
                     )  # fmt: skip
                 own = top <= here < bottom
@@ -230,16 +229,15 @@ def march(
                 for k in range(gradients):
                     finish_gradient(
                         grad_sums[i], grad_sums[6 + i], grad_sums[2 + i], grad_sums[4 + i], d, t,
-                        dtype(1 if k == 0 else -1), gradients == 2,
-                        None if scales is None else pixel_scales, length, line,
+                        dtype(1 if k == 0 else -1), gradients == 2, length, line,
                     )  # fmt: skip
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]
                         image = (plane + p) // channels
                         if l1 is not None:
                             step = l1 if k == 0 else -l1
-                            if scales is not None:
-                                step *= scales[image]
+                            if ranges is not None:
+                                step /= ranges[image]
                             added = add_signs_of_row(x, y, plane + p, done, left, step, pixels)
                             if k == 0:
                                 abs_differences[plane + p, part] += added

@@ -5,6 +5,7 @@ from .arguments import VALID
 from .filters import add_mirrored_taps, add_taps, moments_down, sum_down
 from .formulas import (
     add_signs_of_row,
+    constants_in_range,
     derivatives,
     finish_gradient,
     similarity,
@@ -25,7 +26,7 @@ from .slices import derivatives_of_slice, moments_of_slice
 
 @entry
 def march_volume(
-    x, y, grad_x, grad_y, map_weights, weight_factors, scales, valid, map_out, coverage, shape,
+    x, y, grad_x, grad_y, map_weights, weight_factors, ranges, valid, map_out, coverage, shape,
     through, down, across, constants, l1, variant, tasks, rows, slabs, sums,
 ):  # fmt: skip
     """`march` for volumes: a slice that is summed across and down takes the place of a row.
@@ -83,16 +84,14 @@ def march_volume(
         own_end = max(min(right - first, count), own_begin)
 
         columns_begin, columns_end = first - map_left, first - map_left + count
-        pixel_scale = None if scales is None else scales[image]
-        gradient_scale = scale if scales is None else scale * scales[image]
+        in_range = constants
+        if ranges is not None:
+            in_range = constants_in_range(constants, ranges[image])
         middle = (front + back) // 2
         mean_d, mean_t = local_offsets(
             x, y, volume * depth + middle, top, bottom, left, right, low,
-            constants.length if scales is None else 1 / scales[image],
-            None if valid is None else valid[image, middle],
+            in_range.length, None if valid is None else valid[image, middle],
         )  # fmt: skip
-        if scales is not None:
-            mean_d, mean_t = mean_d * scales[image], mean_t * scales[image]
         offset_d, offset_t = dtype(mean_d), representable(dtype(mean_t), low)
         fill(offset_d, area, offsets_d)
         fill(offset_t, area, offsets_t)
@@ -112,7 +111,7 @@ def march_volume(
                 shown = shown_pixel(loaded, depth, padding)
                 plane = volume * depth + shown if shown >= 0 else -1
                 moments_of_slice(
-                    x, y, plane, height, width, low, offset_d, offset_t, padding, pixel_scale,
+                    x, y, plane, height, width, low, offset_d, offset_t, padding,
                     None if valid is None else valid[image, max(shown, 0)], down, across, begin,
                     end, first, count, length, rows, ring, loaded % slots, slots, apart,
                 )  # fmt: skip
@@ -144,14 +143,15 @@ def march_volume(
                 if gradients:
                     derivatives(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, contrast, None if coverage is None else covered_slice,
+                        offsets_t, in_range, None, contrast,
+                        None if coverage is None else covered_slice,
                         None if map_weights is None else weight_slice, sign, inside, area,
                         source[3], source[0], source[1], source[2], values,
                     )  # fmt: skip
                 else:
                     similarity(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, contrast, both,
+                        offsets_t, in_range, None, contrast, both,
                         None if coverage is None else covered_slice,
                         None if map_weights is None else weight_slice, area, values, ssim_values,
                     )  # fmt: skip
@@ -177,7 +177,7 @@ def march_volume(
             for i in range(2):
                 fill(zero, slots, slot_taps[i])
                 add_mirrored_taps(
-                    through, z + i - halo, depth, map_front, map_back, padding, gradient_scale,
+                    through, z + i - halo, depth, map_front, map_back, padding, scale,
                     slot_taps[i],
                 )  # fmt: skip
             for m in range(maps):
@@ -192,20 +192,20 @@ def march_volume(
                     at = (i - top + 1) * grad_length
                     load_row(
                         x, y, plane, height, width, i, left, low, offset_d, offset_t, padding,
-                        pixel_scale, None if valid is None else valid[image, done], 0,
+                        None if valid is None else valid[image, done], 0,
                         right - left, rows[2], rows[3],
                     )  # fmt: skip
                     for g in range(gradients):
                         finish_gradient(
                             grad_sums[k, at:], grad_sums[6 + k, at:], grad_sums[2 + k, at:],
                             grad_sums[4 + k, at:], rows[2], rows[3], dtype(1 if g == 0 else -1),
-                            gradients == 2, None, right - left, line,
+                            gradients == 2, right - left, line,
                         )  # fmt: skip
                         pixels = line[: right - left]
                         if l1 is not None:
                             step = l1 if g == 0 else -l1
-                            if scales is not None:
-                                step *= scales[image]
+                            if ranges is not None:
+                                step /= ranges[image]
                             added = add_signs_of_row(x, y, plane, i, left, step, pixels)
                             if g == 0:
                                 sum_of_differences += added

@@ -16,8 +16,8 @@ from .images import copy, fill, load_row
 
 @kernel
 def moments_of_slice(
-    x, y, plane, height, width, low, offset_d, offset_t, padding, scale, valid, down, across, top,
-    bottom, first, count, length, rows, slabs, slot, depth_slots, apart,
+    x, y, plane, height, width, low, offset_d, offset_t, padding, valid, down, across, top, bottom,
+    first, count, length, rows, slabs, slot, depth_slots, apart,
 ):  # fmt: skip
     """Sums across and down of a slice, for rows ``top`` to ``bottom`` of its map, into a slot.
 
@@ -36,7 +36,7 @@ def moments_of_slice(
             else:
                 load_row(
                     x, y, plane, height, width, loaded, first - side_radius, low, offset_d,
-                    offset_t, padding, scale, valid, 0, count + 2 * side_radius, images[0],
+                    offset_t, padding, valid, 0, count + 2 * side_radius, images[0],
                     images[1],
                 )  # fmt: skip
             for m in range(2):
