@@ -97,7 +97,7 @@ def tasks_for_images(
         )
     ]
     widest = planes * (-(-width // strips) + halo)
-    rows = 11 * (down + 1) + 32
+    rows = 11 * (down + 1) + 31
     scratch = Scratch([(rows, _whole_steps(widest) + max(down, across))], dtype)
     return Tasks(np.array(tasks), scratch, bands * strips)
 

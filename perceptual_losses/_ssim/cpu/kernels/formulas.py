@@ -1,18 +1,7 @@
 """A row of the map with its derivatives and weights, and a row of the gradient."""
 
 from ...._runtime.numba_kernels import inlined, kernel, ordered
-from .arguments import Constants
 from .images import place
-
-
-@inlined
-def constants_in_range(constants, length):
-    """The constants of an image with a range of its own, from those of images with range 1."""
-    squared = length * length
-    return Constants(
-        constants.low, length, constants.c1 * squared, constants.c2 * squared,
-        constants.gradient_scale, constants.least,
-    )  # fmt: skip
 
 
 @ordered
@@ -91,9 +80,9 @@ def similarity(
 @kernel
 def derivatives(
     mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, coverage,
-    weights, sign, inside, count, m_d, m_t, v_d, v_t, out,
+    weights, sign, count, m_d, m_t, v_d, v_t, out,
 ):  # fmt: skip
-    """`similarity` with M_d, M_t + sign M_d, V_d and V_t, all zero where ``inside`` is zero.
+    """`similarity` with M_d, M_t + sign M_d, V_d and V_t, all zero where ``squared_ranges`` is.
 
     They are multiplied by the weights and the coverage, if these are not ``None``.
     """
@@ -107,7 +96,7 @@ def derivatives(
             square_d, square_t = covered * square_d, covered * square_t
         var_d = _variance(square_d, mean_d, zero)
         var_t = _variance(square_t, mean_t, zero)
-        scale = one if squared_ranges is None else squared_ranges[j]
+        scale = squared_ranges[j]
         inverse = one / (var_t + var_d + scale * c2)
         b = var_d * inverse
         value = one - two * b
@@ -134,11 +123,11 @@ def derivatives(
                 factor *= coverage[j]
             from_mu_d, from_mu_t = factor * from_mu_d, factor * from_mu_t
             from_var_d, from_var_t = factor * from_var_d, factor * from_var_t
-        # Chosen, not multiplied: a position that is not inside may be NaN, from another plane.
-        m_d[j] = from_mu_d if inside[j] > zero else zero
-        m_t[j] = from_mu_t + sign * from_mu_d if inside[j] > zero else zero
-        v_d[j] = from_var_d if inside[j] > zero else zero
-        v_t[j] = from_var_t if inside[j] > zero else zero
+        # Chosen, not multiplied: a position between two planes may be NaN, from one of them.
+        m_d[j] = from_mu_d if scale > zero else zero
+        m_t[j] = from_mu_t + sign * from_mu_d if scale > zero else zero
+        v_d[j] = from_var_d if scale > zero else zero
+        v_t[j] = from_var_t if scale > zero else zero
         out[j] = value
 
 

@@ -83,9 +83,9 @@ def march(
     offset_d, offset_t, line = rest[20], rest[21], rest[22]
     ssim_line = source[0]  # Without a gradient there are no derivatives.
     # Rows for all planes of a task. The first two are zero beside the maps.
-    inside, weight_row, valid_row, squared_ranges = rest[23], rest[24], rest[25], rest[26]
-    slot_taps, is_finite = rest[27:29], rest[29]
-    coverage, weight_ring = rest[30:32], rest[32:]
+    squared_ranges, weight_row, valid_row = rest[23], rest[24], rest[25]
+    slot_taps, is_finite = rest[26:28], rest[28]
+    coverage, weight_ring = rest[29:31], rest[31:]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -119,11 +119,10 @@ def march(
                 constants.length if ranges is None else ranges[image],
                 None if valid is None else valid[image],
             )  # fmt: skip
-            if ranges is not None:
-                fill(ranges[image] * ranges[image], pitch, squared_ranges[at:])
             fill(dtype(mean_d), pitch, offset_d[at:])
             fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
-            fill(one, count, inside[at:])
+            squared = one if ranges is None else ranges[image] * ranges[image]
+            fill(squared, count, squared_ranges[at:])
             for m in range(3):
                 sums[m, plane + p, part] = 0
 
@@ -179,9 +178,9 @@ def march(
                 if gradients:
                     derivatives(
                         moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, None if ranges is None else squared_ranges, contrast,
+                        offset_t, constants, squared_ranges, contrast,
                         None if valid is None else coverage[i],
-                        None if map_weights is None else weight_row, sign, inside, length,
+                        None if map_weights is None else weight_row, sign, length,
                         source[3, shift:], source[0, shift:], source[1, shift:], source[2, shift:],
                         line,
                     )  # fmt: skip

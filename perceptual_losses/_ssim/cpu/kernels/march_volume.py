@@ -5,7 +5,6 @@ from .arguments import VALID
 from .filters import add_mirrored_taps, add_taps, moments_down, sum_down
 from .formulas import (
     add_signs_of_row,
-    constants_in_range,
     derivatives,
     finish_gradient,
     similarity,
@@ -58,7 +57,7 @@ def march_volume(
     sign = dtype(1 if gradients == 1 else 0)
     ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
     moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
-    offsets_d, offsets_t, inside, values = rest[20], rest[21], rest[22], rest[23]
+    offsets_d, offsets_t, squared_ranges, values = rest[20], rest[21], rest[22], rest[23]
     covered_slice, weight_slice = rest[24], rest[25]
     # Without a gradient there are no derivatives.
     ssim_values = source[0]
@@ -84,22 +83,21 @@ def march_volume(
         own_end = max(min(right - first, count), own_begin)
 
         columns_begin, columns_end = first - map_left, first - map_left + count
-        in_range = constants
-        if ranges is not None:
-            in_range = constants_in_range(constants, ranges[image])
         middle = (front + back) // 2
         mean_d, mean_t = local_offsets(
             x, y, volume * depth + middle, top, bottom, left, right, low,
-            in_range.length, None if valid is None else valid[image, middle],
+            constants.length if ranges is None else ranges[image],
+            None if valid is None else valid[image, middle],
         )  # fmt: skip
         offset_d, offset_t = dtype(mean_d), representable(dtype(mean_t), low)
         fill(offset_d, area, offsets_d)
         fill(offset_t, area, offsets_t)
-        fill(zero, area, inside)
+        fill(zero, area, squared_ranges)
         fill(zero, area, covered_slice)
         fill(zero, area, weight_slice)
+        squared = one if ranges is None else ranges[image] * ranges[image]
         for i in range(end - begin):
-            fill(one, count, inside[i * length :])
+            fill(squared, count, squared_ranges[i * length :])
         for k in range(maps * slots):
             fill(zero, grad_area, grad_ring[k])
 
@@ -143,16 +141,16 @@ def march_volume(
                 if gradients:
                     derivatives(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, in_range, None, contrast,
+                        offsets_t, constants, squared_ranges, contrast,
                         None if coverage is None else covered_slice,
-                        None if map_weights is None else weight_slice, sign, inside, area,
+                        None if map_weights is None else weight_slice, sign, area,
                         source[3], source[0], source[1], source[2], values,
                     )  # fmt: skip
                 else:
                     similarity(
                         moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, in_range, None, contrast, both,
-                        None if coverage is None else covered_slice,
+                        offsets_t, constants, None if ranges is None else squared_ranges, contrast,
+                        both, None if coverage is None else covered_slice,
                         None if map_weights is None else weight_slice, area, values, ssim_values,
                     )  # fmt: skip
                 for i in range(begin, end):
