@@ -132,7 +132,7 @@ def test_every_tile_compiles_without_spills(monkeypatch, capability, window, ker
         "plain_value": Case(window, 0),
         "fused": Case(window, 2, "symmetric", True, torch.bfloat16),
         "value": Case(window, 0, "symmetric", True),
-        "gradient": Case(window, 2, "symmetric", True, shape=registers.VOLUME),
+        "gradient": Case(window, 2, weighted=True, shape=registers.VOLUME),
     }[kernel]
     launches = registers.launched(case, capability)
     judge_compiled(capability, case, launches, f"{kernel.removeprefix('plain_')}_kernel")

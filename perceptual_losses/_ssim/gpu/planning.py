@@ -143,17 +143,21 @@ def plan_planes(
     """Chooses the programs of a volume's planes: for their moments, and for their gradients."""
     of_kernels = _tiles_for(work.window, machine)
     work = work._replace(shapes=(shape,), level=0)
-    possible = of_kernels.value
+    possible, of_gradient = of_kernels.value, of_kernels.gradient
     if max(work.window) > 21:
-        # The compiler gives programs of one warp fewer registers than these windows take.
-        possible = tuple(tile._replace(lanes=2 * tile.lanes) for tile in possible)
-    if work.gradients and work.padding == "symmetric":
-        moments = _extended_traversal(possible, work)
-    else:
-        moments = _map_traversal(possible, work)
+        # The compiler gives programs of one warp fewer registers than these windows take, where
+        # threads exchange rows.
+        possible = _of_two_warps(possible)
+        if work.padding != "valid":
+            of_gradient = _of_two_warps(of_gradient)
+    moments = _map_traversal(possible, work)
     moments = moments._replace(spans_strips=False, one_launch_for_levels=False)
     gradient = Traversal(warm_up_rows=work.window[0] - 1)
     return (
         cover(possible, moments, work, machine),
-        cover(of_kernels.gradient, gradient, work, machine),
+        cover(of_gradient, gradient, work, machine),
     )
+
+
+def _of_two_warps(tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    return tuple(tile._replace(lanes=2 * tile.lanes) for tile in tiles)

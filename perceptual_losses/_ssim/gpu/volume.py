@@ -28,7 +28,6 @@ class VolumePlan(NamedTuple):
         gradients: the number of gradients.
         moments: programs of `plane_moments_kernel` for each plane.
         gradient: programs of `gradient_kernel` for each plane, or ``None``.
-        planes: the number of planes of a volume that have maps, mirror images included.
         tiles: the number of programs of `depth_kernel` for each volume.
         pitch: values from one row of a map to the next.
         size: values from one map of a plane to the next.
@@ -39,7 +38,6 @@ class VolumePlan(NamedTuple):
     gradients: int
     moments: Cover
     gradient: Cover | None
-    planes: int
     tiles: int
     pitch: int
     size: int
@@ -60,24 +58,14 @@ class VolumePlan(NamedTuple):
 def plan_volume(work: Workload, settings: Definition, machine: Machine) -> VolumePlan:
     """Chooses the programs of each kernel."""
     n, c, depth, height, width = work.shapes[work.level]
-    window = len(settings.windows[0])
-    planes = depth
-    if work.padding == "symmetric":
-        # The windows reach mirror images of planes. A gradient also needs the derivatives at
-        # mirrored positions, whose windows reach further.
-        planes += 2 * (window - 1 if work.gradients else window // 2)
     pitch, size = _map_size(work, map_shape(work.shapes[work.level], settings)[3:])
-    cached = max(1, CACHED_BYTES // (4 * MAPS * planes * size))
+    cached = max(1, CACHED_BYTES // (4 * MAPS * depth * size))
     together = min(n * c, cached)
-    moments, gradient = (
-        plan_planes(work, (together * of_one, 1, height, width), machine)
-        for of_one in (planes, depth)
-    )
+    moments, gradient = plan_planes(work, (together * depth, 1, height, width), machine)
     return VolumePlan(
         gradients=work.gradients,
-        moments=moments[0],
-        gradient=gradient[1] if work.gradients else None,
-        planes=planes,
+        moments=moments,
+        gradient=gradient if work.gradients else None,
         tiles=ceil_div(size, DEPTH_TILE.lanes),
         pitch=pitch,
         size=size,
@@ -88,18 +76,14 @@ def plan_volume(work: Workload, settings: Definition, machine: Machine) -> Volum
 
 def _map_size(work: Workload, map_sides: tuple[int, ...]) -> tuple[int, int]:
     """The pitch and the size of a map with ``map_sides`` rows and columns, in values."""
-    (rows, columns), (down, across) = map_sides, work.window
-    zeros = 0
-    if work.gradients and work.padding == "symmetric":
-        # Mirrored positions surround the map.
-        rows, columns = rows + 2 * (down // 2), columns + 2 * (across // 2)
-    elif work.gradients:
-        # Zeros stand before each row, and so behind the row above it. A row of zeros is last: it
-        # stands for all rows outside the map.
-        zeros = across - 1 if work.padding == "valid" else across // 2
-        rows, columns = rows + 1, columns + zeros
-    pitch = 16 * ceil_div(columns, 16)
-    return pitch, rows * pitch + 16 * ceil_div(zeros, 16)
+    (rows, columns), (down, across), zeros = map_sides, work.window, 0
+    if work.gradients and work.padding == "valid":
+        # The map is smaller than the plane by a window: zeros stand before each row, and so behind
+        # the row above it. A row of zeros is last: it stands for all rows outside the map.
+        zeros = across - 1
+        rows, columns = rows + (down > 1), columns + zeros
+    pitch = 4 * ceil_div(columns, 4)
+    return pitch, rows * pitch + 4 * ceil_div(zeros, 4)
 
 
 def volume_launches(
@@ -114,15 +98,14 @@ def volume_launches(
         launches.append(_depth(level, plan, first, volumes, settings, machine))
         if plan.gradient is not None:
             launches.append(_gradient(level, plan, first, volumes * depth, settings, machine))
-    size = plan.together * plan.planes * MAPS * plan.size
-    if plan.gradient is not None:
+    size = plan.together * depth * MAPS * plan.size
+    if plan.gradient is not None and settings.padding == "valid":
         # The last threads of the last row read values beyond it.
-        across = window_size(settings)[1] - 1
-        size += plan.gradient.strips * plan.gradient.tile.width + across + 4
+        size += plan.gradient.strips * plan.gradient.tile.width + window_size(settings)[1] + 3
     new = [*level.allocations, Allocation(_maps(level).name, (size,))]
     frees = [*level.frees, _maps(level).name]
     if level.abs_difference_sums is not None:
-        sums = plan.together * plan.planes * plan.moments.sums
+        sums = plan.together * depth * plan.moments.sums
         new.append(Allocation(_PLANE_SUMS.name, (2 * sums,)))
         frees.append(_PLANE_SUMS.name)
     launches[0].allocations = (*new, *launches[0].allocations)
@@ -148,11 +131,9 @@ def _moments(
     x, y, _, _ = map(in_kernel, level.arguments)
     _, c, depth, height, width = level.images[0].shape
     cover, (window, constants) = plan.moments, parts_of(level, settings)
-    programs = volumes * plan.planes * cover.sums
+    programs = volumes * depth * cover.sums
     down, across = window_size(settings)
     top = 0 if settings.padding == "valid" else -(down // 2)
-    if plan.gradients and settings.padding == "symmetric":
-        top = 1 - down
     memory, allocated = scratch_memory(machine, level, programs * 4 * cover.pitch(across), first)
     summed = level.abs_difference_sums is not None
     kernels = load_kernels()
@@ -165,7 +146,7 @@ def _moments(
             kernels.Maps(_maps(level), plan.pitch, plan.size, MAPS),
         ),
         *(memory, _PLANE_SUMS if summed else x.address),
-        *(first, plan.planes, depth, cover.strips, cover.parts, cover.rows),
+        *(first, depth, cover.strips, cover.parts, cover.rows),
         *(top, top + cover.height, c, height, width, *window.in_plane, constants),
         K=variant_of(level, plan.gradients, cover, settings, machine, STORE_AFTER_READ=False),
         allocations=tuple(allocated),
@@ -198,7 +179,7 @@ def _depth(
         ),
         *(Buffer("map") if is_map else x.address, level.sums, distance or level.sums),
         *(x.address if distance is None else _PLANE_SUMS, total.result, total.arrived),
-        *(level.pitch, first, plan.tiles, plan.planes * plan.moments.sums, plan.planes),
+        *(level.pitch, first, plan.tiles, depth * plan.moments.sums),
         *(depth, c, height, width, *window.in_plane, window.through, constants),
         *(window.plane_total, level.weight_total, total.totals),
         K=variant_of(
@@ -219,20 +200,30 @@ def _gradient(
     machine: Machine,
 ) -> Launch:
     x, y, x_gradient, y_gradient = map(in_kernel, level.arguments)
-    _, c, depth, height, width = level.images[0].shape
+    n, c, depth, height, width = level.images[0].shape
     window, constants = parts_of(level, settings)
     cover = plan.gradient
     assert cover is not None  # Only plans with gradients come here.
-    kernels = load_kernels()
+    kernels, programs = load_kernels(), planes * cover.sums
+    memory: Buffer = level.images[0].address
+    allocated: list[Allocation] = []
+    if settings.padding != "valid":
+        pitch = cover.pitch(window_size(settings)[1])
+        # The numbers up to N C are those of the launches for moments.
+        memory, allocated = scratch_memory(
+            machine, level, programs * 2 * MAPS * pitch, n * c + first
+        )
     return Launch(
-        *(kernels.gradient_kernel, planes * cover.sums, cover.tile.program_warps),
+        *(kernels.gradient_kernel, programs, cover.tile.program_warps),
         *(x, y, *auxiliary_arguments([level]), x_gradient, y_gradient),
         kernels.Maps(_maps(level), plan.pitch, plan.size, MAPS),
-        *(first, plan.planes, depth, cover.strips, cover.parts, cover.rows, c, height, width),
+        *(memory, first, depth, cover.strips, cover.parts, cover.rows, c, height, width),
         *(*window.in_plane, constants),
         *(constants.root**2 * level.gradient_scale, level.abs_difference_scale or 0.0),
         K=variant_of(
             *(level, plan.gradients, cover, settings, machine),
             MIXED=level.abs_difference_scale is not None,
         ),
+        allocations=tuple(allocated),
+        frees=tuple(allocation.name for allocation in allocated),
     )

@@ -5,7 +5,8 @@ registers `value` writes maps of derivatives and `gradient_of_maps` filters them
 gradient takes `value` only. Volumes take `plane_moments` within their planes, `depth` through them,
 and `gradient_of_maps`. `levels` has the images of MS-SSIM's levels and all coarser levels in one
 launch, `combine` the product of the levels' means, `accumulate_levels` the sum of their gradients,
-and `sums` the kernel that adds up the tiles. All of them reach images through `loads_and_stores`.
+and `sums` the kernel that adds up the tiles. All of them reach images through `loads_and_stores`,
+and `depth` reaches maps through `planes`.
 """
 
 from .accumulate_levels import accumulate_levels_kernel

@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from .arguments import SYMMETRIC, VALID, Constants, Image
+from .arguments import SYMMETRIC, VALID, Constants, Image, Maps
 
 
 @triton.jit
@@ -144,6 +144,12 @@ def map_begin(taps, padding):
 def map_address(maps, plane, k):
     """The address of map ``k`` of a plane."""
     return maps.address + (plane.to(tl.int64) * maps.count + k) * maps.size
+
+
+@triton.jit
+def in_fours(maps):
+    """Maps whose rows are multiples of 4 values, in a form that shows it to the compiler."""
+    return Maps(maps.address, maps.pitch // 4 * 4, maps.size // 4 * 4, maps.count)
 
 
 @triton.jit

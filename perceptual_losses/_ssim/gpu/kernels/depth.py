@@ -3,6 +3,10 @@
 It has one thread for each column of positions. The thread keeps all sums in registers that are not
 complete yet: those of the moments and those of the derivatives. So threads exchange nothing. The
 filtered derivatives replace the moments, in planes that have been read.
+
+With symmetric padding the thread reads the moments of mirrored planes again. In front of the volume
+it also computes derivatives again. Behind it the moments are overwritten by then: the derivatives
+of the last planes are kept, in planes whose moments have been read for the last time (`kept_at`).
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
@@ -21,29 +25,14 @@ from .addresses import (
     plane_of,
     slice_of,
 )
-from .arguments import SYMMETRIC, ZEROS, Region, Window
+from .arguments import SYMMETRIC, Region, Window
 from .formulas import add_row, contrasts, row_of_map
 from .loads_and_stores import volume_offsets
-from .plane_moments import first_position, margin
+from .plane_moments import margin
+from .planes import kept_at, load_maps, load_moments, next_plane, store_maps
 
 # The most sums of moments and of derivatives that fit into the registers together.
 MOST_SUMS = tl.constexpr(150)
-
-
-@triton.jit
-def _load_maps(source, size, z, planes, inside, outside, K: tl.constexpr):
-    """A plane's value of each map, zero where not ``inside``.
-
-    A plane outside the volume has the values of ``outside`` if it is padded with zeros, else zero.
-    """
-    within = (z >= 0) & (z < planes)
-    values = ()
-    for k in tl.static_range(len(outside)):
-        value = tl.load(source + k * size, mask=inside & within, other=0)
-        if K.PADDING == ZEROS:
-            value = tl.where(within, value, outside[k])
-        values = values + ((value,),)
-    return values
 
 
 @triton.jit
@@ -56,27 +45,27 @@ def _add_maps(all_sums, values, window, K: tl.constexpr):
 
 
 @triton.jit
-def _store_maps(target, size, values, inside):
-    """Writes the first value of each map, which is complete."""
-    for k in tl.static_range(len(values)):
-        tl.store(target + k * size, values[k][0], mask=inside)
+def _region_at(region, row, m, depth, centre, K: tl.constexpr):
+    """The region of plane ``m`` of a map of such a ``depth``, and ``row``.
 
-
-@triton.jit
-def _region_at(region, row, m, centre, inside, K: tl.constexpr):
-    """The region of plane ``m`` of the map, and ``row``, or -1 where the plane isn't ``inside``."""
+    The row is -1 where the plane is outside the map, unless the plane is a mirrored one.
+    """
+    if K.PADDING == SYMMETRIC:
+        m = mirrored(m, depth)
+    else:
+        row = tl.where((m >= 0) & (m < depth), row, -1)
     x, y, weight, valid, coverage, size, map_size, in_plane, offsets, constants = region
     if K.WEIGHTED:
         weight = slice_of(weight, m)
     if K.PARTIAL:
         valid, coverage = slice_of(valid, m + centre), slice_of(coverage, m)
     at = Region(x, y, weight, valid, coverage, size, map_size, in_plane, offsets, constants)
-    return at, tl.where(inside, row, -1)
+    return at, row
 
 
 @triton.jit(
     do_not_specialize=[
-        *("sums_stride", "first_volume", "tiles", "plane_tiles", "planes", "depth"),
+        *("sums_stride", "first_volume", "tiles", "plane_tiles", "depth"),
         *("channels", "height", "width", "weight_total"),
     ],
     do_not_specialize_on_alignment=[
@@ -99,7 +88,6 @@ def depth_kernel(
     first_volume,
     tiles,
     plane_tiles,
-    planes,
     depth,
     channels,
     height,
@@ -140,74 +128,71 @@ def depth_kernel(
     volume_region = Region(
         x, y, weight, valid, coverage, (height, width), map_size, centre, offsets, constants
     )
-    # A map begins with mirrored positions, or each of its rows begins with zeros.
-    UP: tl.constexpr = first_position(ROWS, K.PADDING, K.GRADIENTS) - MAP_TOP
-    BEFORE: tl.constexpr = first_position(COLUMNS, K.PADDING, K.GRADIENTS) - MAP_LEFT
-    MARGIN: tl.constexpr = margin(COLUMNS, K.PADDING, K.GRADIENTS)
     position = tile * K.LANES + tl.arange(0, K.LANES)
     in_memory = position < maps.size
-    row, column = position // maps.pitch - UP, position % maps.pitch - BEFORE - MARGIN
-    inside = (row >= 0) & (row < map_size[0]) & (column >= 0) & (column < map_size[1])
-    known = inside
-    if UP + BEFORE > 0:
-        known = (row < map_size[0] + UP) & (column < map_size[1] + BEFORE)
-    # A position has the number of the first plane under its window. The maps begin ``before``
-    # planes in front of the volume, which are its mirror images.
-    before = (planes - depth) // 2
-    begin = tl.minimum(-before, -FRONT)
-    end = depth if K.GRADIENTS > 0 else map_depth - FRONT
+    MARGIN: tl.constexpr = margin(COLUMNS, K.PADDING, K.GRADIENTS)
+    row, column = position // maps.pitch, position % maps.pitch - MARGIN
+    inside = (row < map_size[0]) & (column >= 0) & (column < map_size[1])
+    # A position has the number of the first plane under its window. Those outside the map have
+    # derivatives too: zeros, or those of mirrored positions.
+    MIRRORED: tl.constexpr = K.GRADIENTS > 0 and K.PADDING == SYMMETRIC
+    last = map_depth - FRONT
+    begin, end = -FRONT, last
+    if MIRRORED and TOGETHER:
+        begin = -ABOVE
+    elif TOGETHER:
+        end = depth
     size = maps.size.to(tl.int64)
     step = maps.count * size
-    base = map_address(maps, place * planes, 0) + position
-    source = base + (begin + before) * step
+    base = map_address(maps, place * depth, 0) + position
     window = Window((1,), through)
     none = (sums.zeros(K),) * K.DOWN
     moments = (none, none, none, none)
     deficits = (sums.zeros(K),)
     filtered = (none,) * MAPS
     # The plane that is being loaded while the one before it is added.
-    ahead = begin + before
-    values = _load_maps(source, size, ahead, planes, known, outside, K)
+    ahead = begin
+    source = next_plane(base, base + (begin - 1) * step, step, ahead, depth, K)
+    values = load_moments(source, size, ahead, depth, inside, outside, K)
     for _ in range(ABOVE):
-        ahead, source = ahead + 1, source + step
+        ahead += 1
+        source = next_plane(base, source, step, ahead, depth, K)
         moments = _add_maps(moments, values, window, K)
-        values = _load_maps(source, size, ahead, planes, known, outside, K)
+        values = load_moments(source, size, ahead, depth, inside, outside, K)
     z = begin
     while z < end:
-        ahead, source = ahead + 1, source + step
+        ahead += 1
+        source = next_plane(base, source, step, ahead, depth, K)
         moments = _add_maps(moments, values, window, K)
-        values = _load_maps(source, size, ahead, planes, known, outside, K)
+        values = load_moments(source, size, ahead, depth, inside, outside, K)
         m = z + FRONT
-        in_map = (m >= 0) & (m < map_depth)
-        within = in_map
-        if K.PADDING == SYMMETRIC:
-            m, within = mirrored(m, map_depth), z < end
-        region, at = _region_at(volume_region, row, m, K.DOWN // 2 - FRONT, within, K)
-        counted = inside & in_map
-        deficits, derivatives = row_of_map(region, moments, deficits, counted, at, column, K)
+        region, line = _region_at(volume_region, row, m, map_depth, K.DOWN // 2 - FRONT, K)
+        counted = inside & (m >= 0) & (m < map_depth)
+        deficits, derivatives = row_of_map(region, moments, deficits, counted, line, column, K)
         if TOGETHER:
             filtered = _add_maps(filtered, derivatives, window, K)
-            _store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
-        elif K.GRADIENTS > 0:
-            target = base + (z - begin) * step
-            _store_maps(target, size, derivatives, in_memory & within)
-        elif K.MAP:
-            line = ((volume.to(tl.int64) * map_depth + m) * map_size[0] + row) * map_size[1]
-            tl.store(similarity_map + (line + column), derivatives[0][0], mask=counted)
+            store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
+        if MIRRORED or (K.GRADIENTS > 0 and not TOGETHER):
+            # A second pass needs all of them.
+            kept = in_memory if not TOGETHER else in_memory & (m >= depth - FRONT)
+            target = base + kept_at(m, depth, FRONT, K) * step
+            store_maps(target, size, derivatives, kept)
+        elif K.MAP and K.GRADIENTS == 0:
+            place_in_map = ((volume.to(tl.int64) * map_depth + m) * map_size[0] + row) * map_size[1]
+            tl.store(similarity_map + (place_in_map + column), derivatives[0][0], mask=counted)
         z += 1
-    if K.GRADIENTS > 0 and not TOGETHER:
-        # A second pass filters the derivatives, which the same thread has written.
-        filtered = (none,) * MAPS
-        z = begin
-        last = end if K.PADDING == SYMMETRIC else map_depth - FRONT
-        while z < end:
-            unfiltered = ()
-            for k in tl.static_range(MAPS):
-                address = base + (z - begin) * step + k * size
-                value = tl.load(address, mask=in_memory & (z < last), other=0)
-                unfiltered = unfiltered + ((value,),)
+    if MIRRORED or (K.GRADIENTS > 0 and not TOGETHER):
+        # The derivatives that the same thread has kept: all of them, or those of mirrored planes
+        # behind the volume.
+        if not TOGETHER:
+            filtered = (none,) * MAPS
+            z = -ABOVE if MIRRORED else begin
+        while z < depth:
+            m = mirrored(z + FRONT, depth) if MIRRORED else z + FRONT
+            kept = base + kept_at(m, depth, FRONT, K) * step
+            unfiltered = load_maps(kept, size, in_memory & (m < map_depth), MAPS)
             filtered = _add_maps(filtered, unfiltered, window, K)
-            _store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
+            store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
             z += 1
     sum_place = volume.to(tl.int64) * sums_stride + 2 * tile
     if not K.MAP:

@@ -10,15 +10,18 @@ from . import scratch, sums
 from .addresses import (
     auxiliary_of,
     constants_of,
+    in_fours,
+    is_inside,
     map_address,
-    map_begin,
+    mirrored,
     plane_at,
     plane_of,
     slice_of,
+    tile_columns,
     tile_of,
     width_hint,
 )
-from .arguments import SYMMETRIC, Window
+from .arguments import SYMMETRIC, VALID, Window
 from .formulas import add_row, contrasts, gradients_of
 from .loads_and_stores import (
     load_columns,
@@ -30,9 +33,45 @@ from .loads_and_stores import (
 )
 
 
+@triton.jit
+def _load_column(row, line, first, AFTER: tl.constexpr, size, K: tl.constexpr):
+    """The values of a row of a map so many columns after ``first``: mirrored beside it, or zero."""
+    column = first + AFTER
+    if K.PADDING == SYMMETRIC:
+        value = tl.load(row + mirrored(column, size[1]).to(tl.int64))
+    else:
+        inside = is_inside(line, column, size)
+        value = tl.load(row + first.to(tl.int64) + AFTER, mask=inside, other=0)
+    return value
+
+
+@triton.jit
+def _load_line(maps, plane, line, left, size, MAPS: tl.constexpr, K: tl.constexpr):
+    """A row of each map of a volume's plane, ``size`` being its rows and columns: the columns of
+    each thread, from ``left`` on, and those of the halo.
+    """
+    first, halo = left + tl.arange(0, K.LANES) * K.COLUMNS, tile_columns(left, K.COLUMNS, K)[1]
+    shown, found = mirrored(line, size[0]) if K.PADDING == SYMMETRIC else line, ()
+    for k in tl.static_range(MAPS):
+        row, own = map_address(maps, plane, k) + shown.to(tl.int64) * maps.pitch, ()
+        for e in tl.static_range(K.COLUMNS):
+            own = own + (_load_column(row, line, first, e, size, K),)
+        found = found + ((own, _load_column(row, line, halo, 0, size, K)),)
+    return found
+
+
+@triton.jit
+def _write_line(scratch_row, found, K: tl.constexpr):
+    """Writes what `_load_line` has found to scratch memory."""
+    first, halo = tl.arange(0, K.LANES) * K.COLUMNS, tile_columns(0, K.COLUMNS, K)[1]
+    for k in tl.static_range(len(found)):
+        scratch.write(scratch_row, k * K.PITCH, found[k][0], first, K)
+        scratch.write(scratch_row, k * K.PITCH, (found[k][1],), halo, K)
+
+
 @triton.jit(
     do_not_specialize=[
-        *("first_volume", "planes", "depth", "strips", "bands", "rows"),
+        *("first_volume", "depth", "strips", "bands", "rows"),
         *("channels", "height", "width"),
     ]
 )
@@ -44,8 +83,8 @@ def gradient_kernel(
     x_gradient,
     y_gradient,
     maps,
+    memory,
     first_volume,
-    planes,
     depth,
     strips,
     bands,
@@ -62,12 +101,14 @@ def gradient_kernel(
 ):
     """The gradients of a tile from the maps that `value_kernel` or `depth_kernel` wrote.
 
-    An image's map has all positions whose windows hold a pixel. So does a volume's map with
-    symmetric padding. Else it has the positions of S, zeros on both sides of each row, and a last
-    row of zeros, which stands for all rows outside it. Each volume from ``first_volume`` on has
-    maps of ``planes`` planes.
+    An image's map has all positions whose windows hold a pixel, and a volume's those of S. If its
+    windows lie inside the volume, zeros stand on both sides of each row, and a row of zeros is
+    last, which stands for all rows outside the map. Else there is no room for zeros: each row goes
+    through scratch memory, to which they are added, or mirrored positions. The maps are those of
+    the volumes from ``first_volume`` on.
     """
     VOLUMES: tl.constexpr = len(x.strides) == 5
+    PADDED: tl.constexpr = VOLUMES and K.PADDING != VALID
     COLUMNS: tl.constexpr = K.COLUMNS
     ABOVE: tl.constexpr = K.DOWN - 1
     MAPS: tl.constexpr = 4 if K.GRADIENTS == 2 else 3
@@ -97,8 +138,17 @@ def gradient_kernel(
     column = first[:, None] + tl.arange(0, K.COLUMNS)[None, :]
     none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     filtered = (none,) * MAPS
-    map_plane = volume * planes + z
-    map_rows = height + 2 * map_begin(K.DOWN, K.PADDING) - ABOVE
+    map_rows = height - ABOVE
+    if PADDED:
+        MAPS_ROW: tl.constexpr = MAPS * K.PITCH
+        UNIT: tl.constexpr = 4 if K.SHARED else 1
+        memory = scratch.allocate(memory, 2 * MAPS_ROW, K.SHARED)
+        slot, left = 0, strip * (K.LANES * K.COLUMNS) - K.ACROSS // 2
+        line = top - K.DOWN // 2
+        _write_line(memory, _load_line(maps, place, line, left, (height, width), MAPS, K), K)
+        ahead = _load_line(maps, place, line + 1, left, (height, width), MAPS, K)
+    elif VOLUMES:
+        maps = in_fours(maps)
     # One loop, as in `value_kernel`.
     row = top - ABOVE
     x_row = x.address + row.to(tl.int64) * x.strides[2]
@@ -109,16 +159,27 @@ def gradient_kernel(
         for _ in tl.static_range(K.ROWS_PER_ITERATION):
             updated = ()
             line = row + ABOVE
-            if VOLUMES and K.PADDING != SYMMETRIC:
+            if PADDED:
+                # The next row is written while this one is read.
+                tl.debug_barrier()
+                line, other_slot = row + K.DOWN // 2, UNIT * MAPS_ROW - slot
+                _write_line(memory + other_slot, ahead, K)
+                ahead = _load_line(maps, place, line + 2, left, (height, width), MAPS, K)
+            elif VOLUMES:
                 # The row of zeros behind the map stands for all rows outside it.
-                line = row + map_begin(K.DOWN, K.PADDING)
-                line = tl.where((line >= 0) & (line < map_rows), line, map_rows)
+                line = tl.where((row >= 0) & (row < map_rows), row, map_rows)
             for k in tl.static_range(MAPS):
-                address = map_address(maps, map_plane, k) + line.to(tl.int64) * maps.pitch
-                windows = scratch.window_addresses(address, first, K)
-                values = scratch.read_memory(windows, K.ACROSS, K)
+                if PADDED:
+                    begin = tl.arange(0, K.LANES) * K.COLUMNS
+                    values = scratch.read(memory + slot, k * K.PITCH, begin, K.ACROSS, K)
+                else:
+                    address = map_address(maps, place, k) + line.to(tl.int64) * maps.pitch
+                    windows = scratch.window_addresses(address, first, K)
+                    values = scratch.read_memory(windows, K.ACROSS, K)
                 updated = updated + (add_row(filtered[k], values, window, K),)
             filtered = updated
+            if PADDED:
+                slot = other_slot
             inside = (row >= top) & (row < bottom) & (column < width)
             a = load_columns(x_row, x.strides[3], column, inside, K).to(tl.float32)
             b = load_columns(y_row, y.strides[3], column, inside, K).to(tl.float32)

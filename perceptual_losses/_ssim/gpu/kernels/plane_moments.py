@@ -14,38 +14,27 @@ from .addresses import (
     auxiliary_of,
     constants_of,
     map_address,
-    mirrored,
+    map_begin,
     plane_of,
     slice_of,
     tile_of,
     width_hint,
 )
-from .arguments import SYMMETRIC, VALID, Region, Window
+from .arguments import VALID, Region, Window
 from .formulas import add_moments
 from .loads_and_stores import advance, first_row, volume_offsets
 from .value import columns_before, store_row
 
 
 @triton.constexpr_function
-def first_position(taps, padding, gradients):
-    """Pixels before a plane that the first window of its maps covers, if it has ``taps``."""
-    if gradients > 0 and padding == SYMMETRIC.value:
-        # The maps begin with mirrored positions, for the derivatives there.
-        return taps - 1
-    return 0 if padding == VALID.value else taps // 2
-
-
-@triton.constexpr_function
 def margin(taps, padding, gradients):
     """Zeros before each row of a volume's derivatives, for windows of ``taps``."""
-    if gradients == 0 or padding == SYMMETRIC.value:
-        return 0
-    return taps - 1 if padding == VALID.value else taps // 2
+    return taps - 1 if gradients > 0 and padding == VALID.value else 0
 
 
 @triton.jit(
     do_not_specialize=[
-        *("first_volume", "planes", "depth", "strips", "bands", "rows", "map_top", "map_bottom"),
+        *("first_volume", "depth", "strips", "bands", "rows", "map_top", "map_bottom"),
         *("channels", "height", "width"),
     ],
     do_not_specialize_on_alignment=["plane_sums"],
@@ -59,7 +48,6 @@ def plane_moments_kernel(
     memory,
     plane_sums,
     first_volume,
-    planes,
     depth,
     strips,
     bands,
@@ -76,12 +64,12 @@ def plane_moments_kernel(
 ):
     """The sums of d, d^2, t and t^2 under the window within a plane, and the sum of |x - y|.
 
-    Each volume from ``first_volume`` on has maps of ``planes`` planes: more than its ``depth``
-    where the padding mirrors planes. The other arguments are those of `value_kernel`.
+    The maps are those of the volumes from ``first_volume`` on. The other arguments are those of
+    `value_kernel`.
     """
     COLUMNS: tl.constexpr = K.COLUMNS
-    MAP_TOP: tl.constexpr = first_position(K.DOWN, K.PADDING, K.GRADIENTS)
-    MAP_LEFT: tl.constexpr = first_position(K.ACROSS, K.PADDING, K.GRADIENTS)
+    MAP_TOP: tl.constexpr = map_begin(K.DOWN, K.PADDING)
+    MAP_LEFT: tl.constexpr = map_begin(K.ACROSS, K.PADDING)
     BEFORE: tl.constexpr = columns_before(MAP_LEFT, K.COLUMNS)
     MARGIN: tl.constexpr = margin(K.ACROSS, K.PADDING, K.GRADIENTS)
     PIXEL_ROW: tl.constexpr = 2 * K.PITCH
@@ -90,10 +78,7 @@ def plane_moments_kernel(
     size = height, width_hint(width, K)
     map_size = size[0] + 2 * MAP_TOP - (K.DOWN - 1), size[1] + 2 * MAP_LEFT - (K.ACROSS - 1)
     strip, band, place = tile_of(tl.program_id(0), strips, bands)
-    volume, z = first_volume + place // planes, place % planes - (planes - depth) // 2
-    in_volume = (z >= 0) & (z < depth)
-    if K.PADDING == SYMMETRIC:
-        z = mirrored(z, depth)
+    volume, z = first_volume + place // depth, place % depth
     x, y = plane_of(all_x, volume, channels), plane_of(all_y, volume, channels)
     valid = auxiliary_of(auxiliary, auxiliary_strides, volume, channels, K)[1]
     constants = constants_of(constants, auxiliary, volume, channels, K)
@@ -105,8 +90,8 @@ def plane_moments_kernel(
     top = map_top + band * rows
     bottom = tl.minimum(top + rows, map_bottom)
     left = strip * (K.LANES * K.COLUMNS) - BEFORE
-    # The rows of pixels that count for |x - y|: none in a mirror image of a plane.
-    own = top + MAP_TOP, tl.where(in_volume, bottom + MAP_TOP, top + MAP_TOP)
+    # The rows of pixels that count for |x - y|.
+    own = top + MAP_TOP, bottom + MAP_TOP
     first = tl.arange(0, K.LANES) * K.COLUMNS
     none = (sums.zeros(K),) * (COLUMNS * K.DOWN)
     moments = (none, none, none, none)
