@@ -1,7 +1,7 @@
 """3x3 convolutions of features with frozen filters, on a CPU with a fraction of the products.
 
-This is Winograd's minimal filtering. `winograd_kernels` has the transforms; torch multiplies the
-matrices between them.
+This is Winograd's minimal filtering. `winograd_kernels` has the transforms. Between them
+`winograd_product_kernels` multiplies the matrices of float32, and torch those of bfloat16.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from . import cpu
 
 # Tiles at a time: their transformed values stay in the caches between the steps.
 TILES = 256
+# In float32 those of a thread. Fewer take longer for the filters than for themselves.
+LEAST_TILES, MOST_TILES = 64, 98
 
 
 class _Direction:
@@ -32,12 +34,16 @@ class _Direction:
         point_order: the place of each point among the matrices.
         factors: the factor of each point.
         odd_sign: the sign of every other pixel of a tile.
+        transposed: whether the matrices are to be transposed.
     """
 
-    def __init__(self, point_order: Sequence[int], factors: Sequence[float], odd_sign: int) -> None:
+    def __init__(
+        self, point_order: Sequence[int], factors: Sequence[float], transposed: bool
+    ) -> None:
         self.point_order = np.array(point_order)
         self.factors = np.array(factors, np.float32)
-        self.odd_sign = np.float32(odd_sign)
+        self.odd_sign = np.float32(-1 if transposed else 1)
+        self.transposed = transposed
 
 
 class _Basis:
@@ -62,8 +68,8 @@ class _Basis:
             (p * p if p else 1) * divisors[other] / own
             for p, other, own in zip((*points, 0), opposite, divisors, strict=True)
         ]
-        self.forward = _Direction(range(self.span), [1.0] * self.span, 1)
-        self.backward = _Direction(opposite, factors, -1)
+        self.forward = _Direction(range(self.span), [1.0] * self.span, False)
+        self.backward = _Direction(opposite, factors, True)
 
 
 BASES = {
@@ -87,6 +93,14 @@ def _kernels() -> Any:
     return winograd_kernels
 
 
+@functools.cache
+def _product_kernels() -> Any:
+    """The module of kernels for float32."""
+    from . import winograd_product_kernels
+
+    return winograd_product_kernels
+
+
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolution` takes these features and filters, and saves time."""
     return (
@@ -102,12 +116,19 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 
 
 def transform_filters(weight: Tensor) -> Tensor:
-    """The matrices of filters ``(out, in, 3, 3)``, one for each pair of points ``(in, out)``."""
+    """The matrices of filters ``(out, in, 3, 3)``, one for each pair of points ``(in, out)``.
+
+    Those of float32 are in panels of columns, ``(panels, in, PANEL)``.
+    """
     filters = BASES[weight.dtype].filters
     out, channels = weight.shape[:2]
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1).double()
     values = torch.kron(filters, filters) @ taps
-    return values.to(weight.dtype).reshape(-1, channels, out)
+    matrices = values.to(weight.dtype).reshape(-1, channels, out)
+    if weight.dtype == torch.float32:
+        width = _product_kernels().PANEL
+        matrices = matrices.reshape(-1, channels, out // width, width).transpose(1, 2).contiguous()
+    return matrices
 
 
 def filter_matrices(weight: Tensor) -> Tensor:
@@ -150,7 +171,7 @@ class _Convolution(torch.autograd.Function):
             grad_x = functional.conv_transpose2d(grad, weight, padding=1)
         else:
             y = rectified[0] if rectified else None
-            grad_x = _run(grad, y, matrices.mT, None, False, BASES[grad.dtype].backward)
+            grad_x = _run(grad, y, matrices, None, False, BASES[grad.dtype].backward)
         return grad_x, None, None, None, None
 
 
@@ -163,26 +184,88 @@ def _run(
     direction: _Direction,
 ) -> Tensor:
     """The convolution of ``x``, or of a gradient that has to pass ``rectified`` outputs."""
-    kernels = _kernels()
-    n, c, height, width = x.shape
-    span, out_channels = len(direction.point_order), matrices.shape[2]
-    total = n * -(-height // (span - 2)) * -(-width // (span - 2))
+    n, channels, height, width = x.shape
     # Made with its strides: a view could not be changed in place.
     y = torch.empty(
-        (n, out_channels, height, width),
+        (n, matrices[0].numel() // channels, height, width),
         dtype=x.dtype,
         device=x.device,
         memory_format=torch.channels_last,
     )
+    step = len(direction.point_order) - 2
+    total = n * -(-height // step) * -(-width // step)
     images, out = _blocks(x.permute(0, 2, 3, 1)), _blocks(y.permute(0, 2, 3, 1))
     outputs = None if rectified is None else _blocks(rectified.permute(0, 2, 3, 1))
     shift = None if bias is None else _blocks(bias)
+    run = _in_units if x.dtype == torch.float32 else _in_steps
+    run(images, outputs, matrices, shift, rectify or None, direction, total, out)
+    return y
+
+
+def _in_units(
+    images: Any,
+    outputs: Any,
+    matrices: Tensor,
+    shift: Any,
+    rectify: bool | None,
+    direction: _Direction,
+    total: int,
+    out: Any,
+) -> None:
+    """The convolution by threads that each take all steps, for some tiles after others.
+
+    Threads share the output's channels where there are few tiles.
+    """
+    kernels, threads = _product_kernels(), torch.get_num_threads()
+    blocks, out_blocks = images.shape[3], out.shape[3]
+    share = -(-total // threads)
+    size = min(total, max(LEAST_TILES, -(-share // -(-share // MOST_TILES))))
+    count, groups = -(-total // size), 1
+    while count * groups < threads and out_blocks % (2 * groups) == 0:
+        groups *= 2
+    span = len(direction.point_order)
+    rows = -(-size // kernels.ROWS) * kernels.ROWS
+    # Torch gives memory that it has used before.
+    transformed, products, panels, tiles = (
+        torch.empty(threads, *shape, dtype=torch.float32, device="cpu").numpy()
+        for shape in (
+            (span, span, rows, blocks, kernels.C),
+            (span, span, rows, out_blocks // groups, kernels.C),
+            (blocks * kernels.C, kernels.PANEL),
+            (span, span, kernels.C),
+        )
+    )
+    operands = images, outputs, cpu.array(matrices), direction.transposed, shift, rectify
+
+    def run(begin: int, end: int, share: int) -> None:
+        scratch = transformed[share], products[share], panels[share], tiles[share]
+        basis = direction.point_order, direction.factors, direction.odd_sign
+        kernels.convolve(*operands, size, groups, begin, end, *basis, *scratch, out)
+
+    in_threads(run, count * groups, out.size)
+
+
+def _in_steps(
+    images: Any,
+    outputs: Any,
+    matrices: Tensor,
+    shift: Any,
+    rectify: bool | None,
+    direction: _Direction,
+    total: int,
+    out: Any,
+) -> None:
+    """The convolution step by step, each of which all threads share; torch multiplies."""
+    kernels, span = _kernels(), len(direction.point_order)
+    matrices = matrices.mT if direction.transposed else matrices
     basis = direction.point_order, direction.factors, direction.odd_sign
     count = 0
     for first in range(0, total, TILES):
         if count != min(TILES, total - first):
             count = min(TILES, total - first)
-            inputs, products = (x.new_empty(span**2, count, size) for size in (c, out_channels))
+            inputs, products = (
+                matrices.new_empty(span**2, count, size) for size in matrices.shape[1:]
+            )
             transformed = _blocks(inputs.unflatten(0, (span, span)))
             multiplied = _blocks(products.unflatten(0, (span, span)))
 
@@ -196,14 +279,11 @@ def _run(
             begin: int, end: int, share: int, first: int = first, of: Any = multiplied
         ) -> None:
             tile = np.empty((span, span, kernels.CHANNELS), np.float32)
-            kernels.transform_outputs(
-                of, shift, rectify or None, first, begin, end, *basis, out, tile
-            )
+            kernels.transform_outputs(of, shift, rectify, first, begin, end, *basis, 0, out, tile)
 
         in_threads(transform_inputs, count, inputs.numel())
         torch.bmm(inputs, matrices, out=products)
         in_threads(transform_outputs, count, products.numel())
-    return y
 
 
 def _blocks(values: Tensor) -> Any:

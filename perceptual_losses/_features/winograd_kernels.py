@@ -189,15 +189,27 @@ def transform_inputs(
 
 @entry
 def transform_outputs(
-    products, bias, rectify, first_tile, begin, end, point_order, factors, odd_sign, images, tile
+    products,
+    bias,
+    rectify,
+    first_tile,
+    begin,
+    end,
+    point_order,
+    factors,
+    odd_sign,
+    first_block,
+    images,
+    tile,
 ):
     """The output transform, ``A^T M A``, of the products of matrices to tiles of images.
 
     ``bias`` ``(blocks, C)`` is added and negative values become zero, unless ``bias`` or
-    ``rectify`` is None. The other arguments are those of `transform_inputs`.
+    ``rectify`` is None. The products are those of some of the images' blocks of channels, from
+    ``first_block`` on. The other arguments are those of `transform_inputs`.
     """
-    _, height, width, blocks, _ = images.shape
-    span = tile.shape[0]
+    _, height, width, _, _ = images.shape
+    span, blocks = tile.shape[0], products.shape[3]
     step = span - 2
     tiles_across, tiles_down = -(-width // step), -(-height // step)
     for index in range(begin, end):
@@ -205,6 +217,7 @@ def transform_outputs(
         top = (first_tile + index) // tiles_across % tiles_down * step
         left = (first_tile + index) % tiles_across * step
         for block in range(blocks):
+            to = first_block + block
             for i in range(span):
                 for j in range(span):
                     row, column, factor = point_order[i], point_order[j], factors[j]
@@ -224,9 +237,9 @@ def transform_outputs(
                     for k in range(C):
                         value = sign * tile[i, j, k]
                         if bias is not None:
-                            value += to_float32(bias[block, k])
+                            value += to_float32(bias[to, k])
                         if rectify is not None:
                             value = ZERO if value <= ZERO else value
-                        images[image, row, column, block, k] = from_float32(
-                            value, images[image, row, column, block, k]
+                        images[image, row, column, to, k] = from_float32(
+                            value, images[image, row, column, to, k]
                         )

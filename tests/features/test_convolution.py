@@ -89,6 +89,25 @@ def test_layouts_give_the_same():
         assert torch.equal(convolution(layout, weight, matrices, bias, True), expected)
 
 
+@pytest.mark.parametrize("side", [9, 41])
+def test_threads_give_the_same(side):
+    """They share the output's channels, or tiles of which the last have less than a block."""
+    x, weight, bias = case(2, 64, side, side, 512, torch.float32)
+    matrices = transform_filters(weight)
+    x.requires_grad_()
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            y = convolution(x, weight, matrices, bias, True)
+            found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    finally:
+        torch.set_num_threads(before)
+    for y, gradient in found[1:]:
+        assert torch.equal(y, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+
+
 @pytest.mark.parametrize("rectify", [False, True])
 def test_a_nan_stays_in_its_image(rectify):
     x, weight, bias = case(2, 64, 9, 10, 64, torch.float32)
