@@ -23,7 +23,7 @@ from . import cpu
 
 # Tiles at a time: their transformed values stay in the caches between the steps.
 TILES = 256
-# In float32 those of a thread. Fewer take longer for the filters than for themselves.
+# Tiles of one thread at a time in float32. For fewer it would mostly read and transpose filters.
 LEAST_TILES, MOST_TILES = 64, 98
 
 
@@ -212,17 +212,19 @@ def _in_units(
     total: int,
     out: Any,
 ) -> None:
-    """The convolution by threads that each take all steps, for some tiles after others.
+    """The convolution by threads that each take all steps for their own tiles.
 
-    Threads share the output's channels where there are few tiles.
+    Where there are few tiles, some threads have the same ones and other channels of the output.
     """
     kernels, threads = _product_kernels(), torch.get_num_threads()
     blocks, out_blocks = images.shape[3], out.shape[3]
-    share = -(-total // threads)
-    size = min(total, max(LEAST_TILES, -(-share // -(-share // MOST_TILES))))
-    count, groups = -(-total // size), 1
-    while count * groups < threads and out_blocks % (2 * groups) == 0:
+    most_groups = math.gcd(out_blocks, 2 ** (threads - 1).bit_length())
+    groups = 1
+    while groups < most_groups and total * groups < LEAST_TILES * threads:
         groups *= 2
+    share = min(total, -(-total * groups // threads))
+    size = -(-share // -(-share // MOST_TILES))
+    units = -(-total // size) * groups
     span = len(direction.point_order)
     rows = -(-size // kernels.ROWS) * kernels.ROWS
     # Torch gives memory that it has used before.
@@ -242,7 +244,7 @@ def _in_units(
         basis = direction.point_order, direction.factors, direction.odd_sign
         kernels.convolve(*operands, size, groups, begin, end, *basis, *scratch, out)
 
-    in_threads(run, count * groups, out.size)
+    in_threads(run, units, out.size)
 
 
 def _in_steps(
