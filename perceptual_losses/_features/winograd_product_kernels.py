@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """Numba kernels of a whole convolution in float32: the products of matrices, and all three steps.
 
 A product is computed in blocks that fill the processor's vector registers. LLVM doesn't arrange
