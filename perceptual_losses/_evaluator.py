@@ -93,7 +93,7 @@ class Evaluator:
             ValueError: an option has a value that is not accepted.
         """
         self.request = _request(options)
-        # For images that each have a range: the unit of their pixels is that range.
+        # For images that each have a range: the constants are in units of that range.
         self._request_in_ranges = _request(replaced(options, data_range=1.0))
         self._options = options
         self._plans: Plans = {}

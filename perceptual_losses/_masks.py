@@ -55,7 +55,8 @@ def auxiliary_tensors(
             if _needs_coverage(valid, backend):
                 coverage.append(inverse_coverage(valid, request.definition, dtype))
         pixels = valid if mask is None else mask
-        if request.reduction != "map" and pixels is not None:
+        assert pixels is not None  # Only calls with one of the two come here.
+        if request.reduction != "map":
             weights.append(centres(pixels, request.definition))
             totals.append(_total(weights[-1], dtype))
     return Auxiliary(weights, totals, () if ranges is None else (ranges,), of_pixels, coverage)

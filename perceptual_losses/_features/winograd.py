@@ -21,9 +21,10 @@ from torch.nn import functional
 from .._runtime.threads import in_threads
 from . import cpu
 
-# Tiles at a time: their transformed values stay in the caches between the steps.
-TILES = 256
-# Tiles of one thread at a time in float32. For fewer it would mostly read and transpose filters.
+# Tiles of a step in bfloat16. Their transformed values stay in the caches until the next step.
+TILES_OF_STEP = 256
+# The fewest and the most tiles of a unit in float32. A thread with fewer would mostly read and
+# transpose filters. With AVX-512 the most are seven blocks of rows.
 LEAST_TILES, MOST_TILES = 64, 98
 
 
@@ -50,9 +51,9 @@ class _Basis:
     """The points that polynomials are evaluated at: those given, and infinity after them.
 
     For each point ``p`` but 0, ``-1 / p`` is a point too. The gradient is a convolution with the
-    filter turned around, as a polynomial ``x^2 g(1 / x)``. With the sign of every other pixel
-    changed it becomes ``x^2 g(-1 / x)``: at each point a multiple of the value of ``g`` at another
-    one. So one set of matrices serves both directions.
+    filter turned around, as a polynomial ``x^2 g(1 / x)``. If the sign of every other
+    pixel changes, it becomes ``x^2 g(-1 / x)``: at each point a multiple of the value of ``g`` at
+    another one. So one set of matrices serves both directions.
     """
 
     def __init__(self, *points: float) -> None:
@@ -118,7 +119,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 def transform_filters(weight: Tensor) -> Tensor:
     """The matrices of filters ``(out, in, 3, 3)``, one for each pair of points ``(in, out)``.
 
-    Those of float32 are in panels of columns, ``(panels, in, PANEL)``.
+    In float32 each matrix is split into panels of columns, ``(panels, in, PANEL)``.
     """
     filters = BASES[weight.dtype].filters
     out, channels = weight.shape[:2]
@@ -142,9 +143,9 @@ def filter_matrices(weight: Tensor) -> Tensor:
 
 
 def convolution(x: Tensor, weight: Tensor, matrices: Tensor, bias: Tensor, rectify: bool) -> Tensor:
-    """``conv2d(x, weight, bias, padding=1)``, then ``relu`` if asked for; ``x`` has a gradient.
+    """``conv2d(x, weight, bias, padding=1)``, then ``relu`` if asked for.
 
-    ``matrices`` are `transform_filters` of ``weight``.
+    ``matrices`` are `transform_filters` of ``weight``. Only ``x`` may have a gradient.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _Convolution.apply(x, weight, matrices, bias, rectify)  # type: ignore[no-untyped-call]
@@ -183,7 +184,10 @@ def _run(
     rectify: bool,
     direction: _Direction,
 ) -> Tensor:
-    """The convolution of ``x``, or of a gradient that has to pass ``rectified`` outputs."""
+    """The convolution of ``x``.
+
+    With ``rectified`` it is that of a gradient, which counts where ``rectified`` is positive.
+    """
     n, channels, height, width = x.shape
     # Made with its strides: a view could not be changed in place.
     y = torch.empty(
@@ -212,22 +216,17 @@ def _in_units(
     total: int,
     out: Any,
 ) -> None:
-    """The convolution by threads that each take all steps for their own tiles.
+    """The convolution in units: a thread takes all steps for the tiles of a unit.
 
-    Where there are few tiles, some threads have the same ones and other channels of the output.
+    If there are few tiles, several units have the same tiles, each with its own group of the
+    output's channels.
     """
     kernels, threads = _product_kernels(), torch.get_num_threads()
     blocks, out_blocks = images.shape[3], out.shape[3]
-    most_groups = math.gcd(out_blocks, 2 ** (threads - 1).bit_length())
-    groups = 1
-    while groups < most_groups and total * groups < LEAST_TILES * threads:
-        groups *= 2
-    share = min(total, -(-total * groups // threads))
-    size = -(-share // -(-share // MOST_TILES))
+    groups, size = _units(total, out_blocks, threads)
     units = -(-total // size) * groups
     span = len(direction.point_order)
     rows = -(-size // kernels.ROWS) * kernels.ROWS
-    # Torch gives memory that it has used before.
     transformed, products, panels, tiles = (
         torch.empty(threads, *shape, dtype=torch.float32, device="cpu").numpy()
         for shape in (
@@ -247,6 +246,20 @@ def _in_units(
     in_threads(run, units, out.size)
 
 
+def _units(total: int, out_blocks: int, threads: int) -> tuple[int, int]:
+    """The number of groups of the output's channels, and the tiles of a unit."""
+    candidates = []
+    most = math.gcd(out_blocks, 2 ** (threads - 1).bit_length())
+    for groups in (2**k for k in range(most.bit_length())):
+        share = min(total, -(-total * groups // threads))
+        size = -(-share // -(-share // MOST_TILES))
+        # The longest thread's tiles. The filters of a group are read for each unit.
+        longest = -(-(-(-total // size) * groups) // threads) * max(size, LEAST_TILES) / groups
+        candidates.append((longest, groups, size))
+    _, groups, size = min(candidates)
+    return groups, size
+
+
 def _in_steps(
     images: Any,
     outputs: Any,
@@ -257,14 +270,14 @@ def _in_steps(
     total: int,
     out: Any,
 ) -> None:
-    """The convolution step by step, each of which all threads share; torch multiplies."""
+    """The convolution in steps, each shared by all threads. Torch multiplies the matrices."""
     kernels, span = _kernels(), len(direction.point_order)
     matrices = matrices.mT if direction.transposed else matrices
     basis = direction.point_order, direction.factors, direction.odd_sign
     count = 0
-    for first in range(0, total, TILES):
-        if count != min(TILES, total - first):
-            count = min(TILES, total - first)
+    for first in range(0, total, TILES_OF_STEP):
+        if count != min(TILES_OF_STEP, total - first):
+            count = min(TILES_OF_STEP, total - first)
             inputs, products = (
                 matrices.new_empty(span**2, count, size) for size in matrices.shape[1:]
             )

@@ -5,9 +5,9 @@ loops in this way, so the instructions of a block are written out.
 """
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .._runtime.numba_kernels import entry, kernel
@@ -15,11 +15,16 @@ from .winograd_kernels import C, transform_inputs, transform_outputs
 
 
 def _registers():
-    """The values in a vector register, and the rows of a block: two registers hold a row's sums."""
-    features = get_host_cpu_features()
-    if features.get("avx512f"):
+    """The number of values in a vector register, and of rows in a block.
+
+    Each row of a block has its sums in two registers.
+    """
+    # The cache of compiled kernels has these features in its keys, whatever the processor.
+    *_, features = cpu_target.target_context.codegen().magic_tuple()
+    names = features.split(",")
+    if "+avx512f" in names:
         return 16, 14
-    return (8, 6) if features.get("avx2") else (4, 6)
+    return (8, 6) if "+avx2" in names else (4, 6)
 
 
 LANES, ROWS = _registers()
@@ -37,14 +42,17 @@ def _address(context, builder, array_type, array, row, column):
 
 
 def _vector(builder, address, offset=0):
-    """The address of the vector that begins so many values after this address."""
+    """The address of a vector, ``offset`` values after this address."""
     shifted = builder.gep(address, [ir.Constant(ir.IntType(64), offset)])
     return builder.bitcast(shifted, _VECTOR.as_pointer())
 
 
 @intrinsic
 def _multiply_block(typing_context, inputs, row, panel, products, column):
-    """Writes ``ROWS`` rows of ``inputs @ panel`` from that row on to the products' columns."""
+    """Writes ``ROWS`` rows of ``inputs @ panel``, from ``row`` on.
+
+    In the products they begin at ``column``.
+    """
 
     def generate(context, builder, signature, arguments):
         inputs, row, panel, products, column = arguments
@@ -86,7 +94,7 @@ def _multiply_block(typing_context, inputs, row, panel, products, column):
 
 @intrinsic
 def _transpose_block(typing_context, source, row, column, target, target_row, target_column):
-    """Copies ``LANES`` rows and columns from a place in one matrix, transposed, to another."""
+    """Copies a square block of ``LANES`` rows from ``source`` into ``target``, transposed."""
 
     def generate(context, builder, signature, arguments):
         source, row, column, target, target_row, target_column = arguments
@@ -99,7 +107,8 @@ def _transpose_block(typing_context, source, row, column, target, target_row, ta
         lines = [
             builder.load(line(kinds[0], source, row, column, i), align=4) for i in range(LANES)
         ]
-        # Each shuffle of the whole block rotates the bits of a value's place by one.
+        # Each pass interleaves the two halves of the block. This rotates the bits of each value's
+        # index by one.
         half = LANES // 2
         orders = [
             ir.Constant(
@@ -125,7 +134,10 @@ def _transpose_block(typing_context, source, row, column, target, target_row, ta
 
 @kernel
 def _multiply(inputs, matrices, transposed, first_panel, count, scratch, products):
-    """The products of ``count`` rows of each input matrix and the filters of some panels."""
+    """Writes the products of ``count`` rows of each input matrix and some panels of filters.
+
+    Whole blocks of rows are computed. Nobody reads the rows after ``count``.
+    """
     points, _, depth = inputs.shape
     for point in range(points):
         for index in range(products.shape[2] // PANEL):
@@ -162,7 +174,7 @@ def convolve(
     tile,
     out,
 ):
-    """The convolution of some units, each of which is ``size`` tiles of a group of channels.
+    """The convolution of some units. A unit is ``size`` tiles and one group of output channels.
 
     Args:
         images: the inputs ``(N, H, W, blocks, C)``.
@@ -178,7 +190,7 @@ def convolve(
         point_order: as for `transform_inputs`, like the two after it.
         factors: the factor of each point.
         odd_sign: the sign of every other pixel.
-        transformed: scratch memory ``(6, 6, tiles, blocks, C)``: whole blocks of ``ROWS`` tiles.
+        transformed: scratch memory ``(6, 6, tiles, blocks, C)``, the tiles a multiple of ``ROWS``.
         products: scratch memory of that shape, for the blocks of a group.
         scratch: scratch memory for a panel ``(in, PANEL)``.
         tile: scratch memory ``(6, 6, C)``.
@@ -195,7 +207,8 @@ def convolve(
         first, group = unit // groups * size, unit % groups
         count = min(size, total - first)
         basis = point_order, factors, odd_sign
-        transform_inputs(images, rectified, first, 0, count, *basis, transformed, tile)
+        if group == 0 or unit == begin:
+            transform_inputs(images, rectified, first, 0, count, *basis, transformed, tile)
         first_block = group * group_blocks
         first_panel = first_block * (C // PANEL)
         _multiply(inputs, matrices, transposed, first_panel, count, scratch, outputs)

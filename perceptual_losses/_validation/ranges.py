@@ -74,7 +74,7 @@ def ranges_of_images(data_range: Tensor, dtype: torch.dtype) -> Tensor:
 
     Only a CPU's values are looked at: those of a GPU would have to be waited for.
     """
-    # After a large kernel each further function takes ten microseconds.
+    # A large kernel empties the caches, after which each function called takes ten microseconds.
     ranges = data_range.detach() if data_range.requires_grad else data_range
     if ranges.dtype != dtype:
         ranges = ranges.to(dtype)
@@ -91,13 +91,13 @@ def ranges_of_images(data_range: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _range_bounds(dtype: torch.dtype) -> tuple[float, float]:
-    """The bounds between which ``(k1 L)^2`` and ``(k2 L)^2`` are numbers that the dtype holds."""
+    """The bounds between which ``(k1 L)^2`` and ``(k2 L)^2`` are normal numbers of the dtype."""
     limits = torch.finfo(dtype)
     return 1e4 * math.sqrt(limits.tiny), 1e-4 * math.sqrt(limits.max)
 
 
 def check_integer_range(name: str, image: Tensor, data_range: float | tuple[float, float]) -> None:
-    """Refuses an integer image with a range of length 1, the default, which it can't mean."""
+    """Refuses an integer image with a range of length 1: the default, which cannot be meant."""
     is_integer = not image.is_floating_point() and image.dtype != torch.bool
     if is_integer and low_and_length(data_range)[1] == 1:
         raise ValueError(

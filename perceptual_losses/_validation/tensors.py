@@ -37,9 +37,9 @@ def check_differentiable(name: str, image: Any) -> None:
 
 
 def kept(values: Tensor | None) -> Tensor | None:
-    """Values that autograd may keep, in memory as they are, or ``None``.
+    """The values as a tensor that autograd may keep, or ``None``.
 
-    They are a copy of those that were made in inference mode or are negated lazily.
+    Values that were made in inference mode or are negated lazily are copied.
     """
     if values is None or torch.compiler.is_compiling():
         return values

@@ -209,7 +209,7 @@ def _arrays(level: Level, auxiliary: Auxiliary, j: int = 0) -> AuxiliaryArrays:
     if auxiliary.weights:
         (weights,) = level.images(auxiliary.weights[j])
         factors = np.reciprocal(auxiliary.totals[j].numpy())
-    # NumPy makes an array of a few numbers faster than torch gives up its own.
+    # For a few numbers a list is faster than `Tensor.numpy`.
     ranges = np.array(auxiliary.ranges[0].tolist(), level.dtype) if auxiliary.ranges else None
     valid = plane_array(auxiliary.valid[j]) if auxiliary.valid else None
     coverage = plane_array(auxiliary.coverage[j]) if auxiliary.coverage else None

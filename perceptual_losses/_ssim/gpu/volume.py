@@ -14,10 +14,10 @@ from .variant import auxiliary_arguments, in_kernel, parts_of, scratch_memory, v
 
 # The tile of `depth_kernel`: each thread goes through the planes at one position.
 DEPTH_TILE = Tile(64, 1, 1, 8)
-# The maps of a plane: four moments, which at most four derivatives replace later.
+# The number of maps of a plane. They hold four moments, which at most four derivatives replace.
 MAPS = 4
-# As many volumes are computed together as have maps of so many bytes, which fit into the
-# second-level cache.
+# The bytes of maps that fit into the second-level cache. As many volumes are computed together as
+# have no more.
 CACHED_BYTES = 2**25
 
 
@@ -78,8 +78,8 @@ def _map_size(work: Workload, map_sides: tuple[int, ...]) -> tuple[int, int]:
     """The pitch and the size of a map with ``map_sides`` rows and columns, in values."""
     (rows, columns), (down, across), zeros = map_sides, work.window, 0
     if work.gradients and work.padding == "valid":
-        # The map is smaller than the plane by a window: zeros stand before each row, and so behind
-        # the row above it. A row of zeros is last: it stands for all rows outside the map.
+        # The map has fewer columns than the plane. Zeros stand before each row, and so behind the
+        # row above it. A row of zeros comes last and stands for all rows outside the map.
         zeros = across - 1
         rows, columns = rows + (down > 1), columns + zeros
     pitch = 4 * ceil_div(columns, 4)
@@ -209,7 +209,7 @@ def _gradient(
     allocated: list[Allocation] = []
     if settings.padding != "valid":
         pitch = cover.pitch(window_size(settings)[1])
-        # The numbers up to N C are those of the launches for moments.
+        # Smaller numbers name the scratch memory of the launches for moments.
         memory, allocated = scratch_memory(
             machine, level, programs * 2 * MAPS * pitch, n * c + first
         )

@@ -6,9 +6,9 @@ from .images import place
 
 @ordered
 def _variance(square, mean, zero):
-    """The variance of a window, never below ``zero``, where rounding would take it.
+    """The variance of a window. Where rounding makes it negative, it is ``zero``; NaN stays.
 
-    It is zero in a window of one pixel, which a fused multiply-add would miss. NaN stays.
+    A window of one pixel has exactly zero, which a fused multiply-add would miss.
     """
     variance = square - mean * mean
     return zero if variance < zero else variance
@@ -51,7 +51,7 @@ def similarity(
 ):  # fmt: skip
     """A row of the map into ``out``: SSIM, or with ``contrast`` its contrast-structure factor.
 
-    With ``both``, SSIM goes into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is
+    If ``both``, SSIM goes into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is
     ``None``, the constants are multiplied by it: the square of the range of each position's image.
 
     Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
@@ -82,9 +82,10 @@ def derivatives(
     mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, coverage,
     weights, sign, count, m_d, m_t, v_d, v_t, out,
 ):  # fmt: skip
-    """`similarity` with M_d, M_t + sign M_d, V_d and V_t, all zero where ``squared_ranges`` is.
+    """`similarity` with M_d, M_t + sign M_d, V_d and V_t.
 
-    They are multiplied by the weights and the coverage, if these are not ``None``.
+    All four are zero where ``squared_ranges`` is zero: between planes. Unless the weights are
+    ``None``, they are multiplied by them and by the coverage, without which no weights are.
     """
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = two * constants.c1, two * constants.c2
@@ -123,7 +124,7 @@ def derivatives(
                 factor *= coverage[j]
             from_mu_d, from_mu_t = factor * from_mu_d, factor * from_mu_t
             from_var_d, from_var_t = factor * from_var_d, factor * from_var_t
-        # Chosen, not multiplied: a position between two planes may be NaN, from one of them.
+        # Chosen, not multiplied: the moments between two planes may be NaN.
         m_d[j] = from_mu_d if scale > zero else zero
         m_t[j] = from_mu_t + sign * from_mu_d if scale > zero else zero
         v_d[j] = from_var_d if scale > zero else zero

@@ -56,7 +56,8 @@ def march(
     Writes as many gradients as the variant says, each times ``constants.gradient_scale``. In
     ``sums`` are three arrays with a row for each plane and a column for each of its parts: the sum
     of the map over that part, or of its weighted deficits ``weights (SSIM - 1)``; with ``both`` the
-    same sum of SSIM, else zero; with ``l1`` that of ``|x - y|`` in units of 1, else zero.
+    same sum of SSIM, else zero; with ``l1`` that of ``|x - y|``, not divided by ``ranges``, else
+    zero.
     """
     dtype = scratch.dtype.type
     padding, contrast, both, gradients = variant

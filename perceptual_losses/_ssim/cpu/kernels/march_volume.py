@@ -31,7 +31,7 @@ def march_volume(
     """`march` for volumes: a slice that is summed across and down takes the place of a row.
 
     Tasks are ``(volume, part, front, back, top, bottom, left, right)``. Maps and valid pixels have
-    one axis more than in `march`. Valid pixels come with ``coverage``, ``(N, D', H', W')``: the
+    one axis more than in `march`. ``valid`` needs ``coverage``, ``(N, D', H', W')``: the
     reciprocal of the window's weight over them.
     """
     dtype = rows.dtype.type

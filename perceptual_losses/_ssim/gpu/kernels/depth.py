@@ -1,12 +1,13 @@
 """The kernel that goes through the planes of volumes, for their values and their derivatives.
 
-It has one thread for each column of positions. The thread keeps all sums in registers that are not
+It has one thread for each column of positions. The thread keeps in registers all sums that are not
 complete yet: those of the moments and those of the derivatives. So threads exchange nothing. The
 filtered derivatives replace the moments, in planes that have been read.
 
-With symmetric padding the thread reads the moments of mirrored planes again. In front of the volume
-it also computes derivatives again. Behind it the moments are overwritten by then: the derivatives
-of the last planes are kept, in planes whose moments have been read for the last time (`kept_at`).
+If the padding is symmetric, the thread reads the moments of mirrored planes a second time. Before
+the volume it also computes their derivatives a second time. Behind the volume this is impossible,
+because results have replaced the moments. So the derivatives of the last planes are kept, in planes
+whose moments are not needed any more (`kept_at`).
 """
 
 # Constants of a compilation are in capitals, and tuples grow by sums, which Triton compiles.
@@ -46,9 +47,9 @@ def _add_maps(all_sums, values, window, K: tl.constexpr):
 
 @triton.jit
 def _region_at(region, row, m, depth, centre, K: tl.constexpr):
-    """The region of plane ``m`` of a map of such a ``depth``, and ``row``.
+    """The region of plane ``m`` of the map, which has ``depth`` planes, and ``row``.
 
-    The row is -1 where the plane is outside the map, unless the plane is a mirrored one.
+    The row is -1 if the plane is outside the map. Symmetric padding mirrors the plane instead.
     """
     if K.PADDING == SYMMETRIC:
         m = mirrored(m, depth)
@@ -101,7 +102,7 @@ def depth_kernel(
     totals,
     K: tl.constexpr,
 ):
-    """The sum of 1 - S over columns of positions and the derivatives, filtered along depth, or S.
+    """The sum of 1 - S over columns of positions, and the derivatives filtered along depth; or S.
 
     The variant's ``DOWN`` is the depth of the window. A volume has ``tiles`` programs. Each also
     adds up its part of the volume's ``plane_tiles`` sums of |x - y|.
@@ -133,8 +134,8 @@ def depth_kernel(
     MARGIN: tl.constexpr = margin(COLUMNS, K.PADDING, K.GRADIENTS)
     row, column = position // maps.pitch, position % maps.pitch - MARGIN
     inside = (row < map_size[0]) & (column >= 0) & (column < map_size[1])
-    # A position has the number of the first plane under its window. Those outside the map have
-    # derivatives too: zeros, or those of mirrored positions.
+    # A plane of the map has the number of the first plane under its window. Planes outside the map
+    # have derivatives too: zeros, or those of mirrored planes.
     MIRRORED: tl.constexpr = K.GRADIENTS > 0 and K.PADDING == SYMMETRIC
     last = map_depth - FRONT
     begin, end = -FRONT, last
@@ -173,7 +174,7 @@ def depth_kernel(
             filtered = _add_maps(filtered, derivatives, window, K)
             store_maps(base + z * step, size, filtered, in_memory & (z >= 0))
         if MIRRORED or (K.GRADIENTS > 0 and not TOGETHER):
-            # A second pass needs all of them.
+            # A second pass needs the derivatives of all planes, and else the last ones are enough.
             kept = in_memory if not TOGETHER else in_memory & (m >= depth - FRONT)
             target = base + kept_at(m, depth, FRONT, K) * step
             store_maps(target, size, derivatives, kept)
@@ -182,8 +183,8 @@ def depth_kernel(
             tl.store(similarity_map + (place_in_map + column), derivatives[0][0], mask=counted)
         z += 1
     if MIRRORED or (K.GRADIENTS > 0 and not TOGETHER):
-        # The derivatives that the same thread has kept: all of them, or those of mirrored planes
-        # behind the volume.
+        # This pass reads derivatives that the same thread has kept: those of all planes, or of the
+        # planes that are mirrored behind the volume.
         if not TOGETHER:
             filtered = (none,) * MAPS
             z = -ABOVE if MIRRORED else begin

@@ -35,7 +35,7 @@ from .loads_and_stores import (
 
 @triton.jit
 def _load_column(row, line, first, AFTER: tl.constexpr, size, K: tl.constexpr):
-    """The values of a row of a map so many columns after ``first``: mirrored beside it, or zero."""
+    """A row's values, ``AFTER`` columns behind ``first``: mirrored or zero beside the map."""
     column = first + AFTER
     if K.PADDING == SYMMETRIC:
         value = tl.load(row + mirrored(column, size[1]).to(tl.int64))
@@ -47,8 +47,9 @@ def _load_column(row, line, first, AFTER: tl.constexpr, size, K: tl.constexpr):
 
 @triton.jit
 def _load_line(maps, plane, line, left, size, MAPS: tl.constexpr, K: tl.constexpr):
-    """A row of each map of a volume's plane, ``size`` being its rows and columns: the columns of
-    each thread, from ``left`` on, and those of the halo.
+    """A row of each map of a plane: the columns of each thread, from ``left`` on, and the halo's.
+
+    A map has ``size`` rows and columns.
     """
     first, halo = left + tl.arange(0, K.LANES) * K.COLUMNS, tile_columns(left, K.COLUMNS, K)[1]
     shown, found = mirrored(line, size[0]) if K.PADDING == SYMMETRIC else line, ()
@@ -101,11 +102,11 @@ def gradient_kernel(
 ):
     """The gradients of a tile from the maps that `value_kernel` or `depth_kernel` wrote.
 
-    An image's map has all positions whose windows hold a pixel, and a volume's those of S. If its
-    windows lie inside the volume, zeros stand on both sides of each row, and a row of zeros is
-    last, which stands for all rows outside the map. Else there is no room for zeros: each row goes
-    through scratch memory, to which they are added, or mirrored positions. The maps are those of
-    the volumes from ``first_volume`` on.
+    The map of an image has all positions whose windows hold a pixel, and that of a volume the
+    positions of S. If windows lie inside the volume, memory holds zeros on both sides of each row,
+    and a last row of zeros stands for all rows outside the map. Otherwise each row passes through
+    scratch memory, where zeros or mirrored positions are added. The maps are those of the volumes
+    from ``first_volume`` on.
     """
     VOLUMES: tl.constexpr = len(x.strides) == 5
     PADDED: tl.constexpr = VOLUMES and K.PADDING != VALID
@@ -166,7 +167,8 @@ def gradient_kernel(
                 _write_line(memory + other_slot, ahead, K)
                 ahead = _load_line(maps, place, line + 2, left, (height, width), MAPS, K)
             elif VOLUMES:
-                # The row of zeros behind the map stands for all rows outside it.
+                # The row of zeros behind the map stands for all rows outside it. A window of one
+                # row needs none.
                 line = tl.where((row >= 0) & (row < map_rows), row, map_rows)
             for k in tl.static_range(MAPS):
                 if PADDED:

@@ -24,7 +24,7 @@ def next_plane(base, source, step, z, depth, K: tl.constexpr):
 def load_moments(source, size, z, depth, inside, outside, K: tl.constexpr):
     """A plane's value of each map of moments, zero where not ``inside``.
 
-    A plane outside the volume has the values of ``outside`` if it is padded with zeros, else zero.
+    Beside a volume that is padded with zeros the values are those of ``outside``.
     """
     within = (z >= 0) & (z < depth)
     values = ()
@@ -39,7 +39,7 @@ def load_moments(source, size, z, depth, inside, outside, K: tl.constexpr):
 
 @triton.jit
 def load_maps(source, size, inside, COUNT: tl.constexpr):
-    """A plane's value of so many maps, zero where not ``inside``."""
+    """A plane's value of the first ``COUNT`` maps, zero where not ``inside``."""
     values = ()
     for k in tl.static_range(COUNT):
         values = values + ((tl.load(source + k * size, mask=inside, other=0),),)
@@ -58,11 +58,10 @@ def kept_at(m, depth, FRONT: tl.constexpr, K: tl.constexpr):
     """The plane of memory that keeps the derivatives of plane ``m`` of the map until they are
     filtered.
 
-    With symmetric padding the last ``FRONT`` ones are in reverse order. Their mirror images are
-    filtered too, so that the moments of plane ``depth`` - 1 - i are read as those of plane
-    ``depth`` + i, and then no more. The derivatives of plane ``depth`` - ``FRONT`` + i are complete
-    after that, and replace them. Their own mirror image is read just before the results of the
-    plane that they stand in are stored.
+    Symmetric padding reverses the last ``FRONT`` of them. Plane ``depth`` - 1 - i is read a second
+    time as the mirrored plane ``depth`` + i, and its moments are not needed after that. The
+    derivatives of plane ``depth`` - ``FRONT`` + i are complete then and take its place. They are
+    read for the last time just before the result of the plane that they stand in is stored.
     """
     if K.PADDING == SYMMETRIC:
         m = tl.where(m < depth - FRONT, m, 2 * depth - 1 - FRONT - m)
