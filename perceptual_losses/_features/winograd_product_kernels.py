@@ -48,26 +48,26 @@ def _vector(builder, address, offset=0):
 
 
 @intrinsic
-def _multiply_block(typing_context, inputs, row, panel, products, column):
-    """Writes ``ROWS`` rows of ``inputs @ panel``, from ``row`` on.
+def _multiply_block(typing_context, inputs, row, channel, panel, products, column):
+    """Adds to ``ROWS`` rows of products, from ``row`` on, those of ``C`` channels of the inputs.
 
-    In the products they begin at ``column``.
+    The sums of the first channels replace what is there. In the products they begin at ``column``.
     """
 
     def generate(context, builder, signature, arguments):
-        inputs, row, panel, products, column = arguments
+        inputs, row, channel, panel, products, column = arguments
         kinds, whole = signature.args, ir.IntType(64)
         rows = [builder.add(row, ir.Constant(whole, i)) for i in range(ROWS)]
         zero = ir.Constant(whole, 0)
         values = [_address(context, builder, kinds[0], inputs, i, zero) for i in rows]
-        weights = context.make_array(kinds[2])(context, builder, panel)
-        depth = builder.extract_value(weights.shape, 0)
+        weights = context.make_array(kinds[3])(context, builder, panel)
+        end = builder.add(channel, ir.Constant(whole, C))
         sums = [
             cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
             for _ in range(2 * ROWS)
         ]
         first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        with cgutils.for_range(builder, depth) as loop:
+        with cgutils.for_range(builder, end, start=channel) as loop:
             line = builder.gep(weights.data, [builder.mul(loop.index, ir.Constant(whole, PANEL))])
             pair = [builder.load(_vector(builder, line, j), align=4) for j in (0, LANES)]
             for i in range(ROWS):
@@ -81,15 +81,18 @@ def _multiply_block(typing_context, inputs, row, panel, products, column):
                     sum_ = sums[2 * i + j]
                     total = builder.fadd(builder.load(sum_), product, flags=["contract"])
                     builder.store(total, sum_)
+        is_first = builder.icmp_signed("==", channel, zero)
         for i in range(ROWS):
-            out = _address(context, builder, kinds[3], products, rows[i], column)
+            out = _address(context, builder, kinds[4], products, rows[i], column)
             for j in range(2):
-                builder.store(
-                    builder.load(sums[2 * i + j]), _vector(builder, out, j * LANES), align=4
-                )
+                place = _vector(builder, out, j * LANES)
+                before = builder.load(place, align=4)
+                before = builder.select(is_first, ir.Constant(_VECTOR, [0.0] * LANES), before)
+                builder.store(builder.fadd(before, builder.load(sums[2 * i + j])), place, align=4)
         return context.get_dummy_value()
 
-    return types.void(inputs, types.intp, panel, products, types.intp), generate
+    place = types.intp, types.intp
+    return types.void(inputs, *place, panel, products, types.intp), generate
 
 
 @intrinsic
@@ -150,7 +153,9 @@ def _multiply(inputs, matrices, transposed, first_panel, count, scratch, product
                     _transpose_block(block, row, k % PANEL, scratch, k, 0)
                     _transpose_block(block, row + LANES, k % PANEL, scratch, k, LANES)
             for row in range(0, count, ROWS):
-                _multiply_block(inputs[point], row, panel, products[point], index * PANEL)
+                # Sums of parts round less than one sum of all channels.
+                for k in range(0, depth, C):
+                    _multiply_block(inputs[point], row, k, panel, products[point], index * PANEL)
 
 
 @entry
