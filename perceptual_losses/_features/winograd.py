@@ -186,7 +186,7 @@ def _run(
 ) -> Tensor:
     """The convolution of ``x``.
 
-    With ``rectified`` it is that of a gradient, which counts where ``rectified`` is positive.
+    If ``rectified`` is given, ``x`` is a gradient, which counts where ``rectified`` is positive.
     """
     n, channels, height, width = x.shape
     # Made with its strides: a view could not be changed in place.
