@@ -65,6 +65,15 @@ def test_values_and_gradients(dtype, n, height, width, channels, out, rectify):
         assert torch.equal(convolution(x, weight, matrices, bias, rectify), y)
 
 
+def test_many_channels_round_little():
+    x, weight, bias = case(2, 512, 20, 20, 512, torch.float32)
+    exact = functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    plain = functional.conv2d(x, weight, bias, padding=1)
+    y = convolution(x, weight, transform_filters(weight), bias, False)
+    # Transforms multiply the rounding of products by about 5. One sum of 512 products gives 13.
+    assert error(y, exact) < 8 * error(plain, exact)
+
+
 @pytest.mark.parametrize("dtype", list(BASES))
 def test_whole_numbers_are_exact(dtype):
     """A filter that moves the image by a pixel: sums of a few small numbers have no rounding."""
@@ -87,6 +96,18 @@ def test_layouts_give_the_same():
         x.mT.contiguous().mT,
     ):
         assert torch.equal(convolution(layout, weight, matrices, bias, True), expected)
+
+
+@given(
+    total=st.integers(1, 2000), blocks=st.sampled_from([1, 2, 3, 4, 8]), threads=st.integers(1, 64)
+)
+def test_threads_have_equal_shares(total, blocks, threads):
+    groups, size = winograd._units(total, blocks, threads)
+    units = -(-total // size) * groups
+    assert blocks % groups == 0
+    assert size <= winograd.MOST_TILES
+    longest = -(-units // threads) * size / groups
+    assert longest <= max(winograd.LEAST_TILES, -(-total // threads) * 1.5)
 
 
 @pytest.mark.parametrize("side", [9, 41])
