@@ -110,6 +110,13 @@ def test_threads_have_equal_shares(total, blocks, threads):
     assert longest <= max(winograd.LEAST_TILES, -(-total // threads) * 1.5)
 
 
+def test_channels_are_shared_only_where_tiles_are_few():
+    # Two threads have 98 tiles each: groups would only transform them twice.
+    assert winograd._units(196, 8, 2) == (1, 98)
+    # Half of 64 tiles would be too few for the filters that are read.
+    assert winograd._units(64, 8, 2) == (2, 64)
+
+
 @pytest.mark.parametrize("side", [9, 41])
 def test_threads_give_the_same(side):
     """They share the output's channels, or tiles of which the last have less than a block."""
