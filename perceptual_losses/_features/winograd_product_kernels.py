@@ -4,47 +4,19 @@ A product is computed in blocks that fill the processor's vector registers. LLVM
 loops in this way, so the instructions of a block are written out.
 """
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .._runtime.numba_kernels import entry, kernel
+from .._runtime.vectors import BYTES, INDEX, Vectors
 from .winograd_kernels import C, transform_inputs, transform_outputs
 
-
-def _registers():
-    """The number of values in a vector register, and of rows in a block.
-
-    Each row of a block has its sums in two registers.
-    """
-    # The cache of compiled kernels has these features in its keys, whatever the processor.
-    *_, features = cpu_target.target_context.codegen().magic_tuple()
-    names = features.split(",")
-    if "+avx512f" in names:
-        return 16, 14
-    return (8, 6) if "+avx2" in names else (4, 6)
-
-
-LANES, ROWS = _registers()
-# Columns of a block. The matrices of filters are kept in panels of so many columns.
-PANEL = 2 * LANES
-
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-
-
-def _address(context, builder, array_type, array, row, column):
-    """The address of an element of a contiguous matrix."""
-    matrix = context.make_array(array_type)(context, builder, array)
-    width = builder.extract_value(matrix.shape, 1)
-    return builder.gep(matrix.data, [builder.add(builder.mul(row, width), column)])
-
-
-def _vector(builder, address, offset=0):
-    """The address of a vector, ``offset`` values after this address."""
-    shifted = builder.gep(address, [ir.Constant(ir.IntType(64), offset)])
-    return builder.bitcast(shifted, _VECTOR.as_pointer())
+# Columns of a block: each of its rows has the sums in two vector registers. The matrices of filters
+# are kept in panels of so many columns.
+PANEL = 2 * (BYTES // 4)
+# Rows of a block. Of a processor's 32 or 16 registers they leave a few for the factors.
+ROWS = 14 if BYTES == 64 else 6
 
 
 @intrinsic
@@ -55,40 +27,32 @@ def _multiply_block(typing_context, inputs, row, channel, panel, products, colum
     """
 
     def generate(context, builder, signature, arguments):
-        inputs, row, channel, panel, products, column = arguments
-        kinds, whole = signature.args, ir.IntType(64)
-        rows = [builder.add(row, ir.Constant(whole, i)) for i in range(ROWS)]
-        zero = ir.Constant(whole, 0)
-        values = [_address(context, builder, kinds[0], inputs, i, zero) for i in rows]
-        weights = context.make_array(kinds[3])(context, builder, panel)
-        end = builder.add(channel, ir.Constant(whole, C))
-        sums = [
-            cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
-            for _ in range(2 * ROWS)
+        kinds, (inputs, row, channel, panel, products, column) = signature.args, arguments
+        vectors = Vectors(context, builder, kinds[0].dtype)
+        arrays = [
+            context.make_array(kinds[i])(context, builder, array)
+            for i, array in ((0, inputs), (3, panel), (4, products))
         ]
-        first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        rows = [builder.add(row, INDEX(i)) for i in range(ROWS)]
+        values = [vectors.address(arrays[0], i) for i in rows]
+        sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in range(2 * ROWS)]
+        end = builder.add(channel, INDEX(C))
         with cgutils.for_range(builder, end, start=channel) as loop:
-            line = builder.gep(weights.data, [builder.mul(loop.index, ir.Constant(whole, PANEL))])
-            pair = [builder.load(_vector(builder, line, j), align=4) for j in (0, LANES)]
+            line = vectors.address(arrays[1], loop.index)
+            pair = [vectors.load(line, INDEX(j * vectors.lanes)) for j in range(2)]
             for i in range(ROWS):
-                value = builder.load(builder.gep(values[i], [loop.index]))
-                lone = builder.insert_element(
-                    ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
-                )
-                spread = builder.shuffle_vector(lone, lone, first)
+                factor = vectors.spread(values[i], loop.index)
                 for j in range(2):
-                    product = builder.fmul(spread, pair[j], flags=["contract"])
-                    sum_ = sums[2 * i + j]
-                    total = builder.fadd(builder.load(sum_), product, flags=["contract"])
-                    builder.store(total, sum_)
-        is_first = builder.icmp_signed("==", channel, zero)
+                    total = builder.load(sums[2 * i + j])
+                    total = vectors.add(total, vectors.multiply(factor, pair[j]))
+                    builder.store(total, sums[2 * i + j])
+        is_first = builder.icmp_signed("==", channel, INDEX(0))
         for i in range(ROWS):
-            out = _address(context, builder, kinds[4], products, rows[i], column)
+            out = vectors.address(arrays[2], rows[i])
             for j in range(2):
-                place = _vector(builder, out, j * LANES)
-                before = builder.load(place, align=4)
-                before = builder.select(is_first, ir.Constant(_VECTOR, [0.0] * LANES), before)
-                builder.store(builder.fadd(before, builder.load(sums[2 * i + j])), place, align=4)
+                place = builder.add(column, INDEX(j * vectors.lanes))
+                before = builder.select(is_first, vectors.zero, vectors.load(out, place))
+                vectors.store(vectors.add(before, builder.load(sums[2 * i + j])), out, place)
         return context.get_dummy_value()
 
     place = types.intp, types.intp
@@ -97,38 +61,20 @@ def _multiply_block(typing_context, inputs, row, channel, panel, products, colum
 
 @intrinsic
 def _transpose_block(typing_context, source, row, column, target, target_row, target_column):
-    """Copies a square block of ``LANES`` rows from ``source`` into ``target``, transposed."""
+    """Copies a square block, as many values wide as a vector, into ``target``, transposed."""
 
     def generate(context, builder, signature, arguments):
-        source, row, column, target, target_row, target_column = arguments
-        kinds, whole = signature.args, ir.IntType(64)
-
-        def line(kind, matrix, row, column, i):
-            place = builder.add(row, ir.Constant(whole, i))
-            return _vector(builder, _address(context, builder, kind, matrix, place, column))
-
+        kinds, (source, row, column, target, target_row, target_column) = signature.args, arguments
+        vectors = Vectors(context, builder, kinds[0].dtype)
+        matrix = context.make_array(kinds[0])(context, builder, source)
+        out = context.make_array(kinds[3])(context, builder, target)
         lines = [
-            builder.load(line(kinds[0], source, row, column, i), align=4) for i in range(LANES)
+            vectors.load(vectors.address(matrix, builder.add(row, INDEX(i))), column)
+            for i in range(vectors.lanes)
         ]
-        # Each pass interleaves the two halves of the block. This rotates the bits of each value's
-        # index by one.
-        half = LANES // 2
-        orders = [
-            ir.Constant(
-                ir.VectorType(ir.IntType(32), LANES),
-                [k // 2 + begin + k % 2 * LANES for k in range(LANES)],
-            )
-            for begin in (0, half)
-        ]
-        for _ in range(half.bit_length()):
-            lines = [
-                builder.shuffle_vector(lines[i], lines[i + half], order)
-                for i in range(half)
-                for order in orders
-            ]
-        for i in range(LANES):
-            to = line(kinds[3], target, target_row, target_column, i)
-            builder.store(lines[i], to, align=4)
+        for i, line in enumerate(vectors.transpose(lines)):
+            address = vectors.address(out, builder.add(target_row, INDEX(i)))
+            vectors.store(line, address, target_column)
         return context.get_dummy_value()
 
     place = types.intp, types.intp
@@ -148,10 +94,11 @@ def _multiply(inputs, matrices, transposed, first_panel, count, scratch, product
             if transposed:
                 panel = scratch
                 row = (first_panel + index) * PANEL
-                for k in range(0, depth, LANES):
+                half = PANEL // 2
+                for k in range(0, depth, half):
                     block = matrices[point, k // PANEL]
                     _transpose_block(block, row, k % PANEL, scratch, k, 0)
-                    _transpose_block(block, row + LANES, k % PANEL, scratch, k, LANES)
+                    _transpose_block(block, row + half, k % PANEL, scratch, k, half)
             for row in range(0, count, ROWS):
                 # Sums of parts round less than one sum of all channels.
                 for k in range(0, depth, C):

@@ -98,7 +98,8 @@ class _Cache(FunctionCache):
     def __init__(self, function):
         super().__init__(function)
         # Numba looks for changes only in the entry's file, and kernels call those of others.
-        self._cache_file._source_stamp = _digest(Path(function.__code__.co_filename).parent)
+        folders = Path(function.__code__.co_filename).parent, Path(__file__).parent
+        self._cache_file._source_stamp = tuple(map(_digest, folders))
 
     def load_overload(self, signature, target_context):
         try:

@@ -358,7 +358,7 @@ def test_upstream_gradients_that_overflow(function, reduction, upstream):
 LONG = {"window": "uniform", "window_size": 21}
 
 
-def test_windows_whose_rows_are_added_up_in_pairs():
+def test_long_windows():
     x, y = pair(1, 1, 26, 25)
     loss, exact = (SSIMLoss(**LONG, backend=name) for name in ("numba", "reference"))
     got, expected = step(loss, x, y), step(exact, x.double(), y.double())
@@ -366,9 +366,8 @@ def test_windows_whose_rows_are_added_up_in_pairs():
         assert (value - true).norm() < 1e-5 * true.norm()
 
 
-def test_maps_of_windows_whose_rows_are_added_up_one_by_one():
+def test_maps_of_long_windows_with_a_pixel_that_is_not_a_number():
     x, y = pair(1, 1, 26, 25)
-    # Rows are added up in pairs if all of them are finite.
     x[0, 0, 0, 0] = torch.nan
     got = ssim_map(x, y, **LONG, backend="numba")
     exact = ssim_map(x.double(), y.double(), **LONG, backend="reference")
@@ -377,7 +376,7 @@ def test_maps_of_windows_whose_rows_are_added_up_one_by_one():
 
 
 def test_coverage_of_long_windows_on_narrow_images():
-    # The taps of the ring's rows take more columns of scratch memory than an image this narrow.
+    # The window has more rows than the image has columns.
     options = {"window": "uniform", "window_size": (65, 3)}
     x, y = pair(1, 1, 70, 8)
     valid = pair(1, 1, 70, 8, seed=1)[0] > 0.3

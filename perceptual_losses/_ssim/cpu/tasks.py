@@ -32,7 +32,8 @@ class Scratch:
         # Rows lie an odd number of cache lines apart, so that those of a ring are in different
         # sets of the cache.
         line = 64 // dtype.itemsize
-        shapes = [(rows, (-(-columns // line) | 1) * line) for rows, columns in shapes]
+        # Kernels read whole vectors, which end at most a line after the last value.
+        shapes = [(rows, (-(-columns // line) + 1 | 1) * line) for rows, columns in shapes]
         sizes = (dtype.itemsize * math.prod(shape) for shape in shapes)
         *begins, self._size = itertools.accumulate(sizes, initial=0)
         self._places = list(zip(shapes, begins, strict=True))
@@ -97,8 +98,9 @@ def tasks_for_images(
         )
     ]
     widest = planes * (-(-width // strips) + halo)
-    rows = 11 * (down + 1) + 31
-    scratch = Scratch([(rows, _whole_steps(widest) + max(down, across))], dtype)
+    at_once = _rows_at_once()
+    rows = 11 * (down + at_once - 1) + 9 * at_once + 10
+    scratch = Scratch([(rows, _whole_steps(widest) + across)], dtype)
     return Tasks(np.array(tasks), scratch, bands * strips)
 
 
@@ -121,10 +123,20 @@ def tasks_for_volumes(
         )
     ]
     wide = _whole_steps(-(-width // strips) + halo)
-    area = (-(-height // bands) + row_halo + 2) * wide
+    at_once = _rows_at_once()
+    area = (-(-height // bands) + max(row_halo, at_once) + at_once) * wide
     columns = wide + 2 * max(window_sizes)
-    scratch = Scratch([(6 + 4 * (down + 1), columns), (8 * (through + 1) + 26, area)], dtype)
+    rows, slabs = 4 + 4 * (down + at_once - 1), 8 * (through + at_once - 1) + 8 * at_once + 10
+    scratch = Scratch([(rows, columns), (slabs, area)], dtype)
     return Tasks(np.array(tasks), scratch, layers * bands * strips)
+
+
+def _rows_at_once() -> int:
+    """The rows of the map, or its slices, that the kernels sum at once."""
+    # Not at the top: importing the package does not import Numba.
+    from .kernels import ROWS
+
+    return ROWS
 
 
 def _whole_steps(columns: int) -> int:

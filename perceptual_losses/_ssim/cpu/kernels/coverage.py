@@ -2,7 +2,7 @@
 
 from ...._runtime.numba_kernels import kernel
 from .arguments import ZEROS
-from .filters import sum_across, sum_down
+from .filters import ROWS, sum_across, sum_down
 from .images import fill, shown_pixel
 from .prefetch import ROWS_AHEAD, prefetch
 
@@ -38,10 +38,10 @@ def weights_across(window, valid, plane, planes, channels, i, first, padding, co
 
 
 @kernel
-def inverse_coverage(window, slot_taps, ring, constants, count, out):
-    """The reciprocals of two rows of weights, zero for those not above ``constants.least``."""
-    sum_down(window, slot_taps, ring, 0, count, out[0], out[1])
+def inverse_coverage(window, ring, row, constants, count, out):
+    """The reciprocals of `ROWS` rows of weights, zero for those not above ``constants.least``."""
+    sum_down(window, ring, 0, row, count, out)
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    for i in range(2):
+    for i in range(ROWS):
         for j in range(count):
             out[i, j] = one / out[i, j] if out[i, j] > constants.least else zero

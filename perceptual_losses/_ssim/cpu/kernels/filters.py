@@ -1,11 +1,21 @@
 """Sums under the window: along a row, and down the rows of a ring."""
 
-from ...._runtime.numba_kernels import inlined, kernel
-from .arguments import SYMMETRIC
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-# The longest window whose rows one loop adds up. LLVM does not vectorize a loop over 21 rows, and
-# one over 19 is no faster than pairs of rows.
-LONG = 17
+from ...._runtime.numba_kernels import inlined, kernel
+from ...._runtime.vectors import INDEX, Vectors
+from .images import copy
+
+# Rows of the map that are summed at once: they share most rows under their windows.
+ROWS = 4
+
+
+@inlined
+def ring_slots(window):
+    """The rows of a ring, in which a row of pixels has the slot ``row % slots``."""
+    return len(window.extent) + ROWS - 1
 
 
 @kernel
@@ -25,148 +35,118 @@ def moments_across(window, a, count, mean, square):
 
 @kernel
 def sum_across(window, a, count, out):
-    """Sums of the values."""
-    for j in range(count):
-        total = window.taps[0] * a[j]
-        for k in range(1, len(window.extent)):
-            total += window.taps[k] * a[j + k]
-        out[j] = total
+    """Sums of the values. Whole vectors are read and written."""
+    _sum_across(window, a, count, out)
 
 
 @kernel
-def sum_down(window, slot_taps, ring, begin, count, upper, lower):
-    """Sums of two rows at once from a ring one row longer than the window: half the loads.
+def sum_down(window, ring, begin, row, count, out):
+    """Sums of `ROWS` rows at once, from ``row`` of the map on, from a ring of rows.
 
-    ``slot_taps`` has for each of the two rows the weight of each slot of the ring, which begins at
-    row ``begin``.
+    The ring begins at row ``begin`` of its memory. Whole vectors are read and written.
     """
-    if len(window.extent) > LONG:
-        _sum_down_in_pairs(slot_taps, ring, begin, len(window.extent) + 1, count, upper, lower)
-        return
-    for j in range(count):
-        value = ring[begin, j]
-        first = slot_taps[0, 0] * value
-        second = slot_taps[1, 0] * value
-        for k in range(1, len(window.extent) + 1):
-            value = ring[begin + k, j]
-            first += slot_taps[0, k] * value
-            second += slot_taps[1, k] * value
-        upper[j] = first
-        lower[j] = second
+    first = (row - len(window.extent) // 2) % ring_slots(window)
+    _sum_down(window, ring, begin, first, count, out)
 
 
 @kernel
-def _sum_down_in_pairs(slot_taps, ring, begin, slots, count, upper, lower):
-    """`sum_down` for long windows: two rows of the ring at a time, whose number is even."""
-    for k in range(0, slots, 2):
-        zero = ring.dtype.type(0)
-        for j in range(count):
-            a, b = ring[begin + k, j], ring[begin + k + 1, j]
-            first, second = (upper[j], lower[j]) if k > 0 else (zero, zero)
-            upper[j] = first + slot_taps[0, k] * a + slot_taps[0, k + 1] * b
-            lower[j] = second + slot_taps[1, k] * a + slot_taps[1, k + 1] * b
-
-
-@inlined
-def is_finite_row(ring, slot, slots, count):
-    """Whether the squares of both images are finite in a slot of the ring."""
-    squares = ring.dtype.type(0)
-    for m in range(2, 4):
-        for j in range(count):
-            squares += ring[m * slots + slot, j]
-    return squares - squares == 0
-
-
-@inlined
-def unshared_rows_spoil(is_finite, row, size):
-    """Whether `sum_down` may spoil rows ``row`` and ``row + 1`` of the map.
-
-    The first row of the upper window is none of the lower one, and the last row of the lower one is
-    none of the upper one. ``is_finite`` says of each slot of the ring whether its row is finite.
-    """
-    first = row - size // 2
-    return is_finite[first % (size + 1)] == 0 or is_finite[(first + size) % (size + 1)] == 0
-
-
-@kernel
-def moments_down(window, slot_taps, ring, row, count, apart, moments):
-    """Sums of rows ``row`` and ``row + 1`` of the map for each of the four moments.
-
-    If ``apart`` is true, each row's sums are its own: where a row that one window does not hold is
-    NaN, `sum_down` would spoil the window by multiplying it by zero. With ``None``, nothing is
-    compiled for that.
-    """
-    slots = len(window.extent) + 1
+def moments_down(window, ring, row, count, moments):
+    """`sum_down` for each of the four moments, whose rows follow each other in both memories."""
     for m in range(4):
-        upper, lower = moments[2 * m], moments[2 * m + 1]
-        if apart is None or not apart:
-            sum_down(window, slot_taps, ring, m * slots, count, upper, lower)
-        else:
-            first = row - len(window.extent) // 2
-            sum_down_row(window, ring, m * slots, first, count, upper)
-            sum_down_row(window, ring, m * slots, first + 1, count, lower)
+        sum_down(window, ring, m * ring_slots(window), row, count, moments[m * ROWS :])
 
 
 @kernel
-def sum_down_row(window, ring, begin, first, count, out):
-    """Sums of one row of the map, whose window begins at row ``first``, from a ring of rows."""
-    slots = len(window.extent) + 1
-    if len(window.extent) > LONG:
-        for k in range(len(window.extent)):
-            row = ring[begin + (first + k) % slots]
-            for j in range(count):
-                before = out[j] if k > 0 else out.dtype.type(0)
-                out[j] = before + window.taps[k] * row[j]
+def mirror_columns(row, begin, end, before, after):
+    """Mirrors values ``begin`` to ``end`` of a row into the places before and after them."""
+    for j in range(before):
+        row[begin - 1 - j] = row[begin + j]
+    for j in range(after):
+        row[end + j] = row[end - 1 - j]
+
+
+@kernel
+def mirror_rows(ring, begin, slots, row, height, radius, count):
+    """Mirrors rows of a map of ``height`` rows, which the march adds to the ring one by one.
+
+    A new row near the upper end is copied to the slot of its mirror image above the map. The slot
+    of a row below the map gets a copy of the row of which it is the mirror image.
+    """
+    shown, target = row, -1 - row
+    if row >= height:
+        shown, target = 2 * height - 1 - row, row
+    elif row >= radius:
         return
-    for j in range(count):
-        total = window.taps[0] * ring[begin + first % slots, j]
-        for k in range(1, len(window.extent)):
-            total += window.taps[k] * ring[begin + (first + k) % slots, j]
-        out[j] = total
+    copy(ring[begin + shown % slots], ring[begin + target % slots, :count])
 
 
-@kernel
-def mirror_columns(window, derivative, at, first, last, width, out):
-    """Adds what mirrored columns beside the image send back to the pixels that they show.
+def _taps(context, builder, kind, window, vectors):
+    """The taps of the first half of a window and its centre, each spread over a vector."""
+    place = kind.fields.index("taps")
+    taps = context.make_array(kind[place])(context, builder, builder.extract_value(window, place))
+    radius = len(kind[kind.fields.index("extent")]) // 2
+    return [vectors.spread(taps.data, INDEX(k)) for k in range(radius + 1)]
 
-    ``out[at]`` is column ``first``, and ``derivative[at]`` the column a radius before it. ``last``
-    is the first column after the end.
+
+def _sum_pairs(vectors, taps, values):
+    """Sums under a symmetric window: values with equal weights are added first.
+
+    ``values`` has a list with the values under the window for each of several sums.
     """
-    size = window.taps.shape[0]
-    radius = size // 2
-    for side in range(2):
-        begin = first if side == 0 else max(width - radius, first)
-        end = min(radius, last) if side == 0 else last
-        for column in range(begin, end):
-            image = -1 - column if side == 0 else 2 * width - 1 - column
-            for k in range(size):
-                source = image + k - radius
-                if 0 <= source < width:
-                    sent = derivative[at + source - first + radius]
-                    out[at + column - first] += window.taps[k] * sent
+    radius = len(taps) - 1
+    sums = [vectors.multiply(taps[radius], under[radius]) for under in values]
+    # The sums take turns, so that few values are in use at a time.
+    for k in range(radius):
+        for i, under in enumerate(values):
+            pair = vectors.add(under[k], under[2 * radius - k])
+            sums[i] = vectors.add(sums[i], vectors.multiply(taps[k], pair))
+    return sums
 
 
-@kernel
-def add_taps(window, row, begin, end, scale, slot_taps):
-    """Adds the window around a row to the weights of a ring's slots, if their rows are in range.
+@intrinsic
+def _sum_across(typing_context, window, a, count, out):
+    def generate(context, builder, signature, arguments):
+        kinds, (window, a, count, out) = signature.args, arguments
+        vectors = Vectors(context, builder, kinds[1].dtype)
+        source = context.make_array(kinds[1])(context, builder, a).data
+        target = context.make_array(kinds[3])(context, builder, out).data
+        taps = _taps(context, builder, kinds[0], window, vectors)
+        step = INDEX(vectors.lanes)
+        with cgutils.for_range_slice(builder, INDEX(0), count, step) as (column, _):
+            values = vectors.window(source, column, 2 * len(taps) - 1)
+            (total,) = _sum_pairs(vectors, taps, [values])
+            vectors.store(total, target, column)
+        return context.get_dummy_value()
 
-    The range is from ``begin`` to ``end``.
-    """
-    size = window.taps.shape[0]
-    slot = (row - size // 2) % (size + 1)
-    for k in range(size):
-        if begin <= row + k - size // 2 < end:
-            slot_taps[slot] += scale * window.taps[k]
-        slot = slot + 1 if slot < size else 0
+    return types.void(window, a, types.intp, out), generate
 
 
-@kernel
-def add_mirrored_taps(window, row, size, begin, end, padding, scale, slot_taps):
-    """`add_taps` for a row of the gradient, and for the rows beside the image that show it."""
-    radius = window.taps.shape[0] // 2
-    for side in range(3 if padding == SYMMETRIC else 1):
-        image = row
-        if side > 0:
-            image = -1 - row if side == 1 else 2 * size - 1 - row
-        if -radius <= image < size + radius:
-            add_taps(window, image, begin, end, scale, slot_taps)
+@intrinsic
+def _sum_down(typing_context, window, ring, begin, first, count, out):
+    """`sum_down` of windows that begin at slot ``first``."""
+
+    def generate(context, builder, signature, arguments):
+        kinds, (window, ring, begin, first, count, out) = signature.args, arguments
+        vectors = Vectors(context, builder, kinds[1].dtype)
+        memory = context.make_array(kinds[1])(context, builder, ring)
+        target = context.make_array(kinds[5])(context, builder, out)
+        taps = _taps(context, builder, kinds[0], window, vectors)
+        size = 2 * len(taps) - 1
+        slots = size + ROWS - 1
+        rows = []
+        for k in range(slots):
+            slot = builder.add(first, INDEX(k))
+            is_after = builder.icmp_signed(">=", slot, INDEX(slots))
+            slot = builder.select(is_after, builder.sub(slot, INDEX(slots)), slot)
+            rows.append(vectors.address(memory, builder.add(begin, slot)))
+        outs = [vectors.address(target, INDEX(i)) for i in range(ROWS)]
+        step = INDEX(vectors.lanes)
+        with cgutils.for_range_slice(builder, INDEX(0), count, step) as (column, _):
+            values = [vectors.load(row, column) for row in rows]
+            sums = _sum_pairs(vectors, taps, [values[i : i + size] for i in range(ROWS)])
+            for total, place in zip(sums, outs, strict=True):
+                vectors.store(total, place, column)
+        return context.get_dummy_value()
+
+    place = types.intp, types.intp
+    return types.void(window, ring, *place, types.intp, out), generate

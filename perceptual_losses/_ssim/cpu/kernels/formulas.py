@@ -1,6 +1,7 @@
 """A row of the map with its derivatives and weights, and a row of the gradient."""
 
 from ...._runtime.numba_kernels import inlined, kernel, ordered
+from .filters import ROWS
 from .images import place
 
 
@@ -16,10 +17,12 @@ def _variance(square, mean, zero):
 
 @inlined
 def _similarity(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, both, coverage,
-    weights, count, out, ssim_out,
+    moments, i, offsets, constants, squared_ranges, contrast, both, coverage, weights, count, out,
+    ssim_out,
 ):  # fmt: skip
     """The loop of `similarity`, which gives it ``contrast`` and ``both`` as constants."""
+    mu_d, mu_t, e_d, e_t = _moments_of(moments, i)
+    offset_d, offset_t = offsets[0], offsets[1]
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
@@ -44,15 +47,21 @@ def _similarity(
         out[j] = value if weights is None else weights[j] * (value - one)
 
 
+@inlined
+def _moments_of(moments, i):
+    return moments[i], moments[ROWS + i], moments[2 * ROWS + i], moments[3 * ROWS + i]
+
+
 @kernel
 def similarity(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, both, coverage,
-    weights, count, out, ssim_out,
+    moments, i, offsets, constants, squared_ranges, contrast, both, coverage, weights, count, out,
+    ssim_out,
 ):  # fmt: skip
     """A row of the map into ``out``: SSIM, or with ``contrast`` its contrast-structure factor.
 
-    If ``both``, SSIM goes into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is
-    ``None``, the constants are multiplied by it: the square of the range of each position's image.
+    ``moments`` has `ROWS` rows for each moment, of which this is row ``i``. If ``both``, SSIM goes
+    into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is ``None``, the constants are
+    multiplied by it: the square of the range of each position's image.
 
     Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
     ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
@@ -62,32 +71,55 @@ def similarity(
     # which takes processors ten times as long where the system has not handed out the page yet.
     if both:
         _similarity(
-            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, True, True,
-            coverage, weights, count, out, ssim_out,
+            moments, i, offsets, constants, squared_ranges, True, True, coverage, weights, count,
+            out, ssim_out,
         )  # fmt: skip
     elif contrast:
         _similarity(
-            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, True, False,
-            coverage, weights, count, out, ssim_out,
+            moments, i, offsets, constants, squared_ranges, True, False, coverage, weights, count,
+            out, ssim_out,
         )  # fmt: skip
     else:
         _similarity(
-            mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, False, False,
-            coverage, weights, count, out, ssim_out,
+            moments, i, offsets, constants, squared_ranges, False, False, coverage, weights, count,
+            out, ssim_out,
         )  # fmt: skip
 
 
 @kernel
 def derivatives(
-    mu_d, mu_t, e_d, e_t, offset_d, offset_t, constants, squared_ranges, contrast, coverage,
-    weights, sign, count, m_d, m_t, v_d, v_t, out,
+    moments, i, offsets, constants, squared_ranges, contrast, separate, coverage, weights, count,
+    source, shift, out,
 ):  # fmt: skip
-    """`similarity` with M_d, M_t + sign M_d, V_d and V_t.
+    """`similarity` with M_t, 2 V_d, 2 V_t and M_d, in ``source`` from column ``shift`` on.
 
-    All four are zero where ``squared_ranges`` is zero: between planes. Unless the weights are
-    ``None``, they are multiplied by them and by the coverage, without which no weights are.
+    Unless ``separate``, the first is M_t + M_d, and the last is not written. All are zero where
+    ``squared_ranges`` is zero: between planes. Unless the weights are ``None``, they are multiplied
+    by them and by the coverage, without which no weights are.
     """
+    if separate:
+        _derivatives(
+            moments, i, offsets, constants, squared_ranges, contrast, coverage, weights, count,
+            source, shift, source[3, shift:], out,
+        )  # fmt: skip
+    else:
+        _derivatives(
+            moments, i, offsets, constants, squared_ranges, contrast, coverage, weights, count,
+            source, shift, None, out,
+        )  # fmt: skip
+
+
+@inlined
+def _derivatives(
+    moments, i, offsets, constants, squared_ranges, contrast, coverage, weights, count, source,
+    shift, m_d, out,
+):  # fmt: skip
+    """The loop of `derivatives`, in which ``m_d`` is ``None`` unless it is separate."""
+    mu_d, mu_t, e_d, e_t = _moments_of(moments, i)
+    offset_d, offset_t = offsets[0], offsets[1]
+    m_t, v_d, v_t = source[0, shift:], source[1, shift:], source[2, shift:]
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
+    four = two + two
     c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
         mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
@@ -100,23 +132,24 @@ def derivatives(
         scale = squared_ranges[j]
         inverse = one / (var_t + var_d + scale * c2)
         b = var_d * inverse
-        value = one - two * b
-        from_var_d = -two * (one - b) * inverse
-        from_var_t = two * b * inverse
-        from_mu_d = from_mu_t = zero
+        contrast_structure = value = one - two * b
+        slope, from_mu_d, from_mu_t = four * inverse, zero, zero
         if not contrast:
             full_d, full_t = mean_d + offset_d[j], mean_t + offset_t[j]
             dd = full_d * full_d
             inverse = one / (full_t * full_t + dd + scale * c1)
             a = dd * inverse
             luminance = one - two * a
-            from_mu_d = -two * two * value * full_d * (one - a) * inverse
-            from_mu_t = two * two * value * full_t * a * inverse
-            from_var_d *= luminance
-            from_var_t *= luminance
             value *= luminance
-        from_mu_d -= two * mean_d * from_var_d
-        from_mu_t -= two * mean_t * from_var_t
+            slope *= luminance
+            steep = four * inverse * contrast_structure
+            from_mu_d = -(steep - steep * a) * full_d
+            from_mu_t = steep * a * full_t
+        # Twice V_d and V_t, without the factor in which they differ.
+        from_var_t = slope * b
+        from_var_d = from_var_t - slope
+        from_mu_d -= mean_d * from_var_d
+        from_mu_t -= mean_t * from_var_t
         if weights is not None:
             factor = weights[j]
             value = factor * (value - one)
@@ -125,8 +158,11 @@ def derivatives(
             from_mu_d, from_mu_t = factor * from_mu_d, factor * from_mu_t
             from_var_d, from_var_t = factor * from_var_d, factor * from_var_t
         # Chosen, not multiplied: the moments between two planes may be NaN.
-        m_d[j] = from_mu_d if scale > zero else zero
-        m_t[j] = from_mu_t + sign * from_mu_d if scale > zero else zero
+        if m_d is None:
+            from_mu_t += from_mu_d
+        else:
+            m_d[j] = from_mu_d if scale > zero else zero
+        m_t[j] = from_mu_t if scale > zero else zero
         v_d[j] = from_var_d if scale > zero else zero
         v_t[j] = from_var_t if scale > zero else zero
         out[j] = value
@@ -142,17 +178,16 @@ def total(a):
 
 
 @kernel
-def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, sign, separate, count, out):
+def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, scale, sign, separate, count, out):
     """A row of the gradient, from the sums of the derivatives.
 
     ``separate`` says that ``mean_t`` does not include ``mean_d``.
     """
-    two = out.dtype.type(2)
     for j in range(count):
         mean = mean_t[j]
         if separate:
             mean += sign * mean_d[j]
-        out[j] = mean + two * (t[j] * v_t[j] + sign * d[j] * v_d[j])
+        out[j] = scale * (mean + t[j] * v_t[j] + sign * d[j] * v_d[j])
 
 
 @inlined

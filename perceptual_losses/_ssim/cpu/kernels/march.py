@@ -23,15 +23,14 @@ from ...._runtime.numba_kernels import entry
 from .arguments import SYMMETRIC, VALID
 from .coverage import inverse_coverage, weights_across
 from .filters import (
-    add_mirrored_taps,
-    add_taps,
-    is_finite_row,
+    ROWS,
     mirror_columns,
+    mirror_rows,
     moments_across,
     moments_down,
+    ring_slots,
     sum_across,
     sum_down,
-    unshared_rows_spoil,
 )
 from .formulas import add_signs_of_row, derivatives, finish_gradient, similarity, total
 from .images import copy, fill, load_row, local_offsets, representable, scale_row, store_row
@@ -62,8 +61,8 @@ def march(
     dtype = scratch.dtype.type
     padding, contrast, both, gradients = variant
     map_sums, ssim_sums, abs_differences = sums[0], sums[1], sums[2]
-    low, size = constants.low, len(down.extent)
-    radius, side_radius, slots = size // 2, len(across.extent) // 2, size + 1
+    low, slots = constants.low, ring_slots(down)
+    radius, side_radius = len(down.extent) // 2, len(across.extent) // 2
     channels, height, width = shape[1], shape[2], shape[3]
     map_top, map_left = (radius, side_radius) if padding == VALID else (0, 0)
     map_bottom, map_right = height - map_top, width - map_left
@@ -74,19 +73,18 @@ def march(
     halo, side_halo = (radius, side_radius) if gradients else (0, 0)
     # One gradient needs the map M_t + M_d, and two need M_t and M_d in maps of their own.
     maps = 2 + gradients if gradients else 0
-    sign = dtype(1 if gradients == 1 else 0)
 
     # Rows of pixels: their differences, then their totals.
     rows = scratch[: 2 * slots]
     ring, grad_ring = scratch[2 * slots : 6 * slots], scratch[6 * slots : 10 * slots]
     rest = scratch[10 * slots :]
-    moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
-    offset_d, offset_t, line = rest[20], rest[21], rest[22]
+    source, offsets, line = rest[:4], rest[4:6], rest[6]
     ssim_line = source[0]  # Without a gradient there are no derivatives.
     # Rows for all planes of a task. The first two are zero beside the maps.
-    squared_ranges, weight_row, valid_row = rest[23], rest[24], rest[25]
-    slot_taps, is_finite = rest[26:28], rest[28]
-    coverage, weight_ring = rest[29:31], rest[31:]
+    squared_ranges, weight_row, valid_row = rest[7], rest[8], rest[9]
+    # For each map `ROWS` rows.
+    moments, grad_sums = rest[10 : 10 + 4 * ROWS], rest[10 + 4 * ROWS : 10 + 8 * ROWS]
+    coverage, weight_ring = rest[10 + 8 * ROWS : 10 + 9 * ROWS], rest[10 + 9 * ROWS :]
 
     for index in range(tasks.shape[0]):
         plane, planes, part = tasks[index, 0], tasks[index, 1], tasks[index, 2]
@@ -107,7 +105,7 @@ def march(
         length = -(-planes * pitch // 64) * 64
 
         for m in range(2):
-            fill(zero, scratch.shape[1], rest[23 + m])
+            fill(zero, scratch.shape[1], rest[7 + m])
         for m in range(maps):
             fill(zero, scratch.shape[1], source[m])
             for slot in range(slots):
@@ -120,17 +118,17 @@ def march(
                 constants.length if ranges is None else ranges[image],
                 None if valid is None else valid[image],
             )  # fmt: skip
-            fill(dtype(mean_d), pitch, offset_d[at:])
-            fill(representable(dtype(mean_t), low), pitch, offset_t[at:])
+            fill(dtype(mean_d), pitch, offsets[0, at:])
+            fill(representable(dtype(mean_t), low), pitch, offsets[1, at:])
             squared = one if ranges is None else ranges[image] * ranges[image]
             fill(squared, count, squared_ranges[at:])
             for m in range(3):
                 sums[m, plane + p, part] = 0
 
-        start = max(top - halo, map_top)
+        start, stop = max(top - halo, map_top), min(bottom + halo, map_bottom)
         loaded = start - radius
-        for row in range(start, bottom + halo, 2):
-            while row < map_bottom and loaded <= row + 1 + radius:
+        for row in range(start, bottom + halo, ROWS):
+            while loaded < min(row + ROWS, stop) + radius:
                 slot = loaded % slots
                 # Only the gradient reads the row again later.
                 kept = slot if gradients else 0
@@ -140,7 +138,7 @@ def march(
                     image = (plane + p) // channels
                     load_row(
                         x, y, plane + p, height, width, loaded, first - side_radius, low,
-                        offset_d[at], offset_t[at], padding,
+                        offsets[0, at], offsets[1, at], padding,
                         None if valid is None else valid[image], at, pitch, d, t,
                     )  # fmt: skip
                 for m in range(2):
@@ -151,22 +149,20 @@ def march(
                         across, valid, plane, planes, channels, loaded, first - side_radius,
                         padding, pitch, valid_row, weight_ring[slot, :length],
                     )  # fmt: skip
-                if map_out is not None:
-                    columns = planes * pitch - 2 * side_radius
-                    is_finite[slot] = is_finite_row(ring, slot, slots, columns)
                 loaded += 1
-            if row < map_bottom:
-                for i in range(2):
-                    fill(zero, slots, slot_taps[i])
-                    add_taps(down, row + i, row - size, row + slots, one, slot_taps[i])
-                apart = None if map_out is None else unshared_rows_spoil(is_finite, row, size)
-                moments_down(down, slot_taps, ring, row, length, apart, moments)
+            if row < stop:
+                moments_down(down, ring, row, length, moments)
                 if valid is not None:
-                    inverse_coverage(down, slot_taps, weight_ring, constants, length, coverage)
-            for i in range(2):
-                here = row + i
-                if here >= min(map_bottom, bottom + halo):
-                    break
+                    inverse_coverage(down, weight_ring, row, constants, length, coverage)
+            for here in range(row, min(row + ROWS, bottom + halo)):
+                if here >= stop:
+                    # No windows are centred after the map.
+                    for m in range(maps):
+                        fill(zero, length, grad_ring[m * slots + here % slots])
+                        if padding == SYMMETRIC:
+                            mirror_rows(grad_ring, m * slots, slots, here, height, radius, length)
+                    continue
+                i = here - row
                 if map_weights is not None:
                     # The channels of an image share one plane of weights, or each has its own.
                     sharing = shape[0] * channels // map_weights.starts.shape[0]
@@ -178,18 +174,15 @@ def march(
                         )  # fmt: skip
                 if gradients:
                     derivatives(
-                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, squared_ranges, contrast,
+                        moments, i, offsets, constants, squared_ranges, contrast, gradients == 2,
                         None if valid is None else coverage[i],
-                        None if map_weights is None else weight_row, sign, length,
-                        source[3, shift:], source[0, shift:], source[1, shift:], source[2, shift:],
-                        line,
+                        None if map_weights is None else weight_row, length, source, shift, line,
                     )  # fmt: skip
                 else:
                     similarity(
-                        moments[i], moments[2 + i], moments[4 + i], moments[6 + i], offset_d,
-                        offset_t, constants, None if ranges is None else squared_ranges, contrast,
-                        both, None if valid is None else coverage[i],
+                        moments, i, offsets, constants,
+                        None if ranges is None else squared_ranges, contrast, both,
+                        None if valid is None else coverage[i],
                         None if map_weights is None else weight_row, length, line, ssim_line,
                     )  # fmt: skip
                 own = top <= here < bottom
@@ -204,32 +197,30 @@ def march(
                         if both:
                             ssim_sums[plane + p, part] += total(ssim_line[at:end_at])
                 for m in range(maps):
-                    out = grad_ring[m * slots + here % slots]
-                    sum_across(across, source[m], length, out)
                     if padding == SYMMETRIC:
+                        # A window that reaches beyond the image sees its mirror image.
+                        after = max(right + side_radius - width, 0)
                         for p in range(planes):
-                            mirror_columns(across, source[m], p * pitch, left, right, width, out)
-            if not gradients or row + 1 - halo < top:
+                            at = p * pitch + shift
+                            mirror_columns(source[m], at, at + count, max(shift, 0), after)
+                    sum_across(across, source[m], length, grad_ring[m * slots + here % slots])
+                    if padding == SYMMETRIC:
+                        mirror_rows(grad_ring, m * slots, slots, here, height, radius, length)
+            if not gradients or row + ROWS - halo <= top:
                 continue
-            for i in range(2):
-                fill(zero, slots, slot_taps[i])
-                add_mirrored_taps(
-                    down, row + i - halo, height, map_top, map_bottom, padding, scale, slot_taps[i]
-                )
             for m in range(maps):
-                upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
-                sum_down(down, slot_taps, grad_ring, m * slots, length, upper, lower)
-            for i in range(2):
-                done = row + i - halo
-                if not top <= done < bottom:
-                    continue
+                out = grad_sums[m * ROWS :]
+                sum_down(down, grad_ring, m * slots, row - halo, length, out)
+            for done in range(max(row - halo, top), min(row - halo + ROWS, bottom)):
+                i = done - (row - halo)
                 # The task's own pixels begin here in the rows that were loaded.
                 ahead = left - first + side_radius
                 d, t = rows[done % slots, ahead:], rows[slots + done % slots, ahead:]
                 for k in range(gradients):
                     finish_gradient(
-                        grad_sums[i], grad_sums[6 + i], grad_sums[2 + i], grad_sums[4 + i], d, t,
-                        dtype(1 if k == 0 else -1), gradients == 2, length, line,
+                        grad_sums[i], grad_sums[3 * ROWS + i], grad_sums[ROWS + i],
+                        grad_sums[2 * ROWS + i], d, t, scale, dtype(1 if k == 0 else -1),
+                        gradients == 2, length, line,
                     )  # fmt: skip
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]

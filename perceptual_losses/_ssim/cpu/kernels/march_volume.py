@@ -1,8 +1,8 @@
 """The march for volumes, down their slices."""
 
 from ...._runtime.numba_kernels import entry
-from .arguments import VALID
-from .filters import add_mirrored_taps, add_taps, moments_down, sum_down
+from .arguments import SYMMETRIC, VALID
+from .filters import ROWS, mirror_rows, moments_down, ring_slots, sum_down
 from .formulas import (
     add_signs_of_row,
     derivatives,
@@ -38,9 +38,9 @@ def march_volume(
     padding, contrast, both, gradients = variant
     low = constants.low
     zero, one = dtype(0), dtype(1)
-    size = len(through.extent)
-    slots = size + 1
-    radius, row_radius, side_radius = size // 2, len(down.extent) // 2, len(across.extent) // 2
+    slots = ring_slots(through)
+    radius, row_radius = len(through.extent) // 2, len(down.extent) // 2
+    side_radius = len(across.extent) // 2
     channels, depth, height, width = shape[1], shape[2], shape[3], shape[4]
     # The map of "valid" padding lacks a rim of the volume on each side.
     has_rim = padding == VALID
@@ -54,15 +54,14 @@ def march_volume(
     halo, row_halo = radius * has_gradient, row_radius * has_gradient
     side_halo = side_radius * has_gradient
     maps = 2 + gradients if gradients else 0
-    sign = dtype(1 if gradients == 1 else 0)
     ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
-    moments, source, grad_sums = rest[:8], rest[8:12], rest[12:20]
-    offsets_d, offsets_t, squared_ranges, values = rest[20], rest[21], rest[22], rest[23]
-    covered_slice, weight_slice = rest[24], rest[25]
+    source, offsets, squared_ranges, values = rest[:4], rest[4:6], rest[6], rest[7]
+    covered_slice, weight_slice = rest[8], rest[9]
+    # For each map `ROWS` slices.
+    moments, grad_sums = rest[10 : 10 + 4 * ROWS], rest[10 + 4 * ROWS :]
     # Without a gradient there are no derivatives.
     ssim_values = source[0]
-    slot_taps, line = rows[:2], rows[5]
-    apart = None if map_out is None else True
+    d_row, t_row, line = rows[0], rows[1], rows[2]
 
     for index in range(tasks.shape[0]):
         volume, part, front, back = (
@@ -78,7 +77,8 @@ def march_volume(
         length = -(-count // 64) * 64
         grad_length = -(-(right - left) // 64) * 64
         area = max(end - begin, 0) * length
-        grad_area = (bottom - top + 2) * grad_length
+        # The gradient's sums begin and end up to ``ROWS - 1`` rows outside the task.
+        grad_area = (bottom - top + 2 * (ROWS - 1)) * grad_length
         own_begin = max(left - first, 0)
         own_end = max(min(right - first, count), own_begin)
 
@@ -90,8 +90,8 @@ def march_volume(
             None if valid is None else valid[image, middle],
         )  # fmt: skip
         offset_d, offset_t = dtype(mean_d), representable(dtype(mean_t), low)
-        fill(offset_d, area, offsets_d)
-        fill(offset_t, area, offsets_t)
+        fill(offset_d, area, offsets[0])
+        fill(offset_t, area, offsets[1])
         fill(zero, area, squared_ranges)
         fill(zero, area, covered_slice)
         fill(zero, area, weight_slice)
@@ -102,27 +102,29 @@ def march_volume(
             fill(zero, grad_area, grad_ring[k])
 
         sum_of_map = sum_of_ssim = sum_of_differences = 0.0
-        start = max(front - halo, map_front)
+        start, stop = max(front - halo, map_front), min(back + halo, map_back)
         loaded = start - radius
-        for z in range(start, back + halo, 2):
-            while z < map_back and loaded <= z + 1 + radius:
+        for z in range(start, back + halo, ROWS):
+            while loaded < min(z + ROWS, stop) + radius:
                 shown = shown_pixel(loaded, depth, padding)
                 plane = volume * depth + shown if shown >= 0 else -1
                 moments_of_slice(
                     x, y, plane, height, width, low, offset_d, offset_t, padding,
                     None if valid is None else valid[image, max(shown, 0)], down, across, begin,
-                    end, first, count, length, rows, ring, loaded % slots, slots, apart,
+                    end, first, count, length, rows, ring, loaded % slots, slots,
                 )  # fmt: skip
                 loaded += 1
-            if z < map_back:
-                for i in range(2):
-                    fill(zero, slots, slot_taps[i])
-                    add_taps(through, z + i, z - size, z + slots, one, slot_taps[i])
-                moments_down(through, slot_taps, ring, z, area, apart, moments)
-            for k in range(2):
-                here = z + k
-                if here >= min(map_back, back + halo):
-                    break
+            if z < stop:
+                moments_down(through, ring, z, area, moments)
+            for here in range(z, min(z + ROWS, back + halo)):
+                if here >= stop:
+                    # No windows are centred after the map.
+                    for m in range(maps):
+                        fill(zero, grad_area, grad_ring[m * slots + here % slots])
+                        if padding == SYMMETRIC:
+                            mirror_rows(grad_ring, m * slots, slots, here, depth, radius, grad_area)
+                    continue
+                k = here - z
                 sharing = planes = 1
                 if map_weights is not None:
                     # The channels of an image share one volume of weights, or each has its own.
@@ -140,17 +142,15 @@ def march_volume(
                         )  # fmt: skip
                 if gradients:
                     derivatives(
-                        moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, squared_ranges, contrast,
+                        moments, k, offsets, constants, squared_ranges, contrast, gradients == 2,
                         None if coverage is None else covered_slice,
-                        None if map_weights is None else weight_slice, sign, area,
-                        source[3], source[0], source[1], source[2], values,
+                        None if map_weights is None else weight_slice, area, source, 0, values,
                     )  # fmt: skip
                 else:
                     similarity(
-                        moments[k], moments[2 + k], moments[4 + k], moments[6 + k], offsets_d,
-                        offsets_t, constants, None if ranges is None else squared_ranges, contrast,
-                        both, None if coverage is None else covered_slice,
+                        moments, k, offsets, constants,
+                        None if ranges is None else squared_ranges, contrast, both,
+                        None if coverage is None else covered_slice,
                         None if map_weights is None else weight_slice, area, values, ssim_values,
                     )  # fmt: skip
                 for i in range(begin, end):
@@ -170,34 +170,28 @@ def march_volume(
                         bottom, first, count, length, left, right, grad_length, rows, grad_ring,
                         here % slots, slots,
                     )  # fmt: skip
-            if not gradients or z + 1 - halo < front:
+                if padding == SYMMETRIC:
+                    for m in range(maps):
+                        mirror_rows(grad_ring, m * slots, slots, here, depth, radius, grad_area)
+            if not gradients or z + ROWS - halo <= front:
                 continue
-            for i in range(2):
-                fill(zero, slots, slot_taps[i])
-                add_mirrored_taps(
-                    through, z + i - halo, depth, map_front, map_back, padding, scale,
-                    slot_taps[i],
-                )  # fmt: skip
             for m in range(maps):
-                upper, lower = grad_sums[2 * m], grad_sums[2 * m + 1]
-                sum_down(through, slot_taps, grad_ring, m * slots, grad_area, upper, lower)
-            for k in range(2):
-                done = z + k - halo
-                if not front <= done < back:
-                    continue
-                plane = volume * depth + done
+                out = grad_sums[m * ROWS :]
+                sum_down(through, grad_ring, m * slots, z - halo, grad_area, out)
+            for done in range(max(z - halo, front), min(z - halo + ROWS, back)):
+                k, plane = done - (z - halo), volume * depth + done
                 for i in range(top, bottom):
-                    at = (i - top + 1) * grad_length
+                    at = (i - top + ROWS - 1) * grad_length
                     load_row(
                         x, y, plane, height, width, i, left, low, offset_d, offset_t, padding,
                         None if valid is None else valid[image, done], 0,
-                        right - left, rows[2], rows[3],
+                        right - left, d_row, t_row,
                     )  # fmt: skip
                     for g in range(gradients):
                         finish_gradient(
-                            grad_sums[k, at:], grad_sums[6 + k, at:], grad_sums[2 + k, at:],
-                            grad_sums[4 + k, at:], rows[2], rows[3], dtype(1 if g == 0 else -1),
-                            gradients == 2, right - left, line,
+                            grad_sums[k, at:], grad_sums[3 * ROWS + k, at:],
+                            grad_sums[ROWS + k, at:], grad_sums[2 * ROWS + k, at:], d_row, t_row,
+                            scale, dtype(1 if g == 0 else -1), gradients == 2, right - left, line,
                         )  # fmt: skip
                         pixels = line[: right - left]
                         if l1 is not None:

@@ -3,13 +3,13 @@
 from ...._runtime.numba_kernels import kernel
 from .arguments import SYMMETRIC
 from .filters import (
-    add_mirrored_taps,
-    add_taps,
+    ROWS,
     mirror_columns,
+    mirror_rows,
     moments_across,
+    ring_slots,
     sum_across,
     sum_down,
-    sum_down_row,
 )
 from .images import copy, fill, load_row
 
@@ -17,19 +17,17 @@ from .images import copy, fill, load_row
 @kernel
 def moments_of_slice(
     x, y, plane, height, width, low, offset_d, offset_t, padding, valid, down, across, top, bottom,
-    first, count, length, rows, slabs, slot, depth_slots, apart,
+    first, count, length, rows, slabs, slot, depth_slots,
 ):  # fmt: skip
     """Sums across and down of a slice, for rows ``top`` to ``bottom`` of its map, into a slot.
 
-    ``plane`` is -1 for a slice beside the volume. The slabs have ``depth_slots`` slots. ``apart``
-    is as for `moments_down`.
+    ``plane`` is -1 for a slice beside the volume. The slabs have ``depth_slots`` slots.
     """
-    radius, slots = len(down.extent) // 2, len(down.extent) + 1
-    side_radius = len(across.extent) // 2
-    slot_taps, images, ring = rows[:2], rows[2:4], rows[6:]
+    radius, side_radius, slots = len(down.extent) // 2, len(across.extent) // 2, ring_slots(down)
+    images, ring = rows[:2], rows[4:]
     loaded = top - radius
-    for i in range(top, bottom, 2):
-        while loaded <= i + 1 + radius:
+    for i in range(top, bottom, ROWS):
+        while loaded < min(i + ROWS, bottom) + radius:
             if plane < 0:
                 fill(-offset_d, count + 2 * side_radius, images[0])
                 fill(-offset_t, count + 2 * side_radius, images[1])
@@ -44,17 +42,10 @@ def moments_of_slice(
                 square = ring[(m + 2) * slots + loaded % slots]
                 moments_across(across, images[m], length, mean, square)
             loaded += 1
-        for k in range(2):
-            fill(slot_taps.dtype.type(0), slots, slot_taps[k])
-            add_taps(down, i + k, i - slots, i + slots, slot_taps.dtype.type(1), slot_taps[k])
         at = (i - top) * length
         for m in range(4):
-            out = slabs[m * depth_slots + slot, at : at + 2 * length]
-            if apart is None:
-                sum_down(down, slot_taps, ring, m * slots, length, out, out[length:])
-            else:
-                sum_down_row(down, ring, m * slots, i - radius, length, out)
-                sum_down_row(down, ring, m * slots, i + 1 - radius, length, out[length:])
+            out = slabs[m * depth_slots + slot, at : at + ROWS * length]
+            sum_down(down, ring, m * slots, i, length, out.reshape(ROWS, length))
 
 
 @kernel
@@ -64,34 +55,34 @@ def derivatives_of_slice(
 ):  # fmt: skip
     """Sums across and down of a slice's derivatives, for its gradient, into a slot.
 
-    ``maps`` begin at row ``begin`` and column ``first``, the result a row above ``top`` and at
-    column ``left``.
+    ``maps`` begin at row ``begin`` and column ``first``, the result ``ROWS - 1`` rows above ``top``
+    and at column ``left``.
     """
-    radius, slots = len(down.extent) // 2, len(down.extent) + 1
-    slot_taps, source, ring = rows[:2], rows[4], rows[6 : 6 + slots]
-    zero, one = rows.dtype.type(0), rows.dtype.type(1)
+    radius, slots = len(down.extent) // 2, ring_slots(down)
+    source, ring, zero = rows[3], rows[4 : 4 + slots], rows.dtype.type(0)
+    stop = min(height - map_top, bottom + radius)
+    # A window that reaches beyond the image sees its mirror image.
+    after = max(right + len(across.extent) // 2 - width, 0)
     shift = first - left + len(across.extent) // 2
     for m in range(maps.shape[0]):
         fill(zero, rows.shape[1], source)
         for k in range(slots):
             fill(zero, rows.shape[1], ring[k])
-        for i in range(begin, bottom + radius, 2):
-            for k in range(2):
-                if i + k < min(height - map_top, bottom + radius):
-                    at = (i + k - begin) * length
+        for i in range(begin, bottom + radius, ROWS):
+            for row in range(i, min(i + ROWS, bottom + radius)):
+                out = ring[row % slots]
+                if row < stop:
+                    at = (row - begin) * length
                     copy(maps[m, at : at + count], source[shift : shift + count])
-                    out = ring[(i + k) % slots]
-                    sum_across(across, source, grad_length, out)
                     if padding == SYMMETRIC:
-                        mirror_columns(across, source, 0, left, right, width, out)
-            if i + 1 - radius < top:
+                        mirror_columns(source, shift, shift + count, max(shift, 0), after)
+                    sum_across(across, source, grad_length, out)
+                else:
+                    fill(zero, grad_length, out)
+                if padding == SYMMETRIC:
+                    mirror_rows(ring, 0, slots, row, height, radius, grad_length)
+            if i + ROWS - radius <= top:
                 continue
-            for k in range(2):
-                fill(zero, slots, slot_taps[k])
-                add_mirrored_taps(
-                    down, i + k - radius, height, map_top, height - map_top, padding, one,
-                    slot_taps[k],
-                )  # fmt: skip
-            at = (i - radius - top + 1) * grad_length
-            out = slabs[m * depth_slots + slot, at : at + 2 * grad_length]
-            sum_down(down, slot_taps, ring, 0, grad_length, out, out[grad_length:])
+            at = (i - radius - top + ROWS - 1) * grad_length
+            out = slabs[m * depth_slots + slot, at : at + ROWS * grad_length]
+            sum_down(down, ring, 0, i - radius, grad_length, out.reshape(ROWS, grad_length))
