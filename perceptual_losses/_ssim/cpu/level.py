@@ -19,13 +19,16 @@ from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
 # The march takes as long for one pixel as the other kernels of a level take for 16.
 LIGHT = 16
+# The addresses that are remembered for a layout of a tensor.
+_ADDRESSES = 64
 
 
 class AuxiliaryArrays(NamedTuple):
     """The arrays of a march beside its images, each of which may be ``None``.
 
     Attributes:
-        map_weights: the weights of the map's values, as an `Image` of the kernels.
+        map_weights: the weights of the map's values, as an `Image` of the kernels. If there are
+            only factors, the valid pixels are the weights.
         weight_factors: the factor of each image's weights.
         ranges: the range of each image.
         valid: the pixels that exist.
@@ -84,6 +87,7 @@ class Level:
 
     For a small image the march takes less time than torch, NumPy and Numba take around it. So
     images are read at their addresses, and Numba looks at the types of the arguments only once.
+    What a kernel gets for an address is remembered too: it depends on the layout only.
 
     Several threads may use a level at once. It remembers the compiled march, the tasks for each
     number of threads, and a reader for each layout of a tensor. Threads that add one of these at
@@ -180,14 +184,24 @@ class Level:
         memory_at = (ctypes.c_char * (length * kind.itemsize)).from_address
         row, column = strides[-2:]
         image, array = self._kernels.Image, np.ndarray
+        # Torch hands out the same memory again and again.
+        known: dict[int, Any] = {}
 
         def read(tensor: Tensor) -> Any:
             address = tensor.data_ptr()
-            if not address:
-                tensor.detach().numpy()  # Torch's error says it of a ZeroTensor.
-                raise ValueError("the memory of an image was freed: pass a tensor that has its own")
-            memory: Any = memory_at(address)
-            return image(array(length, kind, memory), starts, row, column)
+            found = known.get(address)
+            if found is None:
+                if not address:
+                    tensor.detach().numpy()  # Torch's error says it of a ZeroTensor.
+                    raise ValueError(
+                        "the memory of an image was freed: pass a tensor that has its own"
+                    )
+                memory: Any = memory_at(address)
+                found = image(array(length, kind, memory), starts, row, column)
+                if len(known) >= _ADDRESSES:
+                    known.clear()
+                known[address] = found
+            return found
 
         return read
 
@@ -221,7 +235,7 @@ class Level:
             )  # fmt: skip
 
         in_threads(run, len(tasks.tasks), self._values)
-        is_weighted = arrays.map_weights is not None
+        is_weighted = arrays.weight_factors is not None
         ssim = sums[1] if self._sums_both else sums[0]
         return Sums(sums[0], ssim, sums[2] if self._has_l1 else None, is_weighted)
 

@@ -38,13 +38,19 @@ class Scratch:
         *begins, self._size = itertools.accumulate(sizes, initial=0)
         self._places = list(zip(shapes, begins, strict=True))
         self._dtype = dtype
+        # The last memory with its arrays.
+        self._last: tuple[Any, list[Any]] = None, []
 
     def arrays(self, memory: dict[int, Any], share: int) -> list[Any]:
         """Uninitialised arrays in the memory of a share, which grows if it has to."""
         kept = memory.get(share)
         if kept is None or kept.size < self._size:
             kept = memory[share] = _aligned_bytes(self._size)
-        return [np.ndarray(shape, self._dtype, kept, begin) for shape, begin in self._places]
+        last, arrays = self._last
+        if last is not kept:
+            arrays = [np.ndarray(shape, self._dtype, kept, begin) for shape, begin in self._places]
+            self._last = kept, arrays
+        return arrays
 
 
 def _aligned_bytes(size: int) -> Any:
