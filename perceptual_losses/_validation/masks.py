@@ -37,7 +37,9 @@ def check_valid(valid: Any, x: Tensor) -> None:
 
 def valid_pixels(valid: Tensor, x: Tensor) -> Tensor:
     """``valid`` as ``(N, 1, H, W)``."""
-    return valid.expand(_shape(x))
+    shape = _shape(x)
+    # After a large kernel even an operation that changes nothing takes long.
+    return valid if valid.shape == shape else valid.expand(shape)
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -207,7 +207,9 @@ def _arrays(level: Level, auxiliary: Auxiliary, j: int = 0) -> AuxiliaryArrays:
     """The auxiliary tensors of level ``j`` as its march reads them."""
     weights = factors = None
     if auxiliary.weights:
-        (weights,) = level.images(auxiliary.weights[j])
+        # Booleans are the valid pixels themselves.
+        if auxiliary.weights[j].dtype != torch.bool:
+            (weights,) = level.images(auxiliary.weights[j])
         factors = np.reciprocal(auxiliary.totals[j].numpy())
     # For a few numbers a list is faster than `Tensor.numpy`.
     ranges = np.array(auxiliary.ranges[0].tolist(), level.dtype) if auxiliary.ranges else None

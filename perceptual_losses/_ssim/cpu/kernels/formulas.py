@@ -118,8 +118,8 @@ def _derivatives(
     mu_d, mu_t, e_d, e_t = _moments_of(moments, i)
     offset_d, offset_t = offsets[0], offsets[1]
     m_t, v_d, v_t = source[0, shift:], source[1, shift:], source[2, shift:]
-    zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
-    four = two + two
+    zero, one = out.dtype.type(0), out.dtype.type(1)
+    two, four = out.dtype.type(2), out.dtype.type(4)
     c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
         mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
@@ -178,11 +178,14 @@ def total(a):
 
 
 @kernel
-def finish_gradient(mean_t, mean_d, v_d, v_t, d, t, scale, sign, separate, count, out):
-    """A row of the gradient, from the sums of the derivatives.
+def finish_gradient(sums, i, at, d, t, scale, sign, separate, count, out):
+    """A row of the gradient, from the sums of the derivatives from column ``at`` on.
 
-    ``separate`` says that ``mean_t`` does not include ``mean_d``.
+    ``sums`` has `ROWS` rows for each map of `derivatives`, of which this is row ``i``. ``sign`` is
+    -1 for the gradient of the second image.
     """
+    mean_t, mean_d = sums[i, at:], sums[3 * ROWS + i, at:]
+    v_d, v_t = sums[ROWS + i, at:], sums[2 * ROWS + i, at:]
     for j in range(count):
         mean = mean_t[j]
         if separate:

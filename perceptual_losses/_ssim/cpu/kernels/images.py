@@ -63,6 +63,13 @@ def fill(value, count, out):
         out[j] = value
 
 
+@kernel
+def fill_where(valid, value, out):
+    """Sets the values that are valid, and the others to zero."""
+    for j in range(out.shape[0]):
+        out[j] = value if valid[j] else out.dtype.type(0)
+
+
 @inlined
 def shown_pixel(index, size, padding):
     """The pixel that a position in or beside the image shows; -1 for none."""

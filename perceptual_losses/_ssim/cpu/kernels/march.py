@@ -33,7 +33,16 @@ from .filters import (
     sum_down,
 )
 from .formulas import add_signs_of_row, derivatives, finish_gradient, similarity, total
-from .images import copy, fill, load_row, local_offsets, representable, scale_row, store_row
+from .images import (
+    copy,
+    fill,
+    fill_where,
+    load_row,
+    local_offsets,
+    representable,
+    scale_row,
+    store_row,
+)
 
 
 @entry
@@ -45,8 +54,10 @@ def march(
 
     Where an argument is ``None``, nothing is compiled for it:
 
-    * ``map_weights``, an `Image` of the map's size with N or N C planes: the weights of the map's
-      values, which otherwise are equal. They are multiplied by ``weight_factors``, ``(N,)``.
+    * ``weight_factors``, ``(N,)``: factors of the weights of the map's values. Without them all
+      values have the same weight.
+    * ``map_weights``, an `Image` of the map's size with N or N C planes: these weights. Without
+      them the windows that are centred on valid pixels have the weight 1, and the others 0.
     * ``ranges``, ``(N,)``: the range of each image; the constants are multiplied by its square.
     * ``valid``, boolean ``(N, H, W)``: the pixels that exist.
     * ``map_out``, ``(N C, H', W')``: memory for the map.
@@ -55,8 +66,7 @@ def march(
     Writes as many gradients as the variant says, each times ``constants.gradient_scale``. In
     ``sums`` are three arrays with a row for each plane and a column for each of its parts: the sum
     of the map over that part, or of its weighted deficits ``weights (SSIM - 1)``; with ``both`` the
-    same sum of SSIM, else zero; with ``l1`` that of ``|x - y|``, not divided by ``ranges``, else
-    zero.
+    same sum of SSIM; with ``l1`` that of ``|x - y|``, not divided by ``ranges``. Else it is zero.
     """
     dtype = scratch.dtype.type
     padding, contrast, both, gradients = variant
@@ -67,7 +77,7 @@ def march(
     map_top, map_left = (radius, side_radius) if padding == VALID else (0, 0)
     map_bottom, map_right = height - map_top, width - map_left
     zero, one, scale = dtype(0), dtype(1), constants.gradient_scale
-    if map_weights is None:
+    if weight_factors is None:
         scale = dtype(scale / ((map_bottom - map_top) * (map_right - map_left)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
     halo, side_halo = (radius, side_radius) if gradients else (0, 0)
@@ -163,27 +173,31 @@ def march(
                             mirror_rows(grad_ring, m * slots, slots, here, height, radius, length)
                     continue
                 i = here - row
-                if map_weights is not None:
-                    # The channels of an image share one plane of weights, or each has its own.
-                    sharing = shape[0] * channels // map_weights.starts.shape[0]
+                if weight_factors is not None:
                     for p in range(planes):
                         image = (plane + p) // channels
-                        scale_row(
-                            map_weights, (plane + p) // sharing, here - map_top, begin,
-                            weight_factors[image], weight_row[p * pitch : p * pitch + count],
-                        )  # fmt: skip
+                        factor = weight_factors[image]
+                        weights = weight_row[p * pitch : p * pitch + count]
+                        if map_weights is not None:
+                            # The channels of an image share a plane of weights, or have their own.
+                            sharing = shape[0] * channels // map_weights.starts.shape[0]
+                            at = (plane + p) // sharing, here - map_top, begin
+                            scale_row(map_weights, *at, factor, weights)
+                        elif valid is not None:
+                            centred = valid[image, here, first : first + count]
+                            fill_where(centred, factor, weights)
                 if gradients:
                     derivatives(
                         moments, i, offsets, constants, squared_ranges, contrast, gradients == 2,
                         None if valid is None else coverage[i],
-                        None if map_weights is None else weight_row, length, source, shift, line,
+                        None if weight_factors is None else weight_row, length, source, shift, line,
                     )  # fmt: skip
                 else:
                     similarity(
                         moments, i, offsets, constants,
                         None if ranges is None else squared_ranges, contrast, both,
                         None if valid is None else coverage[i],
-                        None if map_weights is None else weight_row, length, line, ssim_line,
+                        None if weight_factors is None else weight_row, length, line, ssim_line,
                     )  # fmt: skip
                 own = top <= here < bottom
                 if map_out is not None and own:
@@ -217,18 +231,15 @@ def march(
                 ahead = left - first + side_radius
                 d, t = rows[done % slots, ahead:], rows[slots + done % slots, ahead:]
                 for k in range(gradients):
+                    sign = dtype(1 if k == 0 else -1)
                     finish_gradient(
-                        grad_sums[i], grad_sums[3 * ROWS + i], grad_sums[ROWS + i],
-                        grad_sums[2 * ROWS + i], d, t, scale, dtype(1 if k == 0 else -1),
-                        gradients == 2, length, line,
-                    )  # fmt: skip
+                        grad_sums, i, 0, d, t, scale, sign, gradients == 2, length, line
+                    )
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]
                         image = (plane + p) // channels
                         if l1 is not None:
-                            step = l1 if k == 0 else -l1
-                            if ranges is not None:
-                                step /= ranges[image]
+                            step = sign * l1 if ranges is None else sign * l1 / ranges[image]
                             added = add_signs_of_row(x, y, plane + p, done, left, step, pixels)
                             if k == 0:
                                 abs_differences[plane + p, part] += added

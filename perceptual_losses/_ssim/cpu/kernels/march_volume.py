@@ -13,6 +13,7 @@ from .formulas import (
 from .images import (
     copy,
     fill,
+    fill_where,
     load_row,
     local_offsets,
     representable,
@@ -47,7 +48,7 @@ def march_volume(
     map_front, map_top, map_left = radius * has_rim, row_radius * has_rim, side_radius * has_rim
     map_back, map_bottom, map_right = depth - map_front, height - map_top, width - map_left
     scale = constants.gradient_scale
-    if map_weights is None:
+    if weight_factors is None:
         pixels = (map_back - map_front) * (map_bottom - map_top) * (map_right - map_left)
         scale = dtype(scale / pixels)
     has_gradient = gradients > 0
@@ -135,23 +136,28 @@ def march_volume(
                     if coverage is not None:
                         covered = coverage[image, here - map_front, row]
                         copy(covered[columns_begin:columns_end], covered_slice[at : at + count])
-                    if map_weights is not None:
-                        scale_row(
-                            map_weights, volume // sharing * planes + here - map_front, row,
-                            columns_begin, weight_factors[image], weight_slice[at : at + count],
-                        )  # fmt: skip
+                    if weight_factors is not None:
+                        factor, weights = weight_factors[image], weight_slice[at : at + count]
+                        if map_weights is not None:
+                            source_plane = volume // sharing * planes + here - map_front
+                            scale_row(
+                                map_weights, source_plane, row, columns_begin, factor, weights
+                            )
+                        elif valid is not None:
+                            centred = valid[image, here, i, first : first + count]
+                            fill_where(centred, factor, weights)
                 if gradients:
                     derivatives(
                         moments, k, offsets, constants, squared_ranges, contrast, gradients == 2,
                         None if coverage is None else covered_slice,
-                        None if map_weights is None else weight_slice, area, source, 0, values,
+                        None if weight_factors is None else weight_slice, area, source, 0, values,
                     )  # fmt: skip
                 else:
                     similarity(
                         moments, k, offsets, constants,
                         None if ranges is None else squared_ranges, contrast, both,
                         None if coverage is None else covered_slice,
-                        None if map_weights is None else weight_slice, area, values, ssim_values,
+                        None if weight_factors is None else weight_slice, area, values, ssim_values,
                     )  # fmt: skip
                 for i in range(begin, end):
                     at = (i - begin) * length
@@ -188,16 +194,14 @@ def march_volume(
                         right - left, d_row, t_row,
                     )  # fmt: skip
                     for g in range(gradients):
+                        sign = dtype(1 if g == 0 else -1)
                         finish_gradient(
-                            grad_sums[k, at:], grad_sums[3 * ROWS + k, at:],
-                            grad_sums[ROWS + k, at:], grad_sums[2 * ROWS + k, at:], d_row, t_row,
-                            scale, dtype(1 if g == 0 else -1), gradients == 2, right - left, line,
+                            grad_sums, k, at, d_row, t_row, scale, sign, gradients == 2,
+                            right - left, line,
                         )  # fmt: skip
                         pixels = line[: right - left]
                         if l1 is not None:
-                            step = l1 if g == 0 else -l1
-                            if ranges is not None:
-                                step /= ranges[image]
+                            step = sign * l1 if ranges is None else sign * l1 / ranges[image]
                             added = add_signs_of_row(x, y, plane, i, left, step, pixels)
                             if g == 0:
                                 sum_of_differences += added
