@@ -91,7 +91,7 @@ def _total(weights: Tensor, dtype: torch.dtype) -> Tensor:
     if weights.dtype == torch.bool and _validation.host_readable(weights) and not observed(weights):
         # Torch takes many times as long. The bytes of booleans need not be 0 and 1.
         counts = [np.count_nonzero(image) for image in weights.numpy().view(np.uint8)]
-        # Faster than `torch.tensor`.
+        # `torch.tensor` takes longer.
         total = torch.from_numpy(np.array(counts, str(dtype).removeprefix("torch.")))
         if all(counts):
             return total

@@ -15,7 +15,7 @@ from .winograd_kernels import C, transform_inputs, transform_outputs
 # Columns of a block: each of its rows has the sums in two vector registers. The matrices of filters
 # are kept in panels of so many columns.
 PANEL = 2 * (BYTES // 4)
-# Rows of a block. Of a processor's 32 or 16 registers they leave a few for the factors.
+# Rows of a block. Their sums leave a few of the 32 or 16 registers for the factors.
 ROWS = 14 if BYTES == 64 else 6
 
 
@@ -30,15 +30,14 @@ def _multiply_block(typing_context, inputs, row, channel, panel, products, colum
         kinds, (inputs, row, channel, panel, products, column) = signature.args, arguments
         vectors = Vectors(context, builder, kinds[0].dtype)
         arrays = [
-            context.make_array(kinds[i])(context, builder, array)
-            for i, array in ((0, inputs), (3, panel), (4, products))
+            vectors.array(kinds[i], array) for i, array in ((0, inputs), (3, panel), (4, products))
         ]
         rows = [builder.add(row, INDEX(i)) for i in range(ROWS)]
-        values = [vectors.address(arrays[0], i) for i in rows]
+        values = [vectors.row(arrays[0], i) for i in rows]
         sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in range(2 * ROWS)]
         end = builder.add(channel, INDEX(C))
         with cgutils.for_range(builder, end, start=channel) as loop:
-            line = vectors.address(arrays[1], loop.index)
+            line = vectors.row(arrays[1], loop.index)
             pair = [vectors.load(line, INDEX(j * vectors.lanes)) for j in range(2)]
             for i in range(ROWS):
                 factor = vectors.spread(values[i], loop.index)
@@ -48,7 +47,7 @@ def _multiply_block(typing_context, inputs, row, channel, panel, products, colum
                     builder.store(total, sums[2 * i + j])
         is_first = builder.icmp_signed("==", channel, INDEX(0))
         for i in range(ROWS):
-            out = vectors.address(arrays[2], rows[i])
+            out = vectors.row(arrays[2], rows[i])
             for j in range(2):
                 place = builder.add(column, INDEX(j * vectors.lanes))
                 before = builder.select(is_first, vectors.zero, vectors.load(out, place))
@@ -66,15 +65,13 @@ def _transpose_block(typing_context, source, row, column, target, target_row, ta
     def generate(context, builder, signature, arguments):
         kinds, (source, row, column, target, target_row, target_column) = signature.args, arguments
         vectors = Vectors(context, builder, kinds[0].dtype)
-        matrix = context.make_array(kinds[0])(context, builder, source)
-        out = context.make_array(kinds[3])(context, builder, target)
+        matrix, out = vectors.array(kinds[0], source), vectors.array(kinds[3], target)
         lines = [
-            vectors.load(vectors.address(matrix, builder.add(row, INDEX(i))), column)
+            vectors.load(vectors.row(matrix, builder.add(row, INDEX(i))), column)
             for i in range(vectors.lanes)
         ]
         for i, line in enumerate(vectors.transpose(lines)):
-            address = vectors.address(out, builder.add(target_row, INDEX(i)))
-            vectors.store(line, address, target_column)
+            vectors.store(line, vectors.row(out, builder.add(target_row, INDEX(i))), target_column)
         return context.get_dummy_value()
 
     place = types.intp, types.intp

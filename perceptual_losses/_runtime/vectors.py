@@ -11,15 +11,15 @@ INDEX = ir.IntType(64)
 _NUMBER = ir.IntType(32)
 
 
-def has_feature(name):
+def _has_feature(name):
     """Whether kernels are compiled for a processor with this feature, as LLVM names it."""
-    # The cache of compiled kernels has these features in its keys, whatever the processor.
+    # The keys of the cache of compiled kernels contain these features.
     *_, features = cpu_target.target_context.codegen().magic_tuple()
     return f"+{name}" in features.split(",")
 
 
-# Bytes of a register.
-BYTES = 64 if has_feature("avx512f") else 32 if has_feature("avx2") else 16
+# The number of bytes in a vector register.
+BYTES = 64 if _has_feature("avx512f") else 32 if _has_feature("avx2") else 16
 
 
 class Vectors:
@@ -34,22 +34,25 @@ class Vectors:
 
     def __init__(self, context, builder, dtype):
         """Prepares for values of this Numba type."""
-        self._builder, self._value = builder, context.get_value_type(dtype)
+        self._context, self._builder = context, builder
+        self._value, self._value_bytes = context.get_value_type(dtype), dtype.bitwidth // 8
         self.lanes = BYTES * 8 // dtype.bitwidth
         self._type = ir.VectorType(self._value, self.lanes)
         self.zero = ir.Constant(self._type, [0.0] * self.lanes)
 
-    def address(self, array, row=None):
-        """The address of an array's first value, or of the first one in a row."""
-        if row is None:
-            return array.data
+    def array(self, kind, value):
+        """An array, whose Numba type is given too, with its address and strides as attributes."""
+        return self._context.make_array(kind)(self._context, self._builder, value)
+
+    def row(self, array, row):
+        """The address of the first value in a row of an array."""
         step = self._builder.extract_value(array.strides, 0)
         start = self._builder.bitcast(array.data, cgutils.voidptr_t)
         start = self._builder.gep(start, [self._builder.mul(row, step)])
         return self._builder.bitcast(start, self._value.as_pointer())
 
     def load(self, address, index):
-        """The vector whose first value has this index after the address."""
+        """The vector that begins ``index`` values after the address."""
         return self._builder.load(self._place(address, index), align=self._value_bytes)
 
     def store(self, vector, address, index):
@@ -57,7 +60,7 @@ class Vectors:
         self._builder.store(vector, self._place(address, index), align=self._value_bytes)
 
     def spread(self, address, index):
-        """A vector with one value, at this index after the address, in all lanes."""
+        """The value at ``index`` after the address, in all lanes of a vector."""
         value = self._builder.load(self._builder.gep(address, [index]))
         lone = self._builder.insert_element(
             ir.Constant(self._type, ir.Undefined), value, _NUMBER(0)
@@ -73,11 +76,12 @@ class Vectors:
         return self._builder.fmul(a, b, flags=["contract"])
 
     def window(self, address, index, size):
-        """The vectors at ``size`` successive indices.
+        """The vectors at ``size`` successive indices, the first of which is aligned.
 
-        With 32 registers every other one is put together from two aligned vectors: most loads from
-        other places cross the border of a cache line, and take twice as long. Values after the last
-        vector are read too, as far as the next register's end.
+        Loads of 64 bytes that are not aligned cross the border of a cache line, and take twice as
+        long. Every other vector is put together from two aligned ones instead: the units that
+        shuffle work beside those that load. Values up to the end of the next aligned vector are
+        read too.
         """
         aligned = {}
 
@@ -113,10 +117,6 @@ class Vectors:
                 for order in orders
             ]
         return rows
-
-    @property
-    def _value_bytes(self):
-        return BYTES // self.lanes
 
     def _place(self, address, index):
         return self._builder.bitcast(self._builder.gep(address, [index]), self._type.as_pointer())

@@ -121,6 +121,27 @@ def test_the_message_where_no_folder_can_be_written_to(compiled, monkeypatch, ca
     assert "they cannot be kept: set NUMBA_CACHE_DIR" in caplog.text
 
 
+def test_kernels_are_compiled_again_when_a_module_beside_them_or_the_compiler_changes(
+    stored, monkeypatch, tmp_path
+):
+    numba_kernels = pytest.importorskip("perceptual_losses._runtime.numba_kernels")
+    compiler = tmp_path / "compiler"
+    compiler.mkdir()
+    monkeypatch.setattr(numba_kernels, "__file__", str(compiler / "numba_kernels.py"))
+
+    def stamp():
+        numba_kernels._digest.cache_clear()
+        return numba_kernels.entry(stored().kernel)._cache._cache_file._source_stamp
+
+    stamps = [stamp()]
+    for file in (tmp_path / "callee.py", compiler / "vectors.py"):
+        file.write_text("ROWS = 4\n")
+        stamps.append(stamp())
+    assert len(set(stamps)) == 3
+    assert stamp() == stamps[-1]
+    numba_kernels._digest.cache_clear()
+
+
 def test_nothing_is_said_about_a_moment_or_about_kernels_on_disk(
     compiled, stored, monkeypatch, caplog
 ):

@@ -385,3 +385,14 @@ def test_coverage_of_long_windows_on_narrow_images():
     expected = step(exact, x.double(), y.double(), valid=valid)
     for value, true in zip(got, expected, strict=True):
         assert (value - true).norm() < 1e-5 * true.norm()
+
+
+def test_images_at_many_addresses():
+    # More than are remembered. All are alive, so no two have the same.
+    images = [pair(1, 1, 16, 16, seed=seed) for seed in range(70)]
+    loss, exact = SSIMLoss(backend="numba"), SSIMLoss(backend="reference")
+    for _ in range(2):
+        for x, y in images:
+            got, expected = step(loss, x, y), step(exact, x.double(), y.double())
+            for value, true in zip(got, expected, strict=True):
+                assert (value - true).norm() < 1e-5 * true.norm()

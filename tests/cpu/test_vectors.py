@@ -30,7 +30,7 @@ def test_sums_under_the_window_are_right_for_all_registers(
     taps = np.concatenate([half[:0:-1], half]).astype(dtype)
     window = Window((0,) * size, taps)
 
-    # The sums are compiled for the registers once more.
+    # Compiles the sums for registers of this size.
     @numba_kernels.njit(**numba_kernels.OPTIONS)
     def sums(window, ring, first, row, count, across, down):
         filters._sum_across(window, row, count, across)

@@ -207,7 +207,7 @@ def _arrays(level: Level, auxiliary: Auxiliary, j: int = 0) -> AuxiliaryArrays:
     """The auxiliary tensors of level ``j`` as its march reads them."""
     weights = factors = None
     if auxiliary.weights:
-        # Booleans are the valid pixels themselves.
+        # Boolean weights are the valid pixels, which the march reads itself.
         if auxiliary.weights[j].dtype != torch.bool:
             (weights,) = level.images(auxiliary.weights[j])
         factors = np.reciprocal(auxiliary.totals[j].numpy())

@@ -19,7 +19,7 @@ from .tasks import Tasks, kept_memory, tasks_for_images, tasks_for_volumes
 
 # The march takes as long for one pixel as the other kernels of a level take for 16.
 LIGHT = 16
-# The addresses that are remembered for a layout of a tensor.
+# The most addresses that are remembered for each layout.
 _ADDRESSES = 64
 
 
@@ -87,7 +87,8 @@ class Level:
 
     For a small image the march takes less time than torch, NumPy and Numba take around it. So
     images are read at their addresses, and Numba looks at the types of the arguments only once.
-    What a kernel gets for an address is remembered too: it depends on the layout only.
+    Readers remember the arrays that they make, which depend on address and layout only. These are
+    not to be printed: their memory may be gone.
 
     Several threads may use a level at once. It remembers the compiled march, the tasks for each
     number of threads, and a reader for each layout of a tensor. Threads that add one of these at
@@ -190,18 +191,16 @@ class Level:
         def read(tensor: Tensor) -> Any:
             address = tensor.data_ptr()
             found = known.get(address)
-            if found is None:
-                if not address:
-                    tensor.detach().numpy()  # Torch's error says it of a ZeroTensor.
-                    raise ValueError(
-                        "the memory of an image was freed: pass a tensor that has its own"
-                    )
-                memory: Any = memory_at(address)
-                found = image(array(length, kind, memory), starts, row, column)
-                if len(known) >= _ADDRESSES:
-                    known.clear()
-                known[address] = found
-            return found
+            if found is not None:
+                return found
+            if not address:
+                tensor.detach().numpy()  # Torch's error says it of a ZeroTensor.
+                raise ValueError("the memory of an image was freed: pass a tensor that has its own")
+            memory: Any = memory_at(address)
+            if len(known) >= _ADDRESSES:
+                known.clear()
+            known[address] = image(array(length, kind, memory), starts, row, column)
+            return known[address]
 
         return read
 

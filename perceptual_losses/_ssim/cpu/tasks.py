@@ -12,7 +12,8 @@ import numpy as np
 
 from ..._runtime.threads import cut
 
-# Columns of a task: the ring buffers of a strip stay in a core's second-level cache.
+# Columns of a task. Its rings about fill a core's second-level cache. Narrower strips are slower,
+# because each computes some columns that its neighbours compute.
 STRIP = 2048
 # Columns of narrow planes in one task: they share the cost that a row has besides its columns.
 SIDE_BY_SIDE = 768
@@ -38,19 +39,35 @@ class Scratch:
         *begins, self._size = itertools.accumulate(sizes, initial=0)
         self._places = list(zip(shapes, begins, strict=True))
         self._dtype = dtype
-        # The last memory with its arrays.
-        self._last: tuple[Any, list[Any]] = None, []
 
-    def arrays(self, memory: dict[int, Any], share: int) -> list[Any]:
-        """Uninitialised arrays in the memory of a share, which grows if it has to."""
+    def arrays(self, memory: dict[int, Kept], share: int) -> list[Any]:
+        """Uninitialised arrays in a share's memory, which grows if it has to.
+
+        They are made once, if the share works on levels of one shape in turn.
+        """
         kept = memory.get(share)
-        if kept is None or kept.size < self._size:
-            kept = memory[share] = _aligned_bytes(self._size)
-        last, arrays = self._last
-        if last is not kept:
-            arrays = [np.ndarray(shape, self._dtype, kept, begin) for shape, begin in self._places]
-            self._last = kept, arrays
+        if kept is not None and kept.scratch is self:
+            return kept.arrays
+        content = None if kept is None else kept.content
+        if content is None or content.size < self._size:
+            content = _aligned_bytes(self._size)
+        arrays = [np.ndarray(shape, self._dtype, content, begin) for shape, begin in self._places]
+        memory[share] = Kept(content, self, arrays)
         return arrays
+
+
+class Kept(NamedTuple):
+    """The memory that a thread keeps for a share of a call.
+
+    Attributes:
+        content: its bytes.
+        scratch: the layout of the last call.
+        arrays: the arrays of that layout.
+    """
+
+    content: Any
+    scratch: Scratch
+    arrays: list[Any]
 
 
 def _aligned_bytes(size: int) -> Any:
@@ -59,14 +76,14 @@ def _aligned_bytes(size: int) -> Any:
     return memory[begin : begin + size]
 
 
-def kept_memory() -> dict[int, Any]:
+def kept_memory() -> dict[int, Kept]:
     """The calling thread's scratch memory, by the number of the share of a call.
 
     It is kept from call to call: the system takes long to hand out and clear new pages.
     """
     if not hasattr(_kept, "memory"):
         _kept.memory = {}
-    memory: dict[int, Any] = _kept.memory
+    memory: dict[int, Kept] = _kept.memory
     return memory
 
 
@@ -130,7 +147,9 @@ def tasks_for_volumes(
     ]
     wide = _whole_steps(-(-width // strips) + halo)
     at_once = _rows_at_once()
-    area = (-(-height // bands) + max(row_halo, at_once) + at_once) * wide
+    # The moments have rows after those of the map, and the gradient's sums rows on both sides.
+    more_rows = at_once - 1
+    area = (-(-height // bands) + max(row_halo, more_rows) + more_rows) * wide
     columns = wide + 2 * max(window_sizes)
     rows, slabs = 4 + 4 * (down + at_once - 1), 8 * (through + at_once - 1) + 8 * at_once + 10
     scratch = Scratch([(rows, columns), (slabs, area)], dtype)
@@ -138,7 +157,7 @@ def tasks_for_volumes(
 
 
 def _rows_at_once() -> int:
-    """The rows of the map, or its slices, that the kernels sum at once."""
+    """The number of rows, or of slices, that the kernels sum at once."""
     # Not at the top: importing the package does not import Numba.
     from .kernels import ROWS
 

@@ -1,4 +1,4 @@
-"""Sums under the window: along a row, and down the rows of a ring."""
+"""Sums under the window, along a row and down the rows of a ring, and mirrored borders."""
 
 from numba import types
 from numba.core import cgutils
@@ -8,13 +8,13 @@ from ...._runtime.numba_kernels import inlined, kernel
 from ...._runtime.vectors import INDEX, Vectors
 from .images import copy
 
-# Rows of the map that are summed at once: they share most rows under their windows.
+# Rows that are summed at once: their windows share most rows.
 ROWS = 4
 
 
 @inlined
 def ring_slots(window):
-    """The rows of a ring, in which a row of pixels has the slot ``row % slots``."""
+    """The number of rows of a ring. A row of pixels has the slot ``row % slots``."""
     return len(window.extent) + ROWS - 1
 
 
@@ -35,15 +35,19 @@ def moments_across(window, a, count, mean, square):
 
 @kernel
 def sum_across(window, a, count, out):
-    """Sums of the values. Whole vectors are read and written."""
+    """Sums of the values.
+
+    ``count`` is rounded up to whole vectors, and values after the last window may be read.
+    """
     _sum_across(window, a, count, out)
 
 
 @kernel
 def sum_down(window, ring, begin, row, count, out):
-    """Sums of `ROWS` rows at once, from ``row`` of the map on, from a ring of rows.
+    """The sums of `ROWS` rows, the first of which is ``row``.
 
-    The ring begins at row ``begin`` of its memory. Whole vectors are read and written.
+    The ring with the rows under their windows begins at row ``begin`` of its memory. ``count`` is
+    rounded up to whole vectors.
     """
     first = (row - len(window.extent) // 2) % ring_slots(window)
     _sum_down(window, ring, begin, first, count, out)
@@ -51,14 +55,17 @@ def sum_down(window, ring, begin, row, count, out):
 
 @kernel
 def moments_down(window, ring, row, count, moments):
-    """`sum_down` for each of the four moments, whose rows follow each other in both memories."""
+    """`sum_down` for each of the four moments, whose rows follow each other in both arrays."""
     for m in range(4):
         sum_down(window, ring, m * ring_slots(window), row, count, moments[m * ROWS :])
 
 
 @kernel
 def mirror_columns(row, begin, end, before, after):
-    """Mirrors values ``begin`` to ``end`` of a row into the places before and after them."""
+    """Mirrors values ``begin`` to ``end`` of a row at both of its ends.
+
+    ``before`` and ``after`` are the numbers of values that are written there.
+    """
     for j in range(before):
         row[begin - 1 - j] = row[begin + j]
     for j in range(after):
@@ -67,23 +74,24 @@ def mirror_columns(row, begin, end, before, after):
 
 @kernel
 def mirror_rows(ring, begin, slots, row, height, radius, count):
-    """Mirrors rows of a map of ``height`` rows, which the march adds to the ring one by one.
+    """Mirrors the row that comes next into the ring, if it has a mirror image.
 
-    A new row near the upper end is copied to the slot of its mirror image above the map. The slot
-    of a row below the map gets a copy of the row of which it is the mirror image.
+    A row near the upper end of the map, which is in the ring already, is copied to the slot of its
+    mirror image above the map. A row below the map becomes a copy of the row that it mirrors.
     """
-    shown, target = row, -1 - row
-    if row >= height:
+    if row < radius:
+        shown, target = row, -1 - row
+    elif row >= height:
         shown, target = 2 * height - 1 - row, row
-    elif row >= radius:
+    else:
         return
     copy(ring[begin + shown % slots], ring[begin + target % slots, :count])
 
 
-def _taps(context, builder, kind, window, vectors):
+def _taps(builder, vectors, kind, window):
     """The taps of the first half of a window and its centre, each spread over a vector."""
     place = kind.fields.index("taps")
-    taps = context.make_array(kind[place])(context, builder, builder.extract_value(window, place))
+    taps = vectors.array(kind[place], builder.extract_value(window, place))
     radius = len(kind[kind.fields.index("extent")]) // 2
     return [vectors.spread(taps.data, INDEX(k)) for k in range(radius + 1)]
 
@@ -91,7 +99,7 @@ def _taps(context, builder, kind, window, vectors):
 def _sum_pairs(vectors, taps, values):
     """Sums under a symmetric window: values with equal weights are added first.
 
-    ``values`` has a list with the values under the window for each of several sums.
+    For each sum, ``values`` has a list of the values under its window.
     """
     radius = len(taps) - 1
     sums = [vectors.multiply(taps[radius], under[radius]) for under in values]
@@ -105,12 +113,13 @@ def _sum_pairs(vectors, taps, values):
 
 @intrinsic
 def _sum_across(typing_context, window, a, count, out):
+    """`sum_across` in vector instructions."""
+
     def generate(context, builder, signature, arguments):
         kinds, (window, a, count, out) = signature.args, arguments
         vectors = Vectors(context, builder, kinds[1].dtype)
-        source = context.make_array(kinds[1])(context, builder, a).data
-        target = context.make_array(kinds[3])(context, builder, out).data
-        taps = _taps(context, builder, kinds[0], window, vectors)
+        source, target = vectors.array(kinds[1], a).data, vectors.array(kinds[3], out).data
+        taps = _taps(builder, vectors, kinds[0], window)
         step = INDEX(vectors.lanes)
         with cgutils.for_range_slice(builder, INDEX(0), count, step) as (column, _):
             values = vectors.window(source, column, 2 * len(taps) - 1)
@@ -123,14 +132,13 @@ def _sum_across(typing_context, window, a, count, out):
 
 @intrinsic
 def _sum_down(typing_context, window, ring, begin, first, count, out):
-    """`sum_down` of windows that begin at slot ``first``."""
+    """`sum_down` in vector instructions. The first window begins at slot ``first``."""
 
     def generate(context, builder, signature, arguments):
         kinds, (window, ring, begin, first, count, out) = signature.args, arguments
         vectors = Vectors(context, builder, kinds[1].dtype)
-        memory = context.make_array(kinds[1])(context, builder, ring)
-        target = context.make_array(kinds[5])(context, builder, out)
-        taps = _taps(context, builder, kinds[0], window, vectors)
+        memory, target = vectors.array(kinds[1], ring), vectors.array(kinds[5], out)
+        taps = _taps(builder, vectors, kinds[0], window)
         size = 2 * len(taps) - 1
         slots = size + ROWS - 1
         rows = []
@@ -138,8 +146,8 @@ def _sum_down(typing_context, window, ring, begin, first, count, out):
             slot = builder.add(first, INDEX(k))
             is_after = builder.icmp_signed(">=", slot, INDEX(slots))
             slot = builder.select(is_after, builder.sub(slot, INDEX(slots)), slot)
-            rows.append(vectors.address(memory, builder.add(begin, slot)))
-        outs = [vectors.address(target, INDEX(i)) for i in range(ROWS)]
+            rows.append(vectors.row(memory, builder.add(begin, slot)))
+        outs = [vectors.row(target, INDEX(i)) for i in range(ROWS)]
         step = INDEX(vectors.lanes)
         with cgutils.for_range_slice(builder, INDEX(0), count, step) as (column, _):
             values = [vectors.load(row, column) for row in rows]

@@ -2,7 +2,7 @@
 
 from ...._runtime.numba_kernels import inlined, kernel, ordered
 from .filters import ROWS
-from .images import place
+from .images import place, store_row
 
 
 @ordered
@@ -16,6 +16,15 @@ def _variance(square, mean, zero):
 
 
 @inlined
+def _means_and_variances(mean_d, mean_t, square_d, square_t, covered, zero):
+    """The means and the variances of a window, whose moments are divided by its coverage first."""
+    if covered is not None:
+        mean_d, mean_t = covered * mean_d, covered * mean_t
+        square_d, square_t = covered * square_d, covered * square_t
+    return mean_d, mean_t, _variance(square_d, mean_d, zero), _variance(square_t, mean_t, zero)
+
+
+@inlined
 def _similarity(
     moments, i, offsets, constants, squared_ranges, contrast, both, coverage, weights, count, out,
     ssim_out,
@@ -26,13 +35,9 @@ def _similarity(
     zero, one, two = out.dtype.type(0), out.dtype.type(1), out.dtype.type(2)
     c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
-        mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
-        if coverage is not None:
-            covered = coverage[j]
-            mean_d, mean_t = covered * mean_d, covered * mean_t
-            square_d, square_t = covered * square_d, covered * square_t
-        var_d = _variance(square_d, mean_d, zero)
-        var_t = _variance(square_t, mean_t, zero)
+        mean_d, mean_t, var_d, var_t = _means_and_variances(
+            mu_d[j], mu_t[j], e_d[j], e_t[j], None if coverage is None else coverage[j], zero
+        )
         scale = one if squared_ranges is None else squared_ranges[j]
         value = one - two * var_d / (var_t + var_d + scale * c2)
         if both or not contrast:
@@ -59,9 +64,9 @@ def similarity(
 ):  # fmt: skip
     """A row of the map into ``out``: SSIM, or with ``contrast`` its contrast-structure factor.
 
-    ``moments`` has `ROWS` rows for each moment, of which this is row ``i``. If ``both``, SSIM goes
-    into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is ``None``, the constants are
-    multiplied by it: the square of the range of each position's image.
+    ``moments`` has `ROWS` rows for each moment, the ``i``-th of which are used. If ``both``, SSIM
+    goes into ``ssim_out`` beside that factor. Unless ``squared_ranges`` is ``None``, the constants
+    are multiplied by it: the square of the range of each position's image.
 
     Unless ``coverage`` is ``None``, the moments are multiplied by it. Unless ``weights`` is
     ``None``, the row holds the weighted deficits ``weights (SSIM - 1)``: their sum makes identical
@@ -91,11 +96,11 @@ def derivatives(
     moments, i, offsets, constants, squared_ranges, contrast, separate, coverage, weights, count,
     source, shift, out,
 ):  # fmt: skip
-    """`similarity` with M_t, 2 V_d, 2 V_t and M_d, in ``source`` from column ``shift`` on.
+    """`similarity`, and the derivatives M_t, 2 V_d, 2 V_t and M_d in rows of ``source``.
 
-    Unless ``separate``, the first is M_t + M_d, and the last is not written. All are zero where
-    ``squared_ranges`` is zero: between planes. Unless the weights are ``None``, they are multiplied
-    by them and by the coverage, without which no weights are.
+    They begin at column ``shift``. Unless ``separate``, the first is M_t + M_d, and the last is not
+    written. All are zero where ``squared_ranges`` is zero: between planes. If there are weights,
+    the derivatives are multiplied by them, and by the coverage. A coverage needs weights.
     """
     if separate:
         _derivatives(
@@ -122,13 +127,9 @@ def _derivatives(
     two, four = out.dtype.type(2), out.dtype.type(4)
     c1, c2 = two * constants.c1, two * constants.c2
     for j in range(count):
-        mean_d, mean_t, square_d, square_t = mu_d[j], mu_t[j], e_d[j], e_t[j]
-        if coverage is not None:
-            covered = coverage[j]
-            mean_d, mean_t = covered * mean_d, covered * mean_t
-            square_d, square_t = covered * square_d, covered * square_t
-        var_d = _variance(square_d, mean_d, zero)
-        var_t = _variance(square_t, mean_t, zero)
+        mean_d, mean_t, var_d, var_t = _means_and_variances(
+            mu_d[j], mu_t[j], e_d[j], e_t[j], None if coverage is None else coverage[j], zero
+        )
         scale = squared_ranges[j]
         inverse = one / (var_t + var_d + scale * c2)
         b = var_d * inverse
@@ -145,7 +146,7 @@ def _derivatives(
             steep = four * inverse * contrast_structure
             from_mu_d = -(steep - steep * a) * full_d
             from_mu_t = steep * a * full_t
-        # Twice V_d and V_t, without the factor in which they differ.
+        # Twice V_t and V_d. Their common factor is ``slope``.
         from_var_t = slope * b
         from_var_d = from_var_t - slope
         from_mu_d -= mean_d * from_var_d
@@ -157,7 +158,7 @@ def _derivatives(
                 factor *= coverage[j]
             from_mu_d, from_mu_t = factor * from_mu_d, factor * from_mu_t
             from_var_d, from_var_t = factor * from_var_d, factor * from_var_t
-        # Chosen, not multiplied: the moments between two planes may be NaN.
+        # Below, values are chosen and not multiplied: the moments between two planes may be NaN.
         if m_d is None:
             from_mu_t += from_mu_d
         else:
@@ -178,14 +179,14 @@ def total(a):
 
 
 @kernel
-def finish_gradient(sums, i, at, d, t, scale, sign, separate, count, out):
-    """A row of the gradient, from the sums of the derivatives from column ``at`` on.
+def finish_gradient(grad_sums, i, at, d, t, scale, sign, separate, count, out):
+    """A row of the gradient, times ``scale``.
 
-    ``sums`` has `ROWS` rows for each map of `derivatives`, of which this is row ``i``. ``sign`` is
-    -1 for the gradient of the second image.
+    ``grad_sums`` has `ROWS` rows with the sums of each map of `derivatives`. The ``i``-th are used,
+    from column ``at`` on. ``sign`` is -1 for the gradient of the second image.
     """
-    mean_t, mean_d = sums[i, at:], sums[3 * ROWS + i, at:]
-    v_d, v_t = sums[ROWS + i, at:], sums[2 * ROWS + i, at:]
+    mean_t, mean_d = grad_sums[i, at:], grad_sums[3 * ROWS + i, at:]
+    v_d, v_t = grad_sums[ROWS + i, at:], grad_sums[2 * ROWS + i, at:]
     for j in range(count):
         mean = mean_t[j]
         if separate:
@@ -211,7 +212,21 @@ def add_signs(x, y, scale, out):
 
 
 @inlined
-def add_signs_of_row(x, y, plane, i, begin, scale, out):
+def write_gradient(x, y, gradient, plane, i, begin, step, valid, row):
+    """Writes a row of the gradient from column ``begin`` on, with that of L1 added to it.
+
+    ``step`` is L1's gradient with respect to ``|x - y|``, or ``None`` without L1. Returns the sum
+    of ``|x - y|``, or zero without L1.
+    """
+    added = row.dtype.type(0)
+    if step is not None:
+        added = _add_signs_of_row(x, y, plane, i, begin, step, row)
+    store_row(gradient, plane, i, begin, valid, row)
+    return added
+
+
+@inlined
+def _add_signs_of_row(x, y, plane, i, begin, scale, out):
     """`add_signs` for the pixels of a row from column ``begin`` on."""
     x_at, y_at = place(x, plane, i, begin), place(y, plane, i, begin)
     if x.column == 1 and y.column == 1:

@@ -32,7 +32,7 @@ from .filters import (
     sum_across,
     sum_down,
 )
-from .formulas import add_signs_of_row, derivatives, finish_gradient, similarity, total
+from .formulas import derivatives, finish_gradient, similarity, total, write_gradient
 from .images import (
     copy,
     fill,
@@ -41,7 +41,6 @@ from .images import (
     local_offsets,
     representable,
     scale_row,
-    store_row,
 )
 
 
@@ -66,7 +65,7 @@ def march(
     Writes as many gradients as the variant says, each times ``constants.gradient_scale``. In
     ``sums`` are three arrays with a row for each plane and a column for each of its parts: the sum
     of the map over that part, or of its weighted deficits ``weights (SSIM - 1)``; with ``both`` the
-    same sum of SSIM; with ``l1`` that of ``|x - y|``, not divided by ``ranges``. Else it is zero.
+    same sum of SSIM, otherwise 0; with ``l1`` that of ``|x - y|`` without ``ranges``, otherwise 0.
     """
     dtype = scratch.dtype.type
     padding, contrast, both, gradients = variant
@@ -81,6 +80,8 @@ def march(
         scale = dtype(scale / ((map_bottom - map_top) * (map_right - map_left)))
     # The gradient of a pixel takes all windows that hold it, also those centred in other tasks.
     halo, side_halo = (radius, side_radius) if gradients else (0, 0)
+    # The channels of an image share one plane of weights, or each has its own.
+    sharing = 1 if map_weights is None else shape[0] * channels // map_weights.starts.shape[0]
     # One gradient needs the map M_t + M_d, and two need M_t and M_d in maps of their own.
     maps = 2 + gradients if gradients else 0
 
@@ -89,10 +90,10 @@ def march(
     ring, grad_ring = scratch[2 * slots : 6 * slots], scratch[6 * slots : 10 * slots]
     rest = scratch[10 * slots :]
     source, offsets, line = rest[:4], rest[4:6], rest[6]
-    ssim_line = source[0]  # Without a gradient there are no derivatives.
-    # Rows for all planes of a task. The first two are zero beside the maps.
+    ssim_line = source[0]  # Derivatives need this memory only if there is a gradient.
+    # Rows for all planes of a task. The first two are zero in columns of no plane's map.
     squared_ranges, weight_row, valid_row = rest[7], rest[8], rest[9]
-    # For each map `ROWS` rows.
+    # `ROWS` rows for each moment, and for each map of derivatives.
     moments, grad_sums = rest[10 : 10 + 4 * ROWS], rest[10 + 4 * ROWS : 10 + 8 * ROWS]
     coverage, weight_ring = rest[10 + 8 * ROWS : 10 + 9 * ROWS], rest[10 + 9 * ROWS :]
 
@@ -166,11 +167,12 @@ def march(
                     inverse_coverage(down, weight_ring, row, constants, length, coverage)
             for here in range(row, min(row + ROWS, bottom + halo)):
                 if here >= stop:
-                    # No windows are centred after the map.
+                    # No windows are centred after the map: the ring gets zeros or mirror images.
                     for m in range(maps):
-                        fill(zero, length, grad_ring[m * slots + here % slots])
                         if padding == SYMMETRIC:
                             mirror_rows(grad_ring, m * slots, slots, here, height, radius, length)
+                        else:
+                            fill(zero, length, grad_ring[m * slots + here % slots])
                     continue
                 i = here - row
                 if weight_factors is not None:
@@ -179,13 +181,12 @@ def march(
                         factor = weight_factors[image]
                         weights = weight_row[p * pitch : p * pitch + count]
                         if map_weights is not None:
-                            # The channels of an image share a plane of weights, or have their own.
-                            sharing = shape[0] * channels // map_weights.starts.shape[0]
-                            at = (plane + p) // sharing, here - map_top, begin
-                            scale_row(map_weights, *at, factor, weights)
+                            weight_plane = (plane + p) // sharing
+                            scale_row(
+                                map_weights, weight_plane, here - map_top, begin, factor, weights
+                            )
                         elif valid is not None:
-                            centred = valid[image, here, first : first + count]
-                            fill_where(centred, factor, weights)
+                            fill_where(valid[image, here, first : first + count], factor, weights)
                 if gradients:
                     derivatives(
                         moments, i, offsets, constants, squared_ranges, contrast, gradients == 2,
@@ -216,7 +217,7 @@ def march(
                         after = max(right + side_radius - width, 0)
                         for p in range(planes):
                             at = p * pitch + shift
-                            mirror_columns(source[m], at, at + count, max(shift, 0), after)
+                            mirror_columns(source[m], at, at + count, shift, after)
                     sum_across(across, source[m], length, grad_ring[m * slots + here % slots])
                     if padding == SYMMETRIC:
                         mirror_rows(grad_ring, m * slots, slots, here, height, radius, length)
@@ -238,13 +239,12 @@ def march(
                     for p in range(planes):
                         pixels = line[p * pitch : p * pitch + right - left]
                         image = (plane + p) // channels
-                        if l1 is not None:
-                            step = sign * l1 if ranges is None else sign * l1 / ranges[image]
-                            added = add_signs_of_row(x, y, plane + p, done, left, step, pixels)
-                            if k == 0:
-                                abs_differences[plane + p, part] += added
+                        image_range = one if ranges is None else ranges[image]
+                        step = None if l1 is None else sign * l1 / image_range
                         kept = None if valid is None else valid[image, done, left:right]
+                        pixel = plane + p, done, left
                         if k == 0:
-                            store_row(grad_x, plane + p, done, left, kept, pixels)
+                            added = write_gradient(x, y, grad_x, *pixel, step, kept, pixels)
+                            abs_differences[plane + p, part] += added
                         else:
-                            store_row(grad_y, plane + p, done, left, kept, pixels)
+                            write_gradient(x, y, grad_y, *pixel, step, kept, pixels)

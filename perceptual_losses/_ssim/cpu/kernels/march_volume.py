@@ -3,13 +3,7 @@
 from ...._runtime.numba_kernels import entry
 from .arguments import SYMMETRIC, VALID
 from .filters import ROWS, mirror_rows, moments_down, ring_slots, sum_down
-from .formulas import (
-    add_signs_of_row,
-    derivatives,
-    finish_gradient,
-    similarity,
-    total,
-)
+from .formulas import derivatives, finish_gradient, similarity, total, write_gradient
 from .images import (
     copy,
     fill,
@@ -19,7 +13,6 @@ from .images import (
     representable,
     scale_row,
     shown_pixel,
-    store_row,
 )
 from .slices import derivatives_of_slice, moments_of_slice
 
@@ -51,6 +44,10 @@ def march_volume(
     if weight_factors is None:
         pixels = (map_back - map_front) * (map_bottom - map_top) * (map_right - map_left)
         scale = dtype(scale / pixels)
+    # The channels of an image share one volume of weights, or each has its own.
+    map_depth, sharing = map_back - map_front, 1
+    if map_weights is not None:
+        sharing = shape[0] * channels * map_depth // map_weights.starts.shape[0]
     has_gradient = gradients > 0
     halo, row_halo = radius * has_gradient, row_radius * has_gradient
     side_halo = side_radius * has_gradient
@@ -58,9 +55,9 @@ def march_volume(
     ring, grad_ring, rest = slabs[: 4 * slots], slabs[4 * slots : 8 * slots], slabs[8 * slots :]
     source, offsets, squared_ranges, values = rest[:4], rest[4:6], rest[6], rest[7]
     covered_slice, weight_slice = rest[8], rest[9]
-    # For each map `ROWS` slices.
+    # `ROWS` slices for each moment, and for each map of derivatives.
     moments, grad_sums = rest[10 : 10 + 4 * ROWS], rest[10 + 4 * ROWS :]
-    # Without a gradient there are no derivatives.
+    # Derivatives need this memory only if there is a gradient.
     ssim_values = source[0]
     d_row, t_row, line = rows[0], rows[1], rows[2]
 
@@ -78,7 +75,7 @@ def march_volume(
         length = -(-count // 64) * 64
         grad_length = -(-(right - left) // 64) * 64
         area = max(end - begin, 0) * length
-        # The gradient's sums begin and end up to ``ROWS - 1`` rows outside the task.
+        # The sums come in blocks of `ROWS` rows, which may begin before the task and end after it.
         grad_area = (bottom - top + 2 * (ROWS - 1)) * grad_length
         own_begin = max(left - first, 0)
         own_end = max(min(right - first, count), own_begin)
@@ -119,18 +116,14 @@ def march_volume(
                 moments_down(through, ring, z, area, moments)
             for here in range(z, min(z + ROWS, back + halo)):
                 if here >= stop:
-                    # No windows are centred after the map.
+                    # No windows are centred after the map: the ring gets zeros or mirror images.
                     for m in range(maps):
-                        fill(zero, grad_area, grad_ring[m * slots + here % slots])
                         if padding == SYMMETRIC:
                             mirror_rows(grad_ring, m * slots, slots, here, depth, radius, grad_area)
+                        else:
+                            fill(zero, grad_area, grad_ring[m * slots + here % slots])
                     continue
                 k = here - z
-                sharing = planes = 1
-                if map_weights is not None:
-                    # The channels of an image share one volume of weights, or each has its own.
-                    planes = map_back - map_front
-                    sharing = shape[0] * channels * planes // map_weights.starts.shape[0]
                 for i in range(begin, end):
                     at, row = (i - begin) * length, i - map_top
                     if coverage is not None:
@@ -139,9 +132,9 @@ def march_volume(
                     if weight_factors is not None:
                         factor, weights = weight_factors[image], weight_slice[at : at + count]
                         if map_weights is not None:
-                            source_plane = volume // sharing * planes + here - map_front
+                            weight_plane = volume // sharing * map_depth + here - map_front
                             scale_row(
-                                map_weights, source_plane, row, columns_begin, factor, weights
+                                map_weights, weight_plane, row, columns_begin, factor, weights
                             )
                         elif valid is not None:
                             centred = valid[image, here, i, first : first + count]
@@ -200,15 +193,15 @@ def march_volume(
                             right - left, line,
                         )  # fmt: skip
                         pixels = line[: right - left]
-                        if l1 is not None:
-                            step = sign * l1 if ranges is None else sign * l1 / ranges[image]
-                            added = add_signs_of_row(x, y, plane, i, left, step, pixels)
-                            if g == 0:
-                                sum_of_differences += added
+                        image_range = one if ranges is None else ranges[image]
+                        step = None if l1 is None else sign * l1 / image_range
                         kept = None if valid is None else valid[image, done, i, left:right]
+                        pixel = plane, i, left
                         if g == 0:
-                            store_row(grad_x, plane, i, left, kept, pixels)
+                            sum_of_differences += write_gradient(
+                                x, y, grad_x, *pixel, step, kept, pixels
+                            )
                         else:
-                            store_row(grad_y, plane, i, left, kept, pixels)
+                            write_gradient(x, y, grad_y, *pixel, step, kept, pixels)
         sums[0, volume, part], sums[1, volume, part] = sum_of_map, sum_of_ssim
         sums[2, volume, part] = sum_of_differences

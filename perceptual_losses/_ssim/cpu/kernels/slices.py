@@ -55,8 +55,8 @@ def derivatives_of_slice(
 ):  # fmt: skip
     """Sums across and down of a slice's derivatives, for its gradient, into a slot.
 
-    ``maps`` begin at row ``begin`` and column ``first``, the result ``ROWS - 1`` rows above ``top``
-    and at column ``left``.
+    The maps begin at row ``begin`` and column ``first``. The result begins ``ROWS - 1`` rows above
+    ``top``, at column ``left``.
     """
     radius, slots = len(down.extent) // 2, ring_slots(down)
     source, ring, zero = rows[3], rows[4 : 4 + slots], rows.dtype.type(0)
@@ -75,9 +75,9 @@ def derivatives_of_slice(
                     at = (row - begin) * length
                     copy(maps[m, at : at + count], source[shift : shift + count])
                     if padding == SYMMETRIC:
-                        mirror_columns(source, shift, shift + count, max(shift, 0), after)
+                        mirror_columns(source, shift, shift + count, shift, after)
                     sum_across(across, source, grad_length, out)
-                else:
+                elif padding != SYMMETRIC:
                     fill(zero, grad_length, out)
                 if padding == SYMMETRIC:
                     mirror_rows(ring, 0, slots, row, height, radius, grad_length)
