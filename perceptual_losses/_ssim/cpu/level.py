@@ -199,8 +199,8 @@ class Level:
             memory: Any = memory_at(address)
             if len(known) >= _ADDRESSES:
                 known.clear()
-            known[address] = image(array(length, kind, memory), starts, row, column)
-            return known[address]
+            found = known[address] = image(array(length, kind, memory), starts, row, column)
+            return found
 
         return read
 
